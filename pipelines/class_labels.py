@@ -1,0 +1,129 @@
+"""What both pipelines share: class names, checked labels, one generator per image, loading from a folder or the Hub."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+class ClassConditionalPipeline(DiffusionPipeline):
+    """Base of the class-conditional pipelines; a subclass registers `vqvae`, its prior, and `id2label`."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "ClassConditionalPipeline":
+        """Loads a folder written by `save_pretrained`, or a Hub id: its files are fetched, then the folder loads.
+
+        Args:
+            pretrained_model_name_or_path: folder, or Hub id as `name/model`.
+            kwargs: of `DiffusionPipeline.from_pretrained`; `revision`, `token`, `cache_dir`, `force_download` and
+                `local_files_only` concern the Hub.
+
+        Raises:
+            ValueError: a folder that does not hold this pipeline.
+        """
+        hub = {
+            name: kwargs.pop(name)
+            for name in ("revision", "token", "cache_dir", "force_download", "local_files_only")
+            if name in kwargs
+        }
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            # Components of this project are not diffusers' own: their classes are found from a local folder alone.
+            patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
+            try:
+                folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns, **hub))
+            except (OSError, ValueError) as error:  # no such repository, no network, or no name a repository can have
+                reason = str(error).strip().splitlines()[0]
+                raise ValueError(f"{str(folder)!r} is no folder here, and the Hub did not give it: {reason}") from error
+        index = folder / "model_index.json"
+        if not index.is_file():
+            raise ValueError(f"{folder} holds no pipeline: there is no model_index.json in it")
+        config = cls.load_config(folder)
+        if config.get("_class_name") != cls.__name__:
+            raise ValueError(f"{folder} holds a {config.get('_class_name')}, not a {cls.__name__}")
+        return super().from_pretrained(folder, **kwargs)
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Class id -> name. The folder's JSON has turned the ids into text; here they are numbers again."""
+        return {int(label): name for label, name in (self.config.id2label or {}).items()}
+
+    def get_label_ids(self, names: str | Sequence[str]) -> list[int]:
+        """Class names -> class ids; of a name with commas, as ImageNet's, each part is a name too.
+
+        Raises:
+            ValueError: a name that is no class of this pipeline.
+        """
+        ids: dict[str, int] = {}
+        for label, full_name in self.class_names.items():
+            ids.setdefault(full_name.strip(), label)
+        for label, full_name in self.class_names.items():  # after all full names: a synonym never hides one
+            for synonym in full_name.split(","):
+                ids.setdefault(synonym.strip(), label)
+        names = [names] if isinstance(names, str) else list(names)
+        if unknown := [name for name in names if name not in ids]:
+            shown = ", ".join(list(self.class_names.values())[:10])
+            raise ValueError(f"unknown class {unknown[0]!r}; the pipeline has {len(self.class_names)}: {shown}, ...")
+        return [ids[name] for name in names]
+
+    def check_labels(self, class_labels: int | Sequence[int] | Tensor, num_classes: int) -> Tensor:
+        """Class ids as (B,) int64 on the pipeline's device.
+
+        Raises:
+            ValueError: no label, one that is no integer, or one outside [0, num_classes).
+        """
+        try:
+            labels = torch.atleast_1d(torch.as_tensor(class_labels))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"class_labels must be one or more integers, got {class_labels!r}") from error
+        if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"class_labels must be one or more integers, got {class_labels!r}")
+        if outside := [label for label in labels.tolist() if not 0 <= label < num_classes]:
+            raise ValueError(f"class label {outside[0]} is out of range: the classes are 0 to {num_classes - 1}")
+        return labels.to(self._execution_device, torch.int64)
+
+    def check_output_type(self, output_type: str) -> None:
+        """Raises ValueError, before any time is spent, for a type of image that does not exist."""
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+
+    def check_generators(
+        self, generator: torch.Generator | Sequence[torch.Generator] | None, num_images: int
+    ) -> torch.Generator | list[torch.Generator] | None:
+        """One generator for all, one per image, or None.
+
+        Raises:
+            ValueError: a list whose length is not the number of images.
+        """
+        if generator is None or isinstance(generator, torch.Generator):
+            return generator
+        if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+            raise ValueError(f"generator is a torch.Generator or a list of them, got {generator!r}")
+        if len(generator) != num_images:
+            raise ValueError(f"{num_images} images need {num_images} generators, or a single one, got {len(generator)}")
+        return list(generator)
+
+    @staticmethod
+    def to_output(images: Tensor, output_type: str) -> Any:
+        """Images (B, C, H, W) about [-1, 1] -> PIL images, or NHWC numpy or NCHW torch arrays in [0, 1], float32."""
+        images = (images.float() / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        array: np.ndarray = images.cpu().permute(0, 2, 3, 1).numpy()
+        return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+
+
+def check_id2label(id2label: Mapping[int | str, str] | None, num_classes: int) -> dict[int, str]:
+    """Class ids 0 to `num_classes` - 1 with their names; without names, the numbers are the names."""
+    names = {int(label): str(name) for label, name in (id2label or {}).items()}
+    if names and sorted(names) != list(range(num_classes)):
+        raise ValueError(f"id2label must name the classes 0 to {num_classes - 1}, got {sorted(names)[:5]} ...")
+    return names or {label: str(label) for label in range(num_classes)}

@@ -1,0 +1,165 @@
+"""A class-conditional gated PixelCNN over the code grid: codes, labels -> nll; labels -> sampled codes.
+
+van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders". The causal masks are written as
+padding: a convolution that may not see the present row or pixel is shifted by one, and has no masked weights.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad, relu
+
+
+class GatedLayer(nn.Module):
+    """One gated layer of the vertical stack (all rows above) and the horizontal stack (this row, to the left).
+
+    `sees_itself=False` is mask A: the present position is hidden from both convolutions; True is mask B. In both, the
+    vertical stack passes on rows above the present one only, since the first layer hid the present row from it.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, num_classes: int, sees_itself: bool, dropout: float):
+        super().__init__()
+        reach = kernel_size // 2
+        taps = reach + sees_itself
+        self.vertical_pad = (reach, reach, reach, 0)
+        self.horizontal_pad = (reach, 0, 0, 0)
+        # Without its own position the window ends one earlier; the surplus of the output is cut off in `forward`.
+        self.vertical = nn.Conv2d(channels, 2 * channels, (taps, kernel_size))
+        self.horizontal = nn.Conv2d(channels, 2 * channels, (1, taps))
+        self.vertical_to_horizontal = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.horizontal_out = nn.Conv2d(channels, channels, 1)
+        self.label = nn.Embedding(num_classes, 2 * channels)
+        self.dropout = nn.Dropout(dropout)
+        self.residual = sees_itself
+
+    def forward(self, vertical: Tensor, horizontal: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Both stacks (B, C, h, w), labels (B,) -> both stacks (B, C, h, w)."""
+        height, width = vertical.shape[2:]
+        condition = self.label(labels)[:, :, None, None]  # (B, 2C, 1, 1)
+        above = self.vertical(pad(vertical, self.vertical_pad))[:, :, :height]  # (B, 2C, h, w)
+        left = self.horizontal(pad(horizontal, self.horizontal_pad))[:, :, :, :width]
+        joined = _gate(left + self.vertical_to_horizontal(above) + condition)
+        out = self.horizontal_out(self.dropout(joined))
+        return _gate(above + condition), horizontal + out if self.residual else out
+
+
+class PixelCNN(ModelMixin, ConfigMixin):
+    """Gated PixelCNN prior over codes (B, h, w), conditioned on class labels.
+
+    Args:
+        codebook_size: K, the number of codes.
+        num_classes: number of class labels.
+        grid_size: (h, w) of the code grid.
+        channels: width of the stacks.
+        num_layers: gated layers; the first has mask A and kernel 7, the others mask B and kernel 3.
+        head_channels: width of the layer before the logits.
+        dropout: dropout inside the gated layers.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        codebook_size: int = 512,
+        num_classes: int = 10,
+        grid_size: tuple[int, int] = (8, 8),
+        channels: int = 64,
+        num_layers: int = 15,
+        head_channels: int = 512,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if min(codebook_size, num_classes, channels, num_layers, head_channels, *grid_size) < 1:
+            raise ValueError("every size of a PixelCNN must be at least 1")
+        self.embedding = nn.Embedding(codebook_size, channels)
+        self.layers = nn.ModuleList(
+            GatedLayer(channels, 3 if layer else 7, num_classes, sees_itself=layer > 0, dropout=dropout)
+            for layer in range(num_layers)
+        )
+        self.head = nn.Sequential(
+            nn.Conv2d(channels, head_channels, 1), nn.ReLU(), nn.Conv2d(head_channels, codebook_size, 1)
+        )
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """Codes (B, h, w) and labels (B,), int64 -> logits (B, K, h, w), from the codes before in raster order."""
+        vertical = horizontal = self.embedding(codes).permute(0, 3, 1, 2)  # (B, C, h, w)
+        for layer in self.layers:
+            vertical, horizontal = layer(vertical, horizontal, labels)
+        return self.head(relu(horizontal))
+
+    def nll(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """Negative log-likelihood in nats per code, (B,) float32: codes (B, h, w) int64, labels (B,) int64."""
+        return code_nll(self(codes, labels), codes)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Tensor,
+        generators: Sequence[torch.Generator | None],
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        progress: Callable[[range], Sequence[int]] = lambda positions: positions,
+    ) -> Tensor:
+        """Draws codes position by position.
+
+        Args:
+            labels: (B,) int64.
+            generators: one per sample, of any device; None is torch's global generator.
+            temperature: divides the logits, > 0.
+            top_k: keeps the k most likely codes.
+            top_p: keeps the smallest set of codes whose probability reaches p.
+            progress: wraps the positions, to show how far the sampling is.
+
+        Returns:
+            Codes (B, h, w) int64.
+        """
+        height, width = self.config.grid_size
+        codes = torch.zeros(len(labels), height, width, dtype=torch.int64, device=labels.device)
+        # One uniform number per position, drawn per sample: a batch then equals its singles.
+        uniform = torch.stack(
+            [
+                torch.rand(height * width, generator=generator, device=generator.device if generator else "cpu")
+                for generator in generators
+            ]
+        ).to(labels.device)
+        for position in progress(range(height * width)):
+            row, column = divmod(position, width)
+            # Rows below cannot matter yet.
+            logits = self(codes[:, : row + 1], labels)[:, :, row, column].float()
+            probabilities = _restrict(logits / temperature, top_k, top_p).softmax(dim=1)
+            codes[:, row, column] = _inverse_cdf(probabilities, uniform[:, position])
+        return codes
+
+
+def code_nll(logits: Tensor, codes: Tensor) -> Tensor:
+    """Cross-entropy in nats per code, (B,) float32, from logits (B, K, h, w) and codes (B, h, w)."""
+    return cross_entropy(logits.float(), codes, reduction="none").mean(dim=(1, 2))
+
+
+def _gate(features: Tensor) -> Tensor:
+    """(B, 2C, h, w) -> tanh(first half) sigmoid(second half), (B, C, h, w)."""
+    value, gate = features.chunk(2, dim=1)
+    return torch.tanh(value) * torch.sigmoid(gate)
+
+
+def _restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits (B, K) with the codes outside top-k, then outside top-p, at -inf."""
+    ordered, order = logits.sort(dim=1, descending=True)
+    if top_k is not None:
+        ordered[:, top_k:] = -torch.inf
+    if top_p is not None:
+        probabilities = ordered.softmax(dim=1)
+        # A code stays while the probability before it is below p, so the first always stays.
+        ordered[probabilities.cumsum(dim=1) - probabilities >= top_p] = -torch.inf
+    return torch.empty_like(logits).scatter_(1, order, ordered)
+
+
+def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The code at which the cumulative probability (B, K) passes the uniform number (B,)."""
+    cumulative = probabilities.double().cumsum(dim=1)
+    # Scaled by the total, which is 1 but for rounding: a number near 1 then never passes the last possible code.
+    threshold = uniform.double().unsqueeze(1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=probabilities.shape[1] - 1)

@@ -1,0 +1,352 @@
+"""What the training scripts share: the run folder, checkpoints and resume, the randomness of a step, EMA, logging.
+
+    runs/<name>/config.yaml          the resolved configuration, as --config takes it
+    runs/<name>/checkpoints/step-<n> what a resumed run needs
+    runs/<name>/metrics.jsonl        one line per logging interval, and TensorBoard events beside it
+    runs/<name>/samples/             pictures made during training
+    runs/<name>/<artefact>/          the result, in diffusers' layout
+
+The training loops themselves stay in their scripts.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+import yaml
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.auto import tqdm
+
+from tokenizer.data import training_batches
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run writes, and how often.
+
+    Args:
+        name: the run's folder inside output_dir.
+        output_dir: folder of all runs.
+        seed: of the weights, the order of the data and all noise.
+        log_every: steps between two lines of metrics.
+        sample_every: steps between two sets of pictures and held-out numbers.
+        checkpoint_every: steps between two checkpoints; the last step always makes one.
+        keep_checkpoints: how many of the newest checkpoints are kept.
+        mixed_precision: of the networks; None is what `accelerate launch` was told.
+    """
+
+    name: str
+    output_dir: str = "runs"
+    seed: int = 0
+    log_every: int = 20
+    sample_every: int = 200
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, the batch, and how long to train.
+
+    Args:
+        max_steps: optimiser steps.
+        batch_size: images per step over all processes; each takes its share.
+        lr: peak learning rate.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        schedule: of the learning rate after that; cosine falls to 0 at max_steps.
+        betas: Adam's averages.
+        weight_decay: decoupled weight decay.
+        max_grad_norm: the gradient's norm is clipped to this; None does not clip.
+    """
+
+    max_steps: int = 10_000
+    batch_size: int = 128
+    lr: float = 3e-4
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+
+    def learning_rate(self, step: int) -> float:
+        """Of the step with this number, counted from 0."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        return self.lr * (1 + cos(pi * progress)) / 2
+
+    def check(self) -> None:
+        """Raises ValueError for a number that cannot work."""
+        for name in ("max_steps", "batch_size", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
+
+
+# May differ between the start of a run and its resumption: they change neither the data nor the weights of a step.
+_MAY_CHANGE = (
+    "run.output_dir", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
+    "data.num_workers",
+)  # fmt: skip
+
+
+class Run:
+    """One training run: its folder, its place in it, and what happens around each step.
+
+    Args:
+        config: where it writes, and how often.
+        optim: how it trains.
+        settings: all options of the script, nested, to be stored and compared.
+
+    Raises:
+        ValueError: the folder holds checkpoints of a run with other settings; they are named.
+    """
+
+    def __init__(self, config: RunConfig, optim: OptimConfig, settings: dict[str, Any]):
+        optim.check()
+        for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"run.{name} must be at least 1, got {getattr(config, name)}")
+        self.config = config
+        self.optim = optim
+        self.folder = Path(config.output_dir) / config.name
+        self.settings = settings
+        self._refuse_other_settings()
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        use_all_cores()
+        torch.manual_seed(config.seed)
+        self.step = 0
+        self.ema: EMAModel | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._summed_steps = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return self.accelerator.is_main_process
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        return self.accelerator.device
+
+    def prepare(self, model: nn.Module, ema_decay: float | None = None) -> nn.Module:
+        """Opens the run folder, makes the optimiser, wraps the model for this machine, takes up the newest checkpoint.
+
+        `ema_decay` adds `self.ema`, an average of the model's parameters.
+        """
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
+            print(f"run folder: {self.folder}")
+        self.model = model
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=self.optim.lr, betas=self.optim.betas, weight_decay=self.optim.weight_decay
+        )
+        wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if ema_decay is not None:
+            self.ema = EMAModel(model.parameters(), decay=ema_decay)
+        self.step = self._resume()
+        return wrapped
+
+    def steps(self, dataset: Dataset, num_workers: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The batches of the steps that remain, each on the device; seeds, logs and saves around every step."""
+        accelerator = self.accelerator
+        batches = training_batches(
+            dataset,
+            batch_size=self.optim.batch_size,
+            seed=self.config.seed,
+            start_step=self.step,
+            stop_step=self.optim.max_steps,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            num_workers=num_workers,
+        )
+        total = self.optim.max_steps
+        events = self.folder / "tensorboard"
+        self._writer = SummaryWriter(events, purge_step=self.step) if self.is_main else None
+        self._bar = tqdm(total=total, initial=self.step, desc=self.config.name, disable=not self.is_main)
+        for batch in batches:
+            # All randomness of a step is a function of (seed, rank, step), so a resumed run repeats it.
+            torch.manual_seed(_mix(self.config.seed, accelerator.process_index, self.step))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.optim.learning_rate(self.step)
+            self.model.train()
+            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            self._bar.update()
+            if self.step % self.config.checkpoint_every == 0 or self.step == total:
+                self._save_checkpoint()
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def update(self, loss: Tensor) -> None:
+        """One optimiser step down the gradient of `loss`; the step is then completed."""
+        self.accelerator.backward(loss)
+        if self.optim.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.optim.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.step(self.model.parameters())
+        self.step += 1
+
+    def due(self, interval: int) -> bool:
+        """Whether the completed step ends an interval, or the run."""
+        return self.step % interval == 0 or self.step == self.optim.max_steps
+
+    def log(self, **scalars: Tensor) -> None:
+        """Adds the step's scalars to their sums; the means over steps and processes are written every `log_every`."""
+        for name, value in scalars.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._summed_steps += 1
+        if self.due(self.config.log_every):
+            means = self.accelerator.reduce(torch.stack(list(self._sums.values())) / self._summed_steps, "mean")
+            by_name = dict(zip(self._sums, means.tolist(), strict=True))
+            self.write({**by_name, "lr": self.optim.learning_rate(self.step - 1)})
+            self._bar.set_postfix({name: f"{value:.3g}" for name, value in by_name.items()})
+            self._sums, self._summed_steps = {}, 0
+
+    def write(self, scalars: dict[str, float]) -> None:
+        """Writes numbers of the completed step to metrics.jsonl and TensorBoard, on the main process."""
+        if self.is_main:
+            with (self.folder / "metrics.jsonl").open("a") as lines:
+                lines.write(json.dumps({"step": self.step, **scalars}) + "\n")
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, self.step)
+
+    def load_averaged(self, model: nn.Module) -> None:
+        """Loads the averaged parameters into `model`, a copy of the trained one, and puts it in eval mode."""
+        self.ema.copy_to(model.parameters())
+        model.eval()
+
+    def export(self, name: str, save: Callable[[Path], None]) -> Path:
+        """Writes the result folder `name` through `save(folder)` on the main process; whole, or not at all."""
+        target = self.folder / name
+        if self.is_main:
+            unfinished = self.folder / f".{name}.tmp"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            save(unfinished)
+            shutil.rmtree(target, ignore_errors=True)
+            unfinished.rename(target)
+        self.accelerator.wait_for_everyone()
+        return target
+
+    def _refuse_other_settings(self) -> None:
+        stored = self.folder / "config.yaml"
+        if not stored.is_file() or not checkpoints(self.folder):
+            return
+        before, settings = _flat(yaml.safe_load(stored.read_text())), _flat(self.settings)
+        may_change = _MAY_CHANGE + (("optim.max_steps",) if self.optim.schedule == "constant" else ())
+        changed = [
+            f"{name} was {before.get(name)!r} and is now {settings.get(name)!r}"
+            for name in sorted(before.keys() | settings.keys())
+            if name not in may_change and before.get(name) != settings.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({'; '.join(changed)}); choose another --run.name, "
+                "or delete the folder"
+            )
+
+    def _save_checkpoint(self) -> None:
+        final = self.folder / "checkpoints" / f"step-{self.step}"
+        unfinished = final.with_name(f".{final.name}.tmp")
+        if self.is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(unfinished))
+        if self.is_main and self.ema is not None:
+            save_file(self._ema_tensors(), unfinished / "ema.safetensors")
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            # Renamed when complete, so that a killed process leaves no half-written step-<n>.
+            shutil.rmtree(final, ignore_errors=True)
+            unfinished.rename(final)
+            for old in checkpoints(self.folder)[: -self.config.keep_checkpoints]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> int:
+        """Loads the newest checkpoint, if there is one, and returns the number of completed steps."""
+        saved = checkpoints(self.folder)
+        step = 0
+        if saved:
+            step = _step_of(saved[-1])
+            self.accelerator.load_state(str(saved[-1]))
+            if self.ema is not None:
+                stored = load_file(saved[-1] / "ema.safetensors", device=str(self.device))
+                self.ema.shadow_params = [stored[name] for name in self._ema_tensors()]
+                self.ema.optimization_step = step
+            if self.is_main:
+                print(f"resuming from {saved[-1]}")
+        log = self.folder / "metrics.jsonl"
+        if self.is_main and log.exists():
+            # What an interrupted run logged after its checkpoint is computed, and logged, again.
+            lines = log.read_text().splitlines(keepends=True)
+            log.write_text("".join(line for line in lines if _logged_step(line) <= step))
+        return step
+
+    def _ema_tensors(self) -> dict[str, Tensor]:
+        names = (name for name, _ in self.model.named_parameters())
+        return {name: tensor.contiguous() for name, tensor in zip(names, self.ema.shadow_params, strict=True)}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    return sorted((folder / "checkpoints").glob("step-*"), key=_step_of)
+
+
+def use_all_cores() -> None:
+    """Shares the physical cores among this machine's processes; `accelerate launch` alone leaves one to each."""
+    if torch.cuda.is_available():
+        return
+    cores = psutil.cpu_count(logical=False) or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux: the cores this process may use
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _logged_step(line: str) -> int:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:  # the last line of a killed process
+        return 1 << 62
+
+
+def _mix(seed: int, rank: int, step: int) -> int:
+    """A 63-bit seed from three numbers, different for different ones (splitmix64's finaliser on each)."""
+    state = 0
+    for number in (seed, rank, step):
+        state = (state ^ number) * 0x9E3779B97F4A7C15 % (1 << 64)
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % (1 << 64)
+        state ^= state >> 31
+    return state >> 1

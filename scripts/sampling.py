@@ -1,0 +1,74 @@
+"""Images out of trained models: reconstructions of a data set, samples of which each has a seed of its own."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from pipelines.class_labels import ClassConditionalPipeline
+from pipelines.metrics import ReconstructionMetrics, to_uint8
+from tokenizer import VQTokenizer
+from tokenizer.data import evaluation_batches
+
+
+def sample_batches(
+    pipeline: ClassConditionalPipeline,
+    class_labels: Sequence[int],
+    seeds: Sequence[int],
+    batch_size: int,
+    show_progress: bool = True,
+    **options: Any,
+) -> Iterator[Tensor]:
+    """Yields uint8 images (b, C, H, W), in order; image i is a function of class_labels[i], seeds[i] and options."""
+    pipeline.set_progress_bar_config(disable=True)
+    # Known before the first batch, so that a wrong label costs nothing.
+    pipeline.check_labels(list(class_labels), len(pipeline.class_names))
+    starts = range(0, len(class_labels), batch_size)
+    with tqdm(total=len(class_labels), desc="sampling", unit="image", disable=not show_progress) as bar:
+        for start in starts:
+            labels = list(class_labels[start : start + batch_size])
+            images = pipeline(
+                labels, generator=generators(seeds[start : start + batch_size]), output_type="pt", **options
+            ).images
+            bar.update(len(labels))
+            yield (images * 255).round().to(torch.uint8).cpu()
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator per seed, on the CPU: the same noise on every device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def save_final_samples(pipeline: ClassConditionalPipeline, folder: Path, seed: int) -> Tensor:
+    """One image of each of the first 16 classes, in one batch, as `folder`/final.npz: what the pipeline must repeat.
+
+    The file holds `images` (n, H, W, C) float32 in [0, 1], `class_labels` and `seeds`; the pipeline's other arguments
+    are its defaults. Returns the images as uint8 (n, C, H, W).
+    """
+    labels = list(pipeline.class_names)[:16]
+    seeds = [seed + index for index in range(len(labels))]
+    pipeline.set_progress_bar_config(desc="final samples")
+    images = pipeline(labels, generator=generators(seeds), output_type="np").images
+    np.savez(folder / "final.npz", images=images, class_labels=labels, seeds=seeds)
+    return torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def reconstruct(
+    tokenizer: VQTokenizer, images: Dataset, num_workers: int = 0
+) -> tuple[Tensor, Tensor, ReconstructionMetrics]:
+    """The first 64 originals and reconstructions, uint8 (n, C, H, W), and the metrics over all images."""
+    tokenizer.eval()
+    metrics = ReconstructionMetrics(tokenizer.config.codebook_size)
+    shown: list[tuple[Tensor, Tensor]] = []
+    for batch in evaluation_batches(images, batch_size=64, num_workers=num_workers):
+        codes = tokenizer.encode_codes(batch["images"].to(tokenizer.device))
+        originals, reconstructions = to_uint8(batch["images"]), to_uint8(tokenizer.decode_codes(codes).cpu())
+        metrics.update(originals, reconstructions, codes.cpu())
+        shown = shown or [(originals, reconstructions)]
+    return *shown[0], metrics

@@ -1,0 +1,86 @@
+"""What the second stage starts from: a trained tokenizer found on disk, and a data set as its latents and codes."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
+from pipelines.class_labels import ClassConditionalPipeline
+from priors.latents import EncodedDataset, encode_dataset
+from tokenizer import VQTokenizer
+from tokenizer.data import DataConfig, ImageDataset, load_images
+
+PIPELINES: dict[str, type[ClassConditionalPipeline]] = {
+    pipeline.__name__: pipeline for pipeline in (ArcVQLDMPipeline, ArcVQPixelCNNPipeline)
+}
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """A tokenizer and a data set seen through it."""
+
+    tokenizer: VQTokenizer
+    train: EncodedDataset
+    test: EncodedDataset
+    class_names: list[str]
+
+
+def encode_splits(tokenizer: VQTokenizer, data: DataConfig, cache_dir: Path, accelerator: Accelerator) -> StageOne:
+    """Both splits as latents and codes; the main process computes what is not cached, the others then read it."""
+    tokenizer = tokenizer.to(accelerator.device).eval().requires_grad_(False)
+    splits: dict[str, EncodedDataset] = {}
+    with accelerator.main_process_first():
+        for split in ("train", "test"):
+            images = load_images(data, split)
+            check_images(tokenizer, images)
+            bar = partial(tqdm, desc=f"encoding {split}", disable=not accelerator.is_main_process)
+            splits[split] = encode_dataset(tokenizer, images, cache_dir, num_workers=data.num_workers, progress=bar)
+    return StageOne(tokenizer, splits["train"], splits["test"], images.class_names)
+
+
+def check_images(tokenizer: VQTokenizer, images: ImageDataset) -> None:
+    """Raises ValueError where the images are not of the tokenizer's channels and size."""
+    ours = (images.channels, images.image_size)
+    theirs = (tokenizer.config.in_channels, tokenizer.config.image_size)
+    if ours != theirs:
+        raise ValueError(
+            f"the images of {images.name!r} have (channels, size) {ours}, the tokenizer was trained on {theirs}; "
+            "set data.name, data.channels and data.image_size to what it was trained on"
+        )
+
+
+def load_tokenizer(folder: str) -> VQTokenizer:
+    """The tokenizer in a tokenizer folder, in a run folder of train_tokenizer.py, or in a pipeline folder."""
+    path = _find(folder, "config.json", ("", "tokenizer", "vqvae", "pipeline/vqvae"), "VQTokenizer", "train_tokenizer")
+    return VQTokenizer.from_pretrained(path).eval()
+
+
+def load_pipeline(folder: str) -> ClassConditionalPipeline:
+    """The pipeline in a pipeline folder, or in a run folder of train_ldm.py or train_pixelcnn.py."""
+    path = _find(folder, "model_index.json", ("", "pipeline"), " or ".join(PIPELINES), "train_ldm")
+    return PIPELINES[_class_name(path / "model_index.json")].from_pretrained(path)
+
+
+def _find(folder: str, index: str, places: tuple[str, ...], classes: str, script: str) -> Path:
+    """The first of the `places` below `folder` whose index file names one of the classes."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"folder {folder!r} is not there; scripts/{script}.py writes one, or name another")
+    found = [(Path(folder, place), _class_name(Path(folder, place, index))) for place in places]
+    for path, class_name in found:
+        if class_name in classes.split(" or "):
+            return path
+    held = next((f"a {class_name}" for _, class_name in found if class_name), "neither that nor anything known")
+    raise ValueError(f"folder {folder!r} should hold a {classes} as scripts/{script}.py writes it, but holds {held}")
+
+
+def _class_name(index: Path) -> str | None:
+    """The class that a diffusers index file names; None where there is no such file, or it is something else."""
+    try:
+        content = json.loads(index.read_text())
+    except (OSError, ValueError):
+        return None
+    return content.get("_class_name") if isinstance(content, dict) else None

@@ -1,0 +1,93 @@
+"""Trains the latent diffusion prior: a tokenizer's latents => runs/<name>/pipeline, an ArcVQLDMPipeline.
+
+accelerate launch scripts/train_ldm.py
+accelerate launch scripts/train_ldm.py --config configs/mnist/ldm.yaml
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from command_line import ScriptParser, run_script
+from common import OptimConfig, Run, RunConfig
+from sampling import sample_batches, save_final_samples
+from stage_one import encode_splits, load_tokenizer
+
+from pipelines import ArcVQLDMPipeline
+from pipelines.report import save_class_samples
+from priors.diffusion import diffusion_loss, make_scheduler, make_unet, null_label
+from priors.latents import EncodedDataset
+from tokenizer.data import DataConfig
+
+# DDIM steps of the pictures made during training; the final ones take the pipeline's default.
+PREVIEW_STEPS = 50
+
+
+def make_parser() -> ScriptParser:
+    """The options of this script."""
+    parser = ScriptParser("Train a class-conditional latent diffusion prior.", digits_config="ldm.yaml")
+    parser.add_argument("--tokenizer", type=str, default="runs/tokenizer", help="tokenizer folder, or its run folder")
+    parser.add_function_arguments(make_unet, "unet", skip={"latent_shape", "num_classes"})
+    parser.add_function_arguments(make_scheduler, "diffusion")
+    parser.add_argument("--label_dropout", type=float, default=0.1, help="share of labels replaced by the null class")
+    parser.add_argument("--ema_decay", type=float, default=0.9999, help="of the averaged weights that are saved")
+    parser.add_class_arguments(DataConfig, "data")
+    parser.add_class_arguments(OptimConfig, "optim")
+    parser.add_class_arguments(RunConfig, "run")
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Trains, or resumes, until `optim.max_steps`, and writes the pipeline."""
+    parser = make_parser()
+    config = parser.parse(args)
+    tokenizer = load_tokenizer(config.tokenizer)
+    run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
+    data = DataConfig(**config.data.as_dict())
+    stage_one = encode_splits(tokenizer, data, Path(config.run.output_dir, "cache"), run.accelerator)
+
+    unet = make_unet(tokenizer.latent_shape, len(stage_one.class_names), **config.unet.as_dict())
+    scheduler = make_scheduler(**config.diffusion.as_dict())
+    model = run.prepare(unet, config.ema_decay)
+    scale = stage_one.train.latent_scale
+    averaged = copy.deepcopy(unet).requires_grad_(False)
+    id2label = dict(enumerate(stage_one.class_names))
+    pipeline = ArcVQLDMPipeline(tokenizer, averaged, scheduler, id2label, scale).to(run.device)
+
+    for batch in run.steps(stage_one.train):
+        latents = batch["latents"] * scale  # (B, D, h, w), unit variance
+        loss = diffusion_loss(model, scheduler, latents, batch["labels"], null_label(unet), config.label_dropout)
+        run.update(loss)
+        run.log(loss=loss)
+        if run.is_main and run.due(run.config.sample_every):
+            run.load_averaged(averaged)
+            run.write({"test_loss": held_out_loss(pipeline, stage_one.test)})
+            labels = list(pipeline.class_names)[:10] * 4
+            preview = {"show_progress": False, "num_inference_steps": PREVIEW_STEPS}
+            images = sample_batches(pipeline, labels, range(len(labels)), len(labels), **preview)
+            picture = run.folder / "samples" / f"step-{run.step:06d}.png"
+            save_class_samples(torch.cat(list(images)), labels, stage_one.class_names, picture)
+
+    run.load_averaged(averaged)
+    folder = run.export("pipeline", pipeline.save_pretrained)
+    if run.is_main:
+        # From the folder and not from memory: the pictures show what a user of the folder gets.
+        saved = ArcVQLDMPipeline.from_pretrained(folder).to(run.device)
+        save_final_samples(saved, run.folder / "samples", run.config.seed)
+        print(f"pipeline: {folder}")
+
+
+@torch.no_grad()
+def held_out_loss(pipeline: ArcVQLDMPipeline, encoded: EncodedDataset) -> float:
+    """The diffusion loss of up to 512 held-out latents under noise that is the same at every call."""
+    latents = encoded.latents[:512].to(pipeline.device) * pipeline.config.latent_scale
+    labels = encoded.labels[:512].to(pipeline.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        null = null_label(pipeline.unet)
+        return diffusion_loss(pipeline.unet, pipeline.scheduler, latents, labels, null, label_dropout=0.0).item()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,86 @@
+"""Trains the PixelCNN prior: a tokenizer's codes => runs/<name>/pipeline, an ArcVQPixelCNNPipeline.
+
+accelerate launch scripts/train_pixelcnn.py
+accelerate launch scripts/train_pixelcnn.py --config configs/mnist/pixelcnn.yaml
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from command_line import ScriptParser, run_script
+from common import OptimConfig, Run, RunConfig
+from sampling import sample_batches, save_final_samples
+from stage_one import encode_splits, load_tokenizer
+
+from pipelines import ArcVQPixelCNNPipeline
+from pipelines.report import save_class_samples
+from priors.latents import EncodedDataset
+from priors.pixelcnn import PixelCNN, code_nll
+from tokenizer.data import DataConfig
+
+
+def make_parser() -> ScriptParser:
+    """The options of this script."""
+    parser = ScriptParser("Train a class-conditional PixelCNN prior.", digits_config="pixelcnn.yaml")
+    parser.add_argument("--tokenizer", type=str, default="runs/tokenizer", help="tokenizer folder, or its run folder")
+    parser.add_class_arguments(PixelCNN, "prior", skip={"codebook_size", "num_classes", "grid_size"})
+    parser.add_argument("--ema_decay", type=float, default=0.999, help="of the averaged weights that are saved")
+    parser.add_class_arguments(DataConfig, "data")
+    parser.add_class_arguments(OptimConfig, "optim")
+    parser.add_class_arguments(RunConfig, "run")
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Trains, or resumes, until `optim.max_steps`, and writes the pipeline."""
+    parser = make_parser()
+    config = parser.parse(args)
+    tokenizer = load_tokenizer(config.tokenizer)
+    run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
+    data = DataConfig(**config.data.as_dict())
+    stage_one = encode_splits(tokenizer, data, Path(config.run.output_dir, "cache"), run.accelerator)
+
+    prior = PixelCNN(
+        codebook_size=tokenizer.config.codebook_size,
+        num_classes=len(stage_one.class_names),
+        grid_size=tokenizer.latent_shape[1:],
+        **config.prior.as_dict(),
+    )
+    model = run.prepare(prior, config.ema_decay)
+    averaged = copy.deepcopy(prior).requires_grad_(False)
+    pipeline = ArcVQPixelCNNPipeline(tokenizer, averaged, dict(enumerate(stage_one.class_names))).to(run.device)
+
+    for batch in run.steps(stage_one.train):
+        codes = batch["codes"]  # (B, h, w)
+        loss = code_nll(model(codes, batch["labels"]), codes).mean()
+        run.update(loss)
+        run.log(loss=loss, bits_per_code=loss.detach() / math.log(2))
+        if run.is_main and run.due(run.config.sample_every):
+            run.load_averaged(averaged)
+            run.write({"test_bits_per_code": held_out_bits(averaged, stage_one.test)})
+            labels = list(pipeline.class_names)[:10] * 4
+            images = sample_batches(pipeline, labels, range(len(labels)), len(labels), show_progress=False)
+            picture = run.folder / "samples" / f"step-{run.step:06d}.png"
+            save_class_samples(torch.cat(list(images)), labels, stage_one.class_names, picture)
+
+    run.load_averaged(averaged)
+    folder = run.export("pipeline", pipeline.save_pretrained)
+    if run.is_main:
+        # From the folder and not from memory: the pictures show what a user of the folder gets.
+        saved = ArcVQPixelCNNPipeline.from_pretrained(folder).to(run.device)
+        save_final_samples(saved, run.folder / "samples", run.config.seed)
+        print(f"pipeline: {folder}")
+
+
+@torch.no_grad()
+def held_out_bits(prior: PixelCNN, encoded: EncodedDataset) -> float:
+    """Bits per code of up to 512 held-out images."""
+    nll = prior.nll(encoded.codes[:512].to(prior.device), encoded.labels[:512].to(prior.device))
+    return nll.mean().item() / math.log(2)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,90 @@
+"""Trains a tokenizer: images => runs/<name>/tokenizer.
+
+accelerate launch scripts/train_tokenizer.py
+accelerate launch scripts/train_tokenizer.py --config configs/mnist/arcvq.yaml
+"""
+
+from collections.abc import Sequence
+
+import torch
+from command_line import ScriptParser, run_script
+from common import OptimConfig, Run, RunConfig
+from sampling import reconstruct
+from torch.utils.data import Subset
+
+from pipelines.report import plot_codebook, save_comparison
+from tokenizer import VQTokenizer
+from tokenizer.data import DataConfig, ImageDataset, evaluation_batches, load_images
+from tokenizer.losses import normalised_mse
+from tokenizer.usage import perplexity, usage
+
+# Held-out images for the numbers and pictures of a training; scripts/evaluate.py takes all of them.
+PREVIEW_IMAGES = 512
+
+
+def make_parser() -> ScriptParser:
+    """The options of this script."""
+    parser = ScriptParser("Train an image tokenizer.", digits_config="tokenizer.yaml")
+    parser.add_class_arguments(VQTokenizer, "model", skip={"in_channels", "image_size"})
+    parser.add_argument(
+        "--recon_norm", type=bool, default=True, help="divide the squared error by the variance of the training pixels"
+    )
+    parser.add_class_arguments(DataConfig, "data")
+    parser.add_class_arguments(OptimConfig, "optim")
+    parser.add_class_arguments(RunConfig, "run")
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Trains, or resumes, until `optim.max_steps`, and writes the tokenizer."""
+    parser = make_parser()
+    config = parser.parse(args)
+    data = DataConfig(**config.data.as_dict())
+    train_set, test_set = load_images(data, "train"), load_images(data, "test")
+    run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
+
+    tokenizer = VQTokenizer(in_channels=train_set.channels, image_size=train_set.image_size, **config.model.as_dict())
+    model = run.prepare(tokenizer)
+    quantizer = tokenizer.bottleneck
+    variance = pixel_variance(train_set, data.num_workers) if config.recon_norm else 1.0
+    preview = Subset(test_set, range(min(PREVIEW_IMAGES, len(test_set))))
+    counts = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=run.device)
+
+    for batch in run.steps(train_set, data.num_workers):
+        images = batch["images"]  # (B, C, H, W)
+        output = model(images)
+        reconstruction_loss = normalised_mse(images, output.reconstruction, variance)
+        weights = quantizer.loss_weights()
+        loss = reconstruction_loss + sum(weights[name] * value for name, value in output.losses.items())  # eq. 13
+        run.update(loss)
+        quantizer.after_update()
+
+        run.log(loss=loss, reconstruction=reconstruction_loss, **output.losses)
+        counts += output.counts
+        if run.due(run.config.log_every):
+            counts = run.accelerator.reduce(counts, "sum")
+            run.write({"train_usage": usage(counts).item(), "train_perplexity": perplexity(counts).item()})
+            counts.zero_()
+        if run.is_main and run.due(run.config.sample_every):
+            originals, reconstructions, metrics = reconstruct(tokenizer, preview)
+            run.write({f"test_{name}": value for name, value in metrics.result().items() if name != "images"})
+            pictures = run.folder / "samples"
+            save_comparison(originals[:32], reconstructions[:32], pictures / f"step-{run.step:06d}.png")
+            plot_codebook(tokenizer.codebook.detach().cpu(), metrics.counts, pictures / f"codebook-{run.step:06d}.png")
+
+    folder = run.export("tokenizer", tokenizer.save_pretrained)
+    if run.is_main:
+        print(f"tokenizer: {folder}")
+
+
+def pixel_variance(dataset: ImageDataset, num_workers: int) -> float:
+    """Variance of all pixels of a data set, in [-1, 1]."""
+    total = squares = pixels = 0.0
+    for batch in evaluation_batches(dataset, batch_size=256, num_workers=num_workers):
+        values = batch["images"].double()
+        total, squares, pixels = total + values.sum(), squares + values.square().sum(), pixels + values.numel()
+    return (squares / pixels - (total / pixels) ** 2).item()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,21 @@
+"""Tests run offline, on one thread, from a fixed seed, and leave nothing in the user's caches."""
+
+import os
+import tempfile
+
+_CACHE = tempfile.TemporaryDirectory(prefix="arcvq-tests-")
+# Both are read once, when the libraries are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 (other libraries read the global state)

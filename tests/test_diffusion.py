@@ -1,0 +1,181 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from priors.diffusion import diffusion_loss, guided_prediction, make_scheduler, make_unet, null_label
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    unet = make_unet((4, 4, 4), NUM_CLASSES, channels=64, channel_multipliers=(1,), num_blocks=1, attention_sizes=())
+    with torch.no_grad():  # a random embedding says little
+        unet.class_embedding.weight.mul_(5)
+    return unet.eval()
+
+
+class Recorder(torch.nn.Module):
+    """Predicts zero noise and keeps what it was given."""
+
+    def forward(self, latents, timesteps, labels):
+        self.latents, self.timesteps, self.labels = latents, timesteps, labels
+        return SimpleNamespace(sample=torch.zeros_like(latents))
+
+
+def test_the_null_class_is_the_last_row_of_the_embedding(unet):
+    assert null_label(unet) == NUM_CLASSES
+    assert unet.class_embedding.weight.shape[0] == NUM_CLASSES + 1
+
+
+def test_the_schedule_is_linear_in_the_root_of_beta():
+    scheduler = make_scheduler()
+    expected = torch.linspace(math.sqrt(0.0015), math.sqrt(0.0195), 1000, dtype=torch.float64) ** 2
+    torch.testing.assert_close(scheduler.betas.double(), expected, rtol=1e-5, atol=0)
+    assert scheduler.betas[0].item() == pytest.approx(0.0015, rel=1e-6)
+    assert scheduler.betas[-1].item() == pytest.approx(0.0195, rel=1e-6)
+    assert scheduler.config.prediction_type == "epsilon"
+    # Latents are not confined to [-1, 1].
+    assert not scheduler.config.clip_sample and not scheduler.config.thresholding
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_step_of_the_schedule_with_the_true_prediction_goes_to_the_clean_latents(prediction_type):
+    scheduler = make_scheduler(prediction_type)
+    scheduler.set_timesteps(10)
+    clean, noise = torch.randn(2, 2, 4, 4, 4) * 3
+    timestep = scheduler.timesteps[5]
+    alpha = scheduler.alphas_cumprod[timestep]
+    noised = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    predicted = noise if prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    found = scheduler.step(predicted, timestep, noised).pred_original_sample
+    torch.testing.assert_close(found, clean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_equals_a_computation_by_hand(unet, prediction_type):
+    latents, labels = torch.randn(6, 4, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    torch.manual_seed(7)
+    scheduler = make_scheduler(prediction_type)
+    loss = diffusion_loss(unet, scheduler, latents, labels, NUM_CLASSES, label_dropout=0.5)
+
+    torch.manual_seed(7)
+    noise, timesteps, uniform = torch.randn(6, 4, 4, 4), torch.randint(1000, (6,)), torch.rand(6)
+    shown = torch.where(uniform < 0.5, NUM_CLASSES, labels)
+    assert 0 < (shown == NUM_CLASSES).sum() < 6
+    betas = torch.linspace(math.sqrt(0.0015), math.sqrt(0.0195), 1000, dtype=torch.float64) ** 2
+    alpha = torch.cumprod(1 - betas, 0)[timesteps].float()[:, None, None, None]
+    with torch.no_grad():
+        predicted = unet(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, timesteps, shown).sample
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    target = noise if prediction_type == "epsilon" else velocity
+    assert loss.item() == pytest.approx(((predicted - target) ** 2).mean().item(), rel=1e-5)
+    assert loss.requires_grad
+
+
+def test_timesteps_cover_the_whole_schedule_and_latents_are_noised():
+    recorder = Recorder()
+    latents = torch.full((4000, 1, 1, 1), 3.0)
+    loss = diffusion_loss(recorder, make_scheduler(), latents, torch.zeros(4000, dtype=torch.int64), 9, 0.0)
+    assert recorder.timesteps.min() < 10 and 990 <= recorder.timesteps.max() < 1000
+    assert loss.item() == pytest.approx(1, abs=0.1)  # zero noise predicted: the noise's own variance
+    early, late = recorder.timesteps < 100, recorder.timesteps > 900
+    assert recorder.latents[early].mean() > 2 and recorder.latents[late].mean() < 0.5
+
+
+@pytest.mark.parametrize(("dropout", "share"), [(0.0, 0.0), (0.1, 0.1), (1.0, 1.0)])
+def test_labels_are_dropped_to_null_at_the_given_rate(dropout, share):
+    recorder = Recorder()
+    labels = torch.arange(5000) % NUM_CLASSES
+    diffusion_loss(recorder, make_scheduler(), torch.zeros(5000, 1, 1, 1), labels, NUM_CLASSES, dropout)
+    dropped = recorder.labels == NUM_CLASSES
+    assert dropped.double().mean().item() == pytest.approx(share, abs=0.02 if 0 < share < 1 else 0)
+    assert torch.equal(recorder.labels[~dropped], labels[~dropped])
+
+
+def test_full_dropout_makes_the_loss_independent_of_the_labels(unet):
+    latents = torch.randn(4, 4, 4, 4)
+    losses = {}
+    for dropout in (0.0, 1.0):
+        for label in (0, 2):
+            torch.manual_seed(3)
+            labels = torch.full((4,), label)
+            losses[dropout, label] = diffusion_loss(unet, make_scheduler(), latents, labels, NUM_CLASSES, dropout)
+    assert torch.equal(losses[1.0, 0], losses[1.0, 2])
+    assert not torch.equal(losses[0.0, 0], losses[0.0, 2])
+
+
+def test_the_loss_of_half_precision_latents_is_float32():
+    recorder = Recorder()
+    latents = torch.zeros(4, 2, 4, 4, dtype=torch.bfloat16)
+    loss = diffusion_loss(recorder, make_scheduler(), latents, torch.zeros(4, dtype=torch.int64), 9, 0.0)
+    assert recorder.latents.dtype == torch.bfloat16 and loss.dtype == torch.float32
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.0, 1.4, 4.0])
+def test_guidance_equals_its_formula_from_two_passes(unet, scale):
+    latents, labels, timestep = torch.randn(3, 4, 4, 4), torch.tensor([0, 1, 2]), torch.tensor(400)
+    unconditional = unet(latents, timestep, torch.full((3,), NUM_CLASSES)).sample
+    conditional = unet(latents, timestep, labels).sample
+    assert (conditional - unconditional).abs().max() > 1e-2
+    expected = unconditional + scale * (conditional - unconditional)
+    torch.testing.assert_close(
+        guided_prediction(unet, latents, timestep, labels, scale), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_no_guidance_is_one_conditional_pass(unet):
+    latents, labels, timestep = torch.randn(3, 4, 4, 4), torch.tensor([0, 1, 2]), torch.tensor(400)
+    sizes = []
+    hook = unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    found = guided_prediction(unet, latents, timestep, labels, 1.0)
+    guided_prediction(unet, latents, timestep, labels, 1.4)
+    hook.remove()
+    assert torch.equal(found, unet(latents, timestep, labels).sample)
+    assert sizes == [3, 6]
+
+
+def test_attention_is_where_it_was_asked_for():
+    unet = make_unet((4, 8, 8), 2, channels=32, channel_multipliers=(1, 2), num_blocks=1, attention_sizes=(4,))
+    assert list(unet.config.down_block_types) == ["DownBlock2D", "AttnDownBlock2D"]
+    assert list(unet.config.up_block_types) == ["AttnUpBlock2D", "UpBlock2D"]
+    assert list(unet.config.block_out_channels) == [32, 64]
+    seen = {}
+
+    def record(module, inputs, _):
+        seen.setdefault(inputs[0].shape[-1], module.heads)
+
+    for module in unet.modules():
+        if type(module).__name__ == "Attention":
+            module.register_forward_hook(record)
+    out = unet(torch.randn(1, 4, 8, 8), torch.tensor(3), torch.tensor([2])).sample
+    assert out.shape == (1, 4, 8, 8)
+    assert seen == {4: 2}  # 64 channels in heads of 32, nowhere at 8
+
+
+def test_a_saved_unet_keeps_the_null_class(tmp_path, unet):
+    unet.save_pretrained(tmp_path)
+    loaded = UNet2DModel.from_pretrained(tmp_path)
+    assert null_label(loaded) == NUM_CLASSES
+    inputs = torch.randn(1, 4, 4, 4), torch.tensor(10), torch.tensor([NUM_CLASSES])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(*inputs).sample, unet(*inputs).sample, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((4, 7, 7), {}, "7 x 7 cannot be halved 1 times"),
+        ((4, 8, 6), {"channel_multipliers": (1, 2, 2)}, "8 x 6 cannot be halved 2 times"),
+        ((4, 8, 8), {"attention_sizes": (16, 8)}, r"attention_sizes \[16\] do not occur .* \[8, 4\]"),
+    ],
+)
+def test_a_unet_that_cannot_work_is_refused(shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_unet(shape, NUM_CLASSES, channels=32, **options)

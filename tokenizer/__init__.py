@@ -1,0 +1,5 @@
+"""Images <-> latents <-> codes."""
+
+from tokenizer.model import VQTokenizer
+
+__all__ = ["VQTokenizer"]

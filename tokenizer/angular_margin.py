@@ -1,0 +1,111 @@
+"""SAMP, the spherical angular-margin prior, as pure functions (ArcVQ-VAE, arXiv 2605.13517, section 3).
+
+latents (N, D), codebook (K, D) -> arc_loss
+codebook (K, D), radius         -> codebook inside the ball
+step                            -> radius of the ball, weight of the arc loss
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+# exp() of a larger exponent leaves float32; a ball of radius e^80 binds no codebook that float32 can hold.
+_LARGEST_EXPONENT = 80.0
+
+
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Rows of `vectors` (..., D) at length 1; a zero row stays zero. Neither tiny nor huge rows under- or overflow."""
+    largest = vectors.detach().abs().amax(dim=-1, keepdim=True)
+    scaled = vectors / torch.where(largest > 0, largest, 1)
+    # A zero row has length 0 here; dividing by 1 keeps it, and its gradient, finite.
+    length = torch.where(largest > 0, torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 1)
+    return scaled / length
+
+
+def arc_loss(latents: Tensor, codebook: Tensor, scale: float = 10.0, margin: float = 0.1, top_k: int = 3) -> Tensor:
+    """Arc-cosine additive-margin loss that pulls the closest latents towards every code (eqs. 10-12, 17-18).
+
+    For each code k with P_k the `top_k` latents of smallest angle to it,
+
+        L = -1/K sum_k log( sum_P exp(s cos(theta + m)) / (sum_P exp(s cos(theta + m)) + sum_notP exp(s cos theta)) ).
+
+    Args:
+        latents: (N, D) encoder outputs, any floating dtype; the gradient reaches these alone.
+        codebook: (K, D) table, treated as a constant.
+        scale: s, the inverse temperature, > 0.
+        margin: m, added to the angle of a positive pair, in radians, 0 <= m <= pi.
+        top_k: positives per code, >= 1; more than N means all N.
+
+    Returns:
+        The loss, a scalar >= 0 in float32 (float64 for float64 latents).
+
+    Raises:
+        ValueError: no latents, sizes that do not match, or an argument out of its range.
+    """
+    _check_shapes(latents, codebook)
+    check_arc_arguments(scale, margin, top_k)
+    dtype = torch.promote_types(latents.dtype, torch.float32)
+    with torch.autocast(latents.device.type, enabled=False):
+        directions = unit_vectors(latents.to(dtype))  # (N, D)
+        codes = unit_vectors(codebook.detach().to(dtype))  # (K, D)
+        similarity = codes @ directions.T  # (K, N), cos theta
+        positives = similarity.detach().topk(min(top_k, latents.shape[0]), dim=1).indices  # (K, P)
+
+        angle = _angle(codes.unsqueeze(1), directions[positives])  # (K, P)
+        positive_logits = scale * torch.cos(angle + margin)
+        negative_logits = (scale * similarity).scatter(1, positives, -torch.inf)
+
+        numerator = torch.logsumexp(positive_logits, dim=1)
+        negatives = torch.logsumexp(negative_logits, dim=1)  # -inf where all are positives
+        # log(1 + exp(neg - pos)) is the ratio's -log without the cancellation of (log-denominator - log-numerator).
+        return softplus(negatives - numerator).mean()
+
+
+def check_arc_arguments(scale: float, margin: float, top_k: int) -> None:
+    """Raises ValueError for an argument of `arc_loss` outside its range."""
+    if not scale > 0:
+        raise ValueError(f"arc_loss needs scale > 0, got {scale}")
+    if not 0 <= margin <= math.pi:
+        raise ValueError(f"arc_loss needs a margin between 0 and pi radians, got {margin}")
+    if top_k < 1:
+        raise ValueError(f"arc_loss needs top_k >= 1, got {top_k}")
+
+
+def project_to_ball(codebook: Tensor, radius: float | Tensor) -> Tensor:
+    """Shrinks the rows of `codebook` (K, D) that lie outside the ball of `radius` onto its surface (eqs. 6-7).
+
+    Rows inside, zero rows included, are returned unchanged, bit for bit.
+    """
+    length = torch.linalg.vector_norm(codebook, dim=-1, keepdim=True)
+    return torch.where(length > radius, unit_vectors(codebook) * radius, codebook)
+
+
+def ball_radius(step: Tensor, growth: float) -> Tensor:
+    """Radius r_t = exp(alpha t) of the ball after `step` = t completed updates (eq. 5), a scalar, always finite."""
+    return torch.exp((growth * _real(step)).clamp(max=_LARGEST_EXPONENT))
+
+
+def arc_weight(step: Tensor, initial: float, decay: float) -> Tensor:
+    """Weight gamma_t = gamma_0 exp(-lambda t) of the arc loss after `step` = t updates (eq. 13), a scalar."""
+    return initial * torch.exp(-decay * _real(step))
+
+
+def _real(step: Tensor) -> Tensor:
+    """The counter as a real number: float64, or float32 on Apple's GPUs, which have no float64."""
+    return step.to(torch.float32 if step.device.type == "mps" else torch.float64)
+
+
+def _angle(u: Tensor, v: Tensor) -> Tensor:
+    """Angle in [0, pi] between unit vectors, accurate at both ends, where acos of a float32 cosine is not."""
+    # At a length of 0 vector_norm's gradient is 0: at angle 0 no direction is better than another.
+    return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=-1), torch.linalg.vector_norm(u + v, dim=-1))
+
+
+def _check_shapes(latents: Tensor, codebook: Tensor) -> None:
+    if latents.ndim != 2 or codebook.ndim != 2 or latents.shape[1] != codebook.shape[1]:
+        shapes = f"{tuple(latents.shape)} and {tuple(codebook.shape)}"
+        raise ValueError(f"arc_loss takes latents (N, D) and a codebook (K, D), got {shapes}")
+    if latents.shape[0] == 0:
+        raise ValueError("arc_loss needs at least one latent, got none")

@@ -1,0 +1,142 @@
+"""VQTokenizer: images <-> latents <-> codes, in diffusers' folder format."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from tokenizer.networks import ConvDecoder, ConvEncoder
+from tokenizer.quantizers import QuantizerOutput, make_quantizer
+
+
+@dataclass
+class EncoderOutput(BaseOutput):
+    """`latents`: (B, D, h, w), before quantisation."""
+
+    latents: Tensor
+
+
+@dataclass
+class DecoderOutput(BaseOutput):
+    """`sample`: images (B, C, H, W), about [-1, 1], not clamped."""
+
+    sample: Tensor
+
+
+@dataclass
+class TokenizerOutput(BaseOutput):
+    """A full pass: reconstruction (B, C, H, W), latents (B, D, h, w), codes (B, h, w), losses, counts (K,).
+
+    `losses` are the quantizer's, by name, not weighted.
+    """
+
+    reconstruction: Tensor
+    latents: Tensor
+    codes: Tensor
+    losses: dict[str, Tensor]
+    counts: Tensor
+
+
+class VQTokenizer(ModelMixin, ConfigMixin):
+    """An image tokenizer: encoder, quantizer, decoder.
+
+    Args:
+        in_channels: C, the images' channels.
+        image_size: height and width of the images, in pixels; a multiple of the network's downsampling.
+        network: encoder and decoder; `conv` is the small convolutional network, downsampling by 4.
+        quantizer: name of the quantizer, one of `tokenizer.quantizers.QUANTIZERS`.
+        codebook_size: K, the number of codes.
+        codebook_dim: D, the size of a code and of a latent token.
+        hidden_channels: width of the network, even.
+        residual_channels: inner width of a residual layer.
+        num_residual_layers: residual layers in the encoder and in the decoder.
+        quantizer_options: the quantizer's other arguments, by name; what is left out keeps the quantizer's default.
+
+    Raises:
+        ValueError: a size, name or option that cannot work.
+    """
+
+    _keep_in_fp32_modules = ["bottleneck"]  # noqa: RUF012 (diffusers reads this name on the class)
+    downsampling = 4
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        image_size: int = 32,
+        network: Literal["conv"] = "conv",
+        quantizer: str = "arc",
+        codebook_size: int = 512,
+        codebook_dim: int = 64,
+        hidden_channels: int = 128,
+        residual_channels: int = 32,
+        num_residual_layers: int = 2,
+        quantizer_options: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if network != "conv":
+            raise ValueError(f"unknown network {network!r}; there is 'conv'")
+        if image_size < self.downsampling or image_size % self.downsampling:
+            raise ValueError(f"image_size must be a multiple of {self.downsampling}, got {image_size}")
+        if min(in_channels, residual_channels) < 1 or num_residual_layers < 0:
+            raise ValueError(
+                "in_channels and residual_channels must be at least 1 and num_residual_layers at least 0, got "
+                f"{in_channels}, {residual_channels} and {num_residual_layers}"
+            )
+        if hidden_channels < 2 or hidden_channels % 2:
+            raise ValueError(f"hidden_channels must be even and at least 2, got {hidden_channels}")
+        sizes = (in_channels, codebook_dim, hidden_channels, residual_channels, num_residual_layers)
+        self.encoder = ConvEncoder(*sizes)
+        # Not called `quantizer`: diffusers answers that name with the constructor argument.
+        self.bottleneck = make_quantizer(quantizer, codebook_size, codebook_dim, quantizer_options or {})
+        self.decoder = ConvDecoder(*sizes)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The effective table, (K, D)."""
+        return self.bottleneck.codebook
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(D, h, w) of one image's latents."""
+        side = self.config.image_size // self.downsampling
+        return self.config.codebook_dim, side, side
+
+    def encode(self, images: Tensor) -> EncoderOutput:
+        """Images (B, C, H, W) in [-1, 1] -> `.latents` (B, D, h, w), before quantisation."""
+        if images.ndim != 4 or images.shape[1] != self.config.in_channels:
+            raise ValueError(f"expected images (B, {self.config.in_channels}, H, W), got {tuple(images.shape)}")
+        if images.shape[2] % self.downsampling or images.shape[3] % self.downsampling:
+            raise ValueError(f"image sides must be multiples of {self.downsampling}, got {tuple(images.shape[2:])}")
+        return EncoderOutput(latents=self.encoder(images))
+
+    def encode_codes(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> codes (B, h, w) int64."""
+        return self.bottleneck.encode(self.encode(images).latents)
+
+    def quantize(self, latents: Tensor) -> QuantizerOutput:
+        """Latents (B, D, h, w) -> `.quantized` (straight-through), `.codes`, `.losses`, `.usage`, `.perplexity`."""
+        return self.bottleneck(latents)
+
+    def decode(self, latents: Tensor) -> DecoderOutput:
+        """Quantises latents (B, D, h, w), then decodes: `.sample` (B, C, H, W)."""
+        return DecoderOutput(sample=self.decode_codes(self.bottleneck.encode(latents)))
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Codes (B, h, w) int64 -> images (B, C, H, W), about [-1, 1]."""
+        return self.decoder(self.bottleneck.lookup(codes).to(self.dtype))
+
+    def forward(self, images: Tensor) -> TokenizerOutput:
+        """Images (B, C, H, W) in [-1, 1] -> reconstruction, latents, codes, losses, counts, for training."""
+        latents = self.encode(images).latents
+        quantized = self.quantize(latents)
+        return TokenizerOutput(
+            reconstruction=self.decoder(quantized.quantized),
+            latents=latents,
+            codes=quantized.codes,
+            losses=quantized.losses,
+            counts=quantized.counts,
+        )

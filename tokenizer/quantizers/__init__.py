@@ -1,0 +1,41 @@
+"""The quantizers by name. A new one is one file here and one line in `QUANTIZERS`."""
+
+import inspect
+from typing import Any, Literal, get_args, get_origin
+
+from tokenizer.quantizers.arc import ArcQuantizer
+from tokenizer.quantizers.base import Quantizer, QuantizerOutput
+from tokenizer.quantizers.vq import VQQuantizer
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "arc": ArcQuantizer,
+    "vq": VQQuantizer,
+}
+
+
+def make_quantizer(name: str, codebook_size: int, codebook_dim: int, options: dict[str, Any]) -> Quantizer:
+    """The quantizer called `name`; `options` are the other arguments of its constructor.
+
+    Raises:
+        ValueError: an unknown name or option, or an option of the wrong type; the valid ones are named.
+    """
+    if name not in QUANTIZERS:
+        raise ValueError(f"unknown quantizer {name!r}; there are {', '.join(QUANTIZERS)}")
+    parameters = dict(list(inspect.signature(QUANTIZERS[name]).parameters.items())[2:])
+    for option, value in options.items():
+        if option not in parameters:
+            raise ValueError(f"quantizer {name!r} has no option {option!r}; it has {', '.join(parameters)}")
+        _check_type(name, option, value, parameters[option].annotation)
+    return QUANTIZERS[name](codebook_size, codebook_dim, **options)
+
+
+def _check_type(name: str, option: str, value: Any, annotation: Any) -> None:
+    if get_origin(annotation) is Literal:
+        if value not in get_args(annotation):
+            raise ValueError(f"{name}.{option} is one of {', '.join(get_args(annotation))}, got {value!r}")
+    # An int is a good float, a bool is not a good int.
+    elif type(value) is not annotation and not (annotation is float and type(value) is int):
+        raise ValueError(f"{name}.{option} must be of type {annotation.__name__}, got {value!r}")
+
+
+__all__ = ["QUANTIZERS", "Quantizer", "QuantizerOutput", "make_quantizer"]

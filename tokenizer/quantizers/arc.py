@@ -1,0 +1,100 @@
+"""The ArcVQ quantizer (arXiv 2605.13517): cosine look-up under the spherical angular-margin prior, SAMP."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.angular_margin import (
+    arc_loss,
+    arc_weight,
+    ball_radius,
+    check_arc_arguments,
+    project_to_ball,
+    unit_vectors,
+)
+from tokenizer.quantizers.base import Quantizer
+from tokenizer.quantizers.nearest import most_similar
+
+
+class ArcQuantizer(Quantizer):
+    """Largest cosine, raw rows out, norms inside a growing ball, an arc-cosine additive-margin loss.
+
+    Args:
+        codebook_size: K, the number of codes.
+        codebook_dim: D, the size of a code.
+        beta: weight of the commitment loss.
+        legacy_beta: puts beta on the codebook term instead, as the public code's VQGAN does.
+        scale: s of the arc loss.
+        margin: m of the arc loss, in radians.
+        top_k: positives per code in the arc loss, over the tokens of the batch.
+        arc_initial: gamma_0, weight of the arc loss at step 0.
+        arc_decay: lambda, its decay per update: gamma_t = gamma_0 exp(-lambda t).
+        ball: `exp`, a radius of exp(ball_growth t); `fixed`, a radius of 1; `none`, no bound.
+        ball_growth: alpha, growth per update of the ball's radius.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        beta: float = 0.25,
+        legacy_beta: bool = False,
+        scale: float = 10.0,
+        margin: float = 0.1,
+        top_k: int = 3,
+        arc_initial: float = 1.0,
+        arc_decay: float = 5e-4,
+        ball: Literal["exp", "fixed", "none"] = "exp",
+        ball_growth: float = 3e-4,
+    ):
+        super().__init__(codebook_size, codebook_dim)
+        check_arc_arguments(scale, margin, top_k)
+        self.beta = beta
+        self.legacy_beta = legacy_beta
+        self.scale = scale
+        self.margin = margin
+        self.top_k = top_k
+        self.arc_initial = arc_initial
+        self.arc_decay = arc_decay
+        self.ball = ball
+        self.ball_growth = ball_growth
+        self.codebook = nn.Parameter(unit_vectors(torch.randn(codebook_size, codebook_dim)))  # eq. 4
+
+    @property
+    def radius(self) -> Tensor:
+        """The ball's radius at the present step, a scalar; infinite without a ball."""
+        if self.ball == "none":
+            return torch.full((), torch.inf, device=self.step.device)
+        return ball_radius(self.step, self.ball_growth if self.ball == "exp" else 0.0)
+
+    @property
+    def share_on_ball(self) -> Tensor:
+        """Share of the codes whose norm is the ball's radius: where it is 0, the bound binds nothing."""
+        norms = torch.linalg.vector_norm(self.codebook.detach(), dim=1)
+        return (norms >= self.radius * (1 - 1e-6)).double().mean()
+
+    def assign(self, tokens: Tensor) -> Tensor:
+        """The code of largest cosine similarity: (N, D) -> (N,) int64."""
+        return most_similar(tokens, self.codebook)
+
+    def losses(self, tokens: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """The VQ losses on raw vectors, and `arc`."""
+        arc = arc_loss(tokens, self.codebook, self.scale, self.margin, self.top_k)
+        return super().losses(tokens, rows) | {"arc": arc}
+
+    def loss_weights(self) -> dict[str, float | Tensor]:
+        """1, beta and gamma_t."""
+        codebook, commitment = (self.beta, 1.0) if self.legacy_beta else (1.0, self.beta)
+        return {
+            "codebook": codebook,
+            "commitment": commitment,
+            "arc": arc_weight(self.step, self.arc_initial, self.arc_decay),
+        }
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Counts the update, then draws the table into the ball of the new radius."""
+        super().after_update()
+        if self.ball != "none":
+            self.codebook.copy_(project_to_ball(self.codebook, self.radius))

@@ -1,0 +1,127 @@
+"""The contract of a quantizer: latents (B, D, h, w) -> quantized latents, codes, named losses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils import BaseOutput
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from tokenizer.usage import code_counts, perplexity, usage
+
+
+@dataclass
+class QuantizerOutput(BaseOutput):
+    """What a quantizer gives.
+
+    Attributes:
+        quantized: (B, D, h, w), the table's rows, with a straight-through gradient to the latents.
+        codes: (B, h, w) int64 in [0, K).
+        losses: named scalars, not weighted; the weights are `Quantizer.loss_weights`.
+        counts: (K,) int64, how often each code was used in this batch.
+    """
+
+    quantized: Tensor
+    codes: Tensor
+    losses: dict[str, Tensor]
+    counts: Tensor
+
+    @property
+    def usage(self) -> Tensor:
+        """Share of the codes used in this batch."""
+        return usage(self.counts)
+
+    @property
+    def perplexity(self) -> Tensor:
+        """Perplexity of the codes in this batch."""
+        return perplexity(self.counts)
+
+
+class Quantizer(nn.Module):
+    """A table of K rows of size D, the rule that assigns a latent to a row, and the losses that train both.
+
+    A subclass sets `codebook` in `__init__` (a parameter, or a property where the table is derived), and defines
+    `assign`; it extends `losses`, `loss_weights` and `after_update` where its method asks for it. Everything here is
+    computed in float32 at least, whatever the autocast. `step` counts the completed generator updates and is saved.
+    """
+
+    codebook: Tensor
+    step: Tensor
+
+    def __init__(self, codebook_size: int, codebook_dim: int):
+        super().__init__()
+        if codebook_size < 1 or codebook_dim < 1:
+            raise ValueError(f"a codebook needs at least one row and one column, got {codebook_size} x {codebook_dim}")
+        self.codebook_size = codebook_size
+        self.codebook_dim = codebook_dim
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantizer":
+        """Moves to another device or type, but never below float32, as `.half()` of the whole model would ask for."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return tensor.to(result.device) if result.is_floating_point() and result.element_size() < 4 else result
+
+        return super()._apply(moved, recurse)
+
+    def assign(self, tokens: Tensor) -> Tensor:
+        """The code of each token: (N, D) -> (N,) int64."""
+        raise NotImplementedError
+
+    def losses(self, tokens: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """Named scalar losses from tokens (N, D) and the rows (N, D) assigned to them.
+
+        Both are the vectors as they are, not normalised; the mean runs over N and D.
+        """
+        return {
+            "codebook": torch.mean((rows - tokens.detach()) ** 2),
+            "commitment": torch.mean((rows.detach() - tokens) ** 2),
+        }
+
+    def loss_weights(self) -> dict[str, float | Tensor]:
+        """The weight of each of the `losses` at the present `step`."""
+        raise NotImplementedError
+
+    def after_update(self) -> None:
+        """To be called once after every completed generator update, in training only."""
+        self.step += 1
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (B, h, w) -> their rows (B, D, h, w)."""
+        return rearrange(embedding(codes, self.codebook), "b h w d -> b d h w")
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Latents (B, D, h, w) -> codes (B, h, w) int64."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return _grid(self.assign(_tokens(latents)), latents)
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Latents (B, D, h, w) -> quantized latents with straight-through gradient, codes, losses, counts."""
+        with torch.autocast(latents.device.type, enabled=False):
+            tokens = _tokens(latents)  # (N, D) float32
+            codes = self.assign(tokens.detach())  # (N,)
+            rows = embedding(codes, self.codebook)  # (N, D)
+            # Value: the row, exactly. Gradient: the identity to the tokens, none to the row.
+            straight_through = rows.detach() + (tokens - tokens.detach())
+            quantized = rearrange(
+                straight_through, "(b h w) d -> b d h w", b=latents.shape[0], h=latents.shape[2], w=latents.shape[3]
+            )
+            return QuantizerOutput(
+                quantized=quantized.to(latents.dtype),
+                codes=_grid(codes, latents),
+                losses=self.losses(tokens, rows),
+                counts=code_counts(codes, self.codebook_size),
+            )
+
+
+def _tokens(latents: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B h w, D), float32 at least."""
+    return rearrange(latents, "b d h w -> (b h w) d").to(torch.promote_types(latents.dtype, torch.float32))
+
+
+def _grid(codes: Tensor, latents: Tensor) -> Tensor:
+    """(B h w,) -> (B, h, w) of these latents."""
+    return rearrange(codes, "(b h w) -> b h w", b=latents.shape[0], h=latents.shape[2], w=latents.shape[3])
