@@ -1,6 +1,8 @@
 """Images out of trained models: reconstructions of a data set, samples of which each has a seed of its own."""
 
+import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,46 @@ from tqdm.auto import tqdm
 from pipelines.class_labels import ClassConditionalPipeline
 from pipelines.metrics import ReconstructionMetrics, to_uint8
 from tokenizer import VQTokenizer
-from tokenizer.data import evaluation_batches
+from tokenizer.data import ImageDataset, evaluation_batches
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a pipeline samples; None is the pipeline's own default.
+
+    Args:
+        guidance_scale: of the latent diffusion; 1 is no guidance.
+        num_inference_steps: scheduler steps of the latent diffusion.
+        eta: DDIM's noise, from 0 to 1.
+        temperature: divides the PixelCNN's logits.
+        top_k: of the PixelCNN, only the k most likely codes.
+        top_p: of the PixelCNN, only the most likely codes that hold the probability p.
+    """
+
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = None
+    eta: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def options(self, pipeline: ClassConditionalPipeline) -> dict[str, float | int]:
+        """The arguments that were given, for this pipeline's call.
+
+        Raises:
+            ValueError: one that the pipeline does not have.
+        """
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        accepted = inspect.signature(pipeline.__call__).parameters
+        if foreign := [name for name in given if name not in accepted]:
+            its = ", ".join(name for name in asdict(self) if name in accepted)
+            raise ValueError(f"{type(pipeline).__name__} has no option sampling.{foreign[0]}; it has {its}")
+        return given
+
+
+def default_device() -> str:
+    """The accelerator where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def sample_batches(
@@ -56,6 +97,22 @@ def save_final_samples(pipeline: ClassConditionalPipeline, folder: Path, seed: i
     images = pipeline(labels, generator=generators(seeds), output_type="np").images
     np.savez(folder / "final.npz", images=images, class_labels=labels, seeds=seeds)
     return torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
+
+
+class RGBImages(Dataset):
+    """Images as uint8 (3, H, W), grey ones repeated: uint8 (n, C, H, W), or a data set of floats in [-1, 1]."""
+
+    def __init__(self, images: Tensor | ImageDataset):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = self.images[index]
+        if isinstance(image, dict):
+            image = to_uint8(image["images"])
+        return image.expand(3, -1, -1)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from sampling import sample_batches, save_final_samples
 from stage_one import encode_splits, load_tokenizer
 
 from pipelines import ArcVQLDMPipeline
-from pipelines.report import save_class_samples
+from pipelines.pictures import save_class_samples
 from priors.diffusion import diffusion_loss, make_scheduler, make_unet, null_label
 from priors.latents import EncodedDataset
 from tokenizer.data import DataConfig

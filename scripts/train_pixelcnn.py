@@ -16,7 +16,7 @@ from sampling import sample_batches, save_final_samples
 from stage_one import encode_splits, load_tokenizer
 
 from pipelines import ArcVQPixelCNNPipeline
-from pipelines.report import save_class_samples
+from pipelines.pictures import save_class_samples
 from priors.latents import EncodedDataset
 from priors.pixelcnn import PixelCNN, code_nll
 from tokenizer.data import DataConfig

@@ -12,7 +12,7 @@ from common import OptimConfig, Run, RunConfig
 from sampling import reconstruct
 from torch.utils.data import Subset
 
-from pipelines.report import plot_codebook, save_comparison
+from pipelines.pictures import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, ImageDataset, evaluation_batches, load_images
 from tokenizer.losses import normalised_mse
