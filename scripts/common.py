@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import cos, pi
 from pathlib import Path
 from typing import Any, Literal
@@ -144,11 +145,24 @@ class Run:
         """This process's device."""
         return self.accelerator.device
 
-    def prepare(self, model: nn.Module, ema_decay: float | None = None) -> nn.Module:
+    def prepare(
+        self, model: nn.Module, dataset: Dataset, num_workers: int = 0, ema_decay: float | None = None
+    ) -> nn.Module:
         """Opens the run folder, makes the optimiser, wraps the model for this machine, takes up the newest checkpoint.
 
-        `ema_decay` adds `self.ema`, an average of the model's parameters.
+        `dataset` is what `steps` goes through; `ema_decay` adds `self.ema`, an average of the model's parameters.
         """
+        self._batches = partial(
+            training_batches,
+            dataset,
+            batch_size=self.optim.batch_size,
+            seed=self.config.seed,
+            stop_step=self.optim.max_steps,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            num_workers=num_workers,
+        )
+        self._batches(start_step=0)  # a batch size that does not fit is an error now, before anything is written
         self.accelerator.wait_for_everyone()
         if self.is_main:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -164,26 +178,15 @@ class Run:
         self.step = self._resume()
         return wrapped
 
-    def steps(self, dataset: Dataset, num_workers: int = 0) -> Iterator[dict[str, Tensor]]:
+    def steps(self) -> Iterator[dict[str, Tensor]]:
         """The batches of the steps that remain, each on the device; seeds, logs and saves around every step."""
-        accelerator = self.accelerator
-        batches = training_batches(
-            dataset,
-            batch_size=self.optim.batch_size,
-            seed=self.config.seed,
-            start_step=self.step,
-            stop_step=self.optim.max_steps,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            num_workers=num_workers,
-        )
         total = self.optim.max_steps
         events = self.folder / "tensorboard"
         self._writer = SummaryWriter(events, purge_step=self.step) if self.is_main else None
         self._bar = tqdm(total=total, initial=self.step, desc=self.config.name, disable=not self.is_main)
-        for batch in batches:
+        for batch in self._batches(start_step=self.step):
             # All randomness of a step is a function of (seed, rank, step), so a resumed run repeats it.
-            torch.manual_seed(_mix(self.config.seed, accelerator.process_index, self.step))
+            torch.manual_seed(_mix(self.config.seed, self.accelerator.process_index, self.step))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.optim.learning_rate(self.step)
             self.model.train()

@@ -49,13 +49,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
     unet = make_unet(tokenizer.latent_shape, len(stage_one.class_names), **config.unet.as_dict())
     scheduler = make_scheduler(**config.diffusion.as_dict())
-    model = run.prepare(unet, config.ema_decay)
+    model = run.prepare(unet, stage_one.train, ema_decay=config.ema_decay)
     scale = stage_one.train.latent_scale
     averaged = copy.deepcopy(unet).requires_grad_(False)
     id2label = dict(enumerate(stage_one.class_names))
     pipeline = ArcVQLDMPipeline(tokenizer, averaged, scheduler, id2label, scale).to(run.device)
 
-    for batch in run.steps(stage_one.train):
+    for batch in run.steps():
         latents = batch["latents"] * scale  # (B, D, h, w), unit variance
         loss = diffusion_loss(model, scheduler, latents, batch["labels"], null_label(unet), config.label_dropout)
         run.update(loss)

@@ -49,11 +49,11 @@ def main(args: Sequence[str] | None = None) -> None:
         grid_size=tokenizer.latent_shape[1:],
         **config.prior.as_dict(),
     )
-    model = run.prepare(prior, config.ema_decay)
+    model = run.prepare(prior, stage_one.train, ema_decay=config.ema_decay)
     averaged = copy.deepcopy(prior).requires_grad_(False)
     pipeline = ArcVQPixelCNNPipeline(tokenizer, averaged, dict(enumerate(stage_one.class_names))).to(run.device)
 
-    for batch in run.steps(stage_one.train):
+    for batch in run.steps():
         codes = batch["codes"]  # (B, h, w)
         loss = code_nll(model(codes, batch["labels"]), codes).mean()
         run.update(loss)

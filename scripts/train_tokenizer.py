@@ -44,13 +44,13 @@ def main(args: Sequence[str] | None = None) -> None:
     run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
 
     tokenizer = VQTokenizer(in_channels=train_set.channels, image_size=train_set.image_size, **config.model.as_dict())
-    model = run.prepare(tokenizer)
+    model = run.prepare(tokenizer, train_set, data.num_workers)
     quantizer = tokenizer.bottleneck
     variance = pixel_variance(train_set, data.num_workers) if config.recon_norm else 1.0
     preview = Subset(test_set, range(min(PREVIEW_IMAGES, len(test_set))))
     counts = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=run.device)
 
-    for batch in run.steps(train_set, data.num_workers):
+    for batch in run.steps():
         images = batch["images"]  # (B, C, H, W)
         output = model(images)
         reconstruction_loss = normalised_mse(images, output.reconstruction, variance)

@@ -1,0 +1,220 @@
+"""The scripts as a user starts them: real processes, on the embedded digits, with networks of a few hundred weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
+from tokenizer import VQTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+SMALL = {
+    "tokenizer": ["--model.codebook_size", "16", "--model.codebook_dim", "4", "--model.hidden_channels", "8"],
+    "ldm": ["--unet.channels", "16", "--unet.head_channels", "16", "--diffusion.prediction_type", "epsilon"],
+    "pixelcnn": ["--prior.channels", "8", "--prior.num_layers", "3", "--prior.head_channels", "16"],
+}
+ARTEFACT = {
+    "tokenizer": "tokenizer/diffusion_pytorch_model.safetensors",
+    "ldm": "pipeline/unet/diffusion_pytorch_model.safetensors",
+    "pixelcnn": "pipeline/prior/diffusion_pytorch_model.safetensors",
+}
+
+
+def command(script, *options, launcher=(sys.executable,)):
+    return [*launcher, str(ROOT / "scripts" / f"{script}.py"), *map(str, options)]
+
+
+def run(*args, cwd, check=True, **kwargs):
+    """Runs a script in `cwd` and returns the finished process; its output is shown where it fails."""
+    done = subprocess.run(command(*args, **kwargs), cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 or not check, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def training(stage, folder, steps, *options):
+    """The arguments that train a small model of a stage into `folder`."""
+    shared = ["--optim.max_steps", steps, "--optim.batch_size", 16, "--run.output_dir", folder, "--run.log_every", 1]
+    stage_one = [] if stage == "tokenizer" else ["--tokenizer", "runs/tokenizer"]
+    return f"train_{stage}", *SMALL[stage], *stage_one, *shared, "--run.sample_every", steps, *options
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A working directory in which the three trainings have been run, one after the other, as the README says."""
+    cwd = tmp_path_factory.mktemp("home")
+    for stage in SMALL:
+        run(*training(stage, "runs", 60, "--run.checkpoint_every", 20), cwd=cwd, launcher=ACCELERATE)
+    return cwd
+
+
+def test_a_run_folder_holds_all_it_promises(home):
+    for stage, artefact in ARTEFACT.items():
+        folder = home / "runs" / stage
+        assert (folder / artefact).is_file()
+        assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-40", "step-60"]
+        assert yaml.safe_load((folder / "config.yaml").read_text())["optim"]["max_steps"] == 60
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert sorted(set(steps)) == list(range(1, 61))
+        assert list((folder / "tensorboard").glob("events.*"))
+        assert (folder / "samples" / "step-000060.png").stat().st_size > 500
+
+
+def test_training_lowers_the_loss(home):
+    for stage in SMALL:
+        lines = [json.loads(line) for line in (home / "runs" / stage / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in lines if "loss" in line]
+        assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5]), stage
+
+
+def test_the_tokenizers_codebook_is_inside_the_ball_of_its_step(home):
+    tokenizer = VQTokenizer.from_pretrained(home / "runs/tokenizer/tokenizer")
+    assert tokenizer.bottleneck.step == 60
+    norms = torch.linalg.vector_norm(tokenizer.codebook, dim=1)
+    assert norms.max() <= np.exp(3e-4 * 60) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stage", "pipeline"), [("ldm", ArcVQLDMPipeline), ("pixelcnn", ArcVQPixelCNNPipeline)], ids=["ldm", "pixelcnn"]
+)
+def test_a_fresh_process_repeats_the_final_samples_bit_for_bit(home, stage, pipeline):
+    code = f"""
+import numpy as np, torch
+from pipelines import {pipeline.__name__}
+final = np.load("runs/{stage}/samples/final.npz")
+pipe = {pipeline.__name__}.from_pretrained("runs/{stage}/pipeline")
+generators = [torch.Generator().manual_seed(int(seed)) for seed in final["seeds"]]
+images = pipe(final["class_labels"].tolist(), generator=generators, output_type="np").images
+assert final["images"].shape == (10, 32, 32, 1) and final["images"].std() > 0
+assert np.array_equal(images, final["images"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("stage", SMALL)
+def test_a_killed_training_ends_with_the_weights_of_one_never_killed(home, stage):
+    arguments = training(stage, "killed", 60, "--run.checkpoint_every", 7)
+    process = subprocess.Popen(command(*arguments), cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = home / "killed" / stage / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 25):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (home / "killed" / stage / ARTEFACT[stage]).exists()
+
+    resumed = run(*arguments, cwd=home)
+    assert "resuming from killed" in resumed.stdout
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if "lr" in json.loads(line)]
+    assert steps == list(range(1, 61))
+    weights, expected = (load_file(home / folder / stage / ARTEFACT[stage]) for folder in ("killed", "runs"))
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(weights[name], expected[name]), name
+
+
+def test_another_seed_gives_other_weights(home):
+    run(*training("tokenizer", "seeded", 60, "--run.seed", 1), cwd=home)
+    weights, expected = (load_file(home / run / "tokenizer" / ARTEFACT["tokenizer"]) for run in ("seeded", "runs"))
+    assert not torch.equal(weights["encoder.conv_in.weight"], expected["encoder.conv_in.weight"])
+
+
+@pytest.mark.parametrize("stage", SMALL)
+def test_two_processes_train_and_save(home, stage):
+    launcher = [*ACCELERATE, "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    run(*training(stage, "pair", 6), cwd=home, launcher=launcher)
+    weights, single = (load_file(home / folder / stage / ARTEFACT[stage]) for folder in ("pair", "runs"))
+    assert weights.keys() == single.keys()
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    lines = (home / "pair" / stage / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "lr" in json.loads(line)] == list(range(1, 7))
+
+
+def test_a_folder_with_other_settings_is_refused_and_left_alone(home):
+    before = {path: path.read_bytes() for path in (home / "runs/tokenizer").rglob("*") if path.is_file()}
+    done = run(*training("tokenizer", "runs", 60, "--optim.lr", "0.5"), cwd=home, check=False)
+    assert_one_line(done, "optim.lr was 0.002 and is now 0.5")
+    assert before == {path: path.read_bytes() for path in (home / "runs/tokenizer").rglob("*") if path.is_file()}
+
+
+def test_samples_are_written_and_repeat(home):
+    for output in ("first", "second"):
+        run("sample", "runs/pixelcnn", "--class_labels", 3, 7, "--per_class", 2, "--output", output, cwd=home)
+    names = sorted(path.name for path in (home / "first").iterdir())
+    assert names == [
+        "class-0003-seed-000000.png",
+        "class-0003-seed-000001.png",
+        "class-0007-seed-000002.png",
+        "class-0007-seed-000003.png",
+        "grid.png",
+    ]
+    for name in names:
+        assert (home / "first" / name).read_bytes() == (home / "second" / name).read_bytes()
+
+
+def test_evaluation_writes_named_numbers_with_their_protocol(home):
+    run("evaluate", "reconstruction", cwd=home)
+    sampling = ["--num_images", 20, "--sampling.num_inference_steps", 2]
+    run("evaluate", "generation", "runs/ldm", *sampling, cwd=home)
+    reconstruction, generation = (
+        json.loads((home / "runs" / run / "evaluation" / f"{task}.json").read_text())
+        for run, task in (("tokenizer", "reconstruction"), ("ldm", "generation"))
+    )
+    assert reconstruction["numbers"]["images"] == 360
+    assert 5 < reconstruction["numbers"]["psnr"] < 40
+    assert 0 < reconstruction["numbers"]["usage"] <= 1
+    assert reconstruction["protocol"]["split"] == "test"
+    assert len(reconstruction["protocol"]["fingerprint"]) == 64
+    assert 0 <= generation["numbers"]["class_accuracy[digits-classifier]"] <= 1
+    assert generation["numbers"]["frechet_distance[digits-classifier]"] > 0
+    assert "fid" not in " ".join(generation["numbers"])
+    assert generation["protocol"]["sampling"] == {"num_inference_steps": 2}
+
+
+def assert_one_line(done, text):
+    """An error of one line that holds `text`, a status that is not 0, and no traceback."""
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr + done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and text in lines[0], done.stderr
+    assert done.stderr.splitlines()[-1] == lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("train_tokenizer", "--optim.max_step", 3), "--optim.max_steps"),
+        (("train_tokenizer", "--optim.lr", "fast"), "optim.lr"),
+        (("train_tokenizer", "--model.quantizer", "arcs"), "unknown quantizer 'arcs'; there are arc, vq"),
+        (("train_tokenizer", "--model.quantizer_options.margni", 1), "'margni'; it has beta"),
+        (("train_tokenizer", "--data.name", "./no/such/folder"), "no/such/folder"),
+        (("train_tokenizer", "--data.name", "no-such-set"), "no-such-set"),
+        (("train_tokenizer", "--optim.batch_size", 5000), "5000"),
+        (("train_tokenizer", "--config", "none.yaml"), "none.yaml"),
+        (("train_ldm", "--tokenizer", "none"), "folder 'none' is not there"),
+        (("train_ldm", "--tokenizer", "runs/pixelcnn/pipeline/prior"), "holds a PixelCNN"),
+        (("train_pixelcnn", "--tokenizer", "runs/tokenizer", "--data.channels", 3), "(channels, size) (3, 32)"),
+        (("sample", "runs/ldm", "--class_labels", 10), "class label 10 is out of range: the classes are 0 to 9"),
+        (("sample", "runs/tokenizer"), "holds a VQTokenizer"),
+        (("evaluate", "generation", "runs/ldm", "--sampling.top_k", 3), "no option sampling.top_k"),
+        (("evaluate", "generation", "runs/ldm", "--extractor", "inception"), "weights-inception"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_clear_line(home, arguments, text, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(home / "torch"))
+    before = sorted(home.glob("runs/*"))
+    done = run(*arguments, *(["--run.name", "new"] if arguments[0].startswith("train") else []), cwd=home, check=False)
+    assert_one_line(done, text)
+    assert sorted(home.glob("runs/*")) == before
