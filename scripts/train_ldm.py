@@ -49,9 +49,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
     unet = make_unet(tokenizer.latent_shape, len(stage_one.class_names), **config.unet.as_dict())
     scheduler = make_scheduler(**config.diffusion.as_dict())
+    averaged = copy.deepcopy(unet).requires_grad_(False)
     model = run.prepare(unet, stage_one.train, ema_decay=config.ema_decay)
     scale = stage_one.train.latent_scale
-    averaged = copy.deepcopy(unet).requires_grad_(False)
     id2label = dict(enumerate(stage_one.class_names))
     pipeline = ArcVQLDMPipeline(tokenizer, averaged, scheduler, id2label, scale).to(run.device)
 

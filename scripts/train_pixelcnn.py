@@ -49,8 +49,8 @@ def main(args: Sequence[str] | None = None) -> None:
         grid_size=tokenizer.latent_shape[1:],
         **config.prior.as_dict(),
     )
-    model = run.prepare(prior, stage_one.train, ema_decay=config.ema_decay)
     averaged = copy.deepcopy(prior).requires_grad_(False)
+    model = run.prepare(prior, stage_one.train, ema_decay=config.ema_decay)
     pipeline = ArcVQPixelCNNPipeline(tokenizer, averaged, dict(enumerate(stage_one.class_names))).to(run.device)
 
     for batch in run.steps():

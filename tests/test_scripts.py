@@ -124,6 +124,16 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(home, stage
         assert torch.equal(weights[name], expected[name]), name
 
 
+@pytest.mark.parametrize("stage", SMALL)
+def test_bfloat16_trains_and_saves_float32(home, stage):
+    run(*training(stage, "bf16", 6, "--run.mixed_precision", "bf16"), cwd=home)
+    weights, single = (load_file(home / folder / stage / ARTEFACT[stage]) for folder in ("bf16", "runs"))
+    assert {name: tensor.dtype for name, tensor in weights.items()} == {
+        name: tensor.dtype for name, tensor in single.items()
+    }
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
 def test_another_seed_gives_other_weights(home):
     run(*training("tokenizer", "seeded", 60, "--run.seed", 1), cwd=home)
     weights, expected = (load_file(home / run / "tokenizer" / ARTEFACT["tokenizer"]) for run in ("seeded", "runs"))

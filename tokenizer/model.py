@@ -33,11 +33,12 @@ class TokenizerOutput(BaseOutput):
     `losses` are the quantizer's, by name, not weighted.
     """
 
+    # Under mixed precision accelerate makes the output anew from one dictionary, which needs the defaults.
     reconstruction: Tensor
-    latents: Tensor
-    codes: Tensor
-    losses: dict[str, Tensor]
-    counts: Tensor
+    latents: Tensor = None
+    codes: Tensor = None
+    losses: dict[str, Tensor] = None
+    counts: Tensor = None
 
 
 class VQTokenizer(ModelMixin, ConfigMixin):

@@ -23,10 +23,11 @@ class QuantizerOutput(BaseOutput):
         counts: (K,) int64, how often each code was used in this batch.
     """
 
+    # All but the first have defaults, as accelerate and diffusers expect of an output.
     quantized: Tensor
-    codes: Tensor
-    losses: dict[str, Tensor]
-    counts: Tensor
+    codes: Tensor = None
+    losses: dict[str, Tensor] = None
+    counts: Tensor = None
 
     @property
     def usage(self) -> Tensor:
