@@ -98,10 +98,11 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
 
 
-# May differ between the start of a run and its resumption: they change neither the data nor the weights of a step.
+# May differ between the start of a run and its resumption: they change neither the data nor the weights of a step, but
+# for max_steps, which is how a run is made longer; a cosine schedule then goes on as that of the longer run.
 _MAY_CHANGE = (
     "run.output_dir", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
-    "data.num_workers",
+    "data.num_workers", "optim.max_steps",
 )  # fmt: skip
 
 
@@ -164,7 +165,10 @@ class Run:
         )
         self._batches(start_step=0)  # a batch size that does not fit is an error now, before anything is written
         self.accelerator.wait_for_everyone()
-        if self.is_main:
+        finished = checkpoints(self.folder) and _step_of(checkpoints(self.folder)[-1]) >= self.optim.max_steps
+        if self.is_main and finished:
+            print(f"{self.folder} has {_step_of(checkpoints(self.folder)[-1])} steps already: nothing is left to train")
+        elif self.is_main:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
             print(f"run folder: {self.folder}")
@@ -256,11 +260,10 @@ class Run:
         if not stored.is_file() or not checkpoints(self.folder):
             return
         before, settings = _flat(yaml.safe_load(stored.read_text())), _flat(self.settings)
-        may_change = _MAY_CHANGE + (("optim.max_steps",) if self.optim.schedule == "constant" else ())
         changed = [
             f"{name} was {before.get(name)!r} and is now {settings.get(name)!r}"
             for name in sorted(before.keys() | settings.keys())
-            if name not in may_change and before.get(name) != settings.get(name)
+            if name not in _MAY_CHANGE and before.get(name) != settings.get(name)
         ]
         if changed:
             raise ValueError(

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import evaluate
+import torch
 import train_ldm
 import train_pixelcnn
 import train_tokenizer
 from command_line import ScriptParser, run_script
+from sampling import read_final_samples, reconstruct
+from stage_one import load_tokenizer
+from torch.utils.data import Subset
 
-from pipelines.pictures import plot_curves, read_metrics
+from pipelines.pictures import plot_curves, read_metrics, save_class_samples
 from pipelines.report import Picture, Section, write_report
+from tokenizer.data import DataConfig, load_images
 
 # DDIM steps of the samples that are measured; 250 is the pipeline's default and takes five times as long.
 EVALUATION_STEPS = 50
@@ -46,47 +51,81 @@ def main(args: Sequence[str] | None = None) -> None:
     evaluate.main(["generation", ldm, *sampling, f"--sampling.num_inference_steps={EVALUATION_STEPS}"])
     evaluate.main(["generation", pixelcnn, *sampling])
 
-    page = runs / "quickstart" / "report.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_report(page, "ArcVQ on handwritten digits", sections(Path(tokenizer), Path(ldm), Path(pixelcnn), page.parent))
+    folder = runs / "quickstart"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_overview(Path(tokenizer), Path(ldm), Path(pixelcnn), folder / "overview.png")
+    results = {
+        "tokenizer": read_result(Path(tokenizer), "reconstruction"),
+        "ldm": read_result(Path(ldm), "generation"),
+        "pixelcnn": read_result(Path(pixelcnn), "generation"),
+    }
+    (folder / "numbers.json").write_text(json.dumps(results, indent=2) + "\n")
+    page = folder / "report.html"
+    write_report(page, "ArcVQ on handwritten digits", sections(runs, results, folder))
+    for name, result in results.items():
+        print(f"{name}: {', '.join(f'{key} {show(value)}' for key, value in result['numbers'].items())}")
     print(f"report: {page} ({(time.monotonic() - began) / 60:.1f} minutes)")
 
 
-def sections(tokenizer: Path, ldm: Path, pixelcnn: Path, pictures: Path) -> list[Section]:
+def save_overview(tokenizer: Path, ldm: Path, pixelcnn: Path, file: Path) -> None:
+    """A picture of one digit per class: held-out originals, their reconstructions, and samples of both priors."""
+    test = load_images(DataConfig(), "test")
+    first = [(test.labels == label).nonzero()[0].item() for label in range(test.num_classes)]
+    originals, reconstructions, _ = reconstruct(load_tokenizer(str(tokenizer)), Subset(test, first))
+    rows = {
+        "original": originals,
+        "reconstruction": reconstructions,
+        "latent diffusion": read_final_samples(ldm / "samples"),
+        "PixelCNN": read_final_samples(pixelcnn / "samples"),
+    }
+    row_of_image = [row for row, images in enumerate(rows.values()) for _ in images]
+    save_class_samples(torch.cat(list(rows.values())), row_of_image, list(rows), file)
+
+
+def sections(runs: Path, results: dict[str, Any], pictures: Path) -> list[Section]:
     """The report's sections, from what the runs have written."""
-    curves = {run: pictures / f"curves-{run.name}.png" for run in (tokenizer, ldm, pixelcnn)}
-    for run, picture in curves.items():
-        plot_curves(read_metrics(run / "metrics.jsonl"), picture)
-    reconstruction = read_result(tokenizer, "reconstruction")
+    curves = {name: pictures / f"curves-{name}.png" for name in results}
+    for name, picture in curves.items():
+        plot_curves(read_metrics(runs / name / "metrics.jsonl"), picture)
+    evaluation = runs / "tokenizer" / "evaluation"
     return [
         Section(
+            "Overview",
+            "One digit of each class: held out, reconstructed from its codes, and sampled from both priors.",
+            (Picture(pictures / "overview.png"),),
+        ),
+        Section(
             "Reconstruction",
-            f"Held-out digits above what the tokenizer makes of their codes. {protocol(reconstruction)}",
-            (Picture(tokenizer / "evaluation" / "reconstruction.png", "originals above reconstructions", True),),
-            reconstruction["numbers"],
+            f"Held-out digits above what the tokenizer makes of their codes. {protocol(results['tokenizer'])}",
+            (Picture(evaluation / "reconstruction.png", "originals above reconstructions", pixelated=True),),
+            results["tokenizer"]["numbers"],
         ),
         Section(
             "Codebook",
             "Left: the norm of each code against how often the held-out digits use it. Right: the distances between "
             "all codes.",
-            (Picture(tokenizer / "evaluation" / "codebook.png", "the codebook after training"),),
+            (Picture(evaluation / "codebook.png", "the codebook after training"),),
         ),
-        *(generation(title, run) for title, run in (("Latent diffusion", ldm), ("PixelCNN", pixelcnn))),
+        *(
+            Section(
+                title,
+                f"Samples of every class, the first ones of those measured. {protocol(results[name])}",
+                (Picture(runs / name / "evaluation" / "generation.png", "one class per row, none selected"),),
+                results[name]["numbers"],
+            )
+            for title, name in (("Latent diffusion", "ldm"), ("PixelCNN", "pixelcnn"))
+        ),
         Section(
             "Curves",
             "Numbers that begin with test are of held-out digits.",
-            tuple(Picture(picture, f"the training of {run.name}") for run, picture in curves.items()),
+            tuple(Picture(picture, f"the training of {name}") for name, picture in curves.items()),
         ),
-        Section("Again", "These commands repeat the numbers above.", commands=commands(tokenizer, ldm, pixelcnn)),
+        Section(
+            "Again",
+            "These commands repeat the numbers above.",
+            commands=tuple(result["protocol"]["command"] for result in results.values()),
+        ),
     ]
-
-
-def generation(title: str, run: Path) -> Section:
-    """Samples by class and their numbers."""
-    result = read_result(run, "generation")
-    text = f"Samples of every class, the first ones of those measured. {protocol(result)}"
-    picture = Picture(run / "evaluation" / "generation.png", "one class per row, none selected")
-    return Section(title, text, (picture,), result["numbers"])
 
 
 def protocol(result: dict[str, Any]) -> str:
@@ -97,15 +136,14 @@ def protocol(result: dict[str, Any]) -> str:
     return f"Measured on the {facts['images']} images of the {facts['split']} split of {facts['data']}{seed}{sampled}."
 
 
-def commands(*runs: Path) -> tuple[str, ...]:
-    """The evaluation commands of the runs."""
-    results = [read_result(run, "reconstruction" if run.name == "tokenizer" else "generation") for run in runs]
-    return tuple(result["protocol"]["command"] for result in results)
-
-
 def read_result(run: Path, task: str) -> dict[str, Any]:
     """What evaluate.py wrote about a run."""
     return json.loads((run / "evaluation" / f"{task}.json").read_text())
+
+
+def show(value: float | int | str) -> str:
+    """A number for the terminal."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -85,18 +85,23 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def save_final_samples(pipeline: ClassConditionalPipeline, folder: Path, seed: int) -> Tensor:
+def save_final_samples(pipeline: ClassConditionalPipeline, folder: Path, seed: int) -> None:
     """One image of each of the first 16 classes, in one batch, as `folder`/final.npz: what the pipeline must repeat.
 
     The file holds `images` (n, H, W, C) float32 in [0, 1], `class_labels` and `seeds`; the pipeline's other arguments
-    are its defaults. Returns the images as uint8 (n, C, H, W).
+    are its defaults.
     """
     labels = list(pipeline.class_names)[:16]
     seeds = [seed + index for index in range(len(labels))]
     pipeline.set_progress_bar_config(desc="final samples")
     images = pipeline(labels, generator=generators(seeds), output_type="np").images
     np.savez(folder / "final.npz", images=images, class_labels=labels, seeds=seeds)
-    return torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
+
+
+def read_final_samples(folder: Path) -> Tensor:
+    """The images of `folder`/final.npz as uint8 (n, C, H, W)."""
+    images = torch.from_numpy(np.load(folder / "final.npz")["images"])
+    return (images * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
 
 
 class RGBImages(Dataset):

@@ -5,59 +5,30 @@ workers or processes, sees the same global batches as an uninterrupted run on on
 """
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
-import datasets
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
-import pyarrow
-import pyarrow.compute
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Sampler
 
-HUB_IDS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+from tokenizer.data_sources import DataConfig, as_images, find_columns, load_tables, read_labels
+from tokenizer.image_files import DataError, ImageColumn, convert, resize
+
+__all__ = [
+    "DataConfig",
+    "DataError",
+    "ImageDataset",
+    "StepBatches",
+    "epoch_order",
+    "evaluation_batches",
+    "load_images",
+    "training_batches",
+]
+
 HELD_OUT_SPLITS = ("test", "validation", "valid", "val")
-EXIF_ORIENTATION = 0x0112
-BICUBIC = PIL.Image.Resampling.BICUBIC
-
-
-class DataError(ValueError):
-    """Data that cannot be used, in one line which names the file, column or value and the remedy."""
-
-    def __init__(self, message: str):
-        # torch rebuilds a worker's error from the text of its traceback, whose last line is the original message.
-        if message.startswith("Caught DataError in "):
-            message = message.rstrip().splitlines()[-1].partition("DataError: ")[2]
-        super().__init__(" ".join(message.splitlines()))
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images, and as what they are read.
-
-    Args:
-        name: digits, mnist, cifar10, a data set's id on the Hub, a folder of images or a folder of parquet files.
-        image_size: side S of the square images; larger ones are resized and cropped. None: the first image's own size.
-        channels: 1 (grey) or 3 (RGB). None: those of the first image.
-        image_column: the column that holds the images. None: the only image column.
-        label_column: the column that holds the labels. None: the only class label column, or "label" or "labels".
-        num_workers: processes that decode images beside the main one.
-    """
-
-    name: str = "digits"
-    image_size: int | None = None
-    channels: Literal[1, 3] | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    num_workers: int = 0
 
 
 def load_images(config: DataConfig, split: Literal["train", "test"]) -> "ImageDataset":
@@ -77,7 +48,7 @@ def load_images(config: DataConfig, split: Literal["train", "test"]) -> "ImageDa
         raise DataError(f"data.channels is {config.channels}; set it to 1 (grey) or 3 (RGB)")
     if split not in ("train", "test"):
         raise DataError(f"split {split!r} is neither 'train' nor 'test'")
-    tables = _load_tables(config.name)
+    tables = load_tables(config.name)
     if "train" not in tables:
         raise DataError(f"data set {config.name!r} has no train split, only {', '.join(tables)}; rename one to train")
 
@@ -93,10 +64,10 @@ def load_images(config: DataConfig, split: Literal["train", "test"]) -> "ImageDa
             )
     source = {"train": "train", "test": held_out}
 
-    image_column, label_column = _columns(tables["train"], config)
+    image_column, label_column = find_columns(tables["train"], config)
     used = {name: tables[name] for name in source.values()}
-    labels, class_names = _read_labels(used, label_column, config.label_column is not None)
-    columns = {name: _ImageColumn(_as_images(table, image_column), image_column, name) for name, table in used.items()}
+    labels, class_names = read_labels(used, label_column, config.label_column is not None)
+    columns = {name: ImageColumn(as_images(table, image_column), image_column, name) for name, table in used.items()}
     first, where = columns["train"].decode(rows["train"][0])
     if config.image_size is None and first.width != first.height:
         raise DataError(f"{where} is {first.width}x{first.height}, not square; set data.image_size to the side to use")
@@ -124,7 +95,7 @@ class ImageDataset(torch.utils.data.Dataset):
         DataError: from an item: its image cannot be read or decoded, or is smaller than `image_size`.
     """
 
-    encoded: "_ImageColumn"
+    encoded: "ImageColumn"
     rows: np.ndarray  # of the column, one for each item
     labels: torch.Tensor
     class_names: list[str]
@@ -142,7 +113,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         image, where = self.encoded.decode(self.rows[index])
-        image = _resize(_convert(image, self.channels, where), self.image_size, where)
+        image = resize(convert(image, self.channels, where), self.image_size, where)
         pixels = np.asarray(image).reshape(self.image_size, self.image_size, self.channels).transpose(2, 0, 1)
         # In numpy: torch would share so little work among threads, which costs far more than it saves.
         pixels = np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(127.5) - np.float32(1)
@@ -238,183 +209,3 @@ def _loader(dataset: ImageDataset, num_workers: int, **batching) -> DataLoader:
     # A generator of its own: without one each pass draws a seed from the global random state and moves it on.
     pin, generator = torch.cuda.is_available(), torch.Generator()
     return DataLoader(dataset, num_workers=num_workers, pin_memory=pin, generator=generator, **batching)
-
-
-@dataclass(frozen=True)
-class _ImageColumn:
-    """One split's images, encoded. It keeps the table, not its Arrow column: a table goes to a worker as a path."""
-
-    table: datasets.Dataset
-    column: str
-    split: str
-
-    def read(self, row: int) -> tuple[bytes, str]:
-        """A row's encoded image and the words that name it in an error."""
-        # Straight from Arrow: formatting a row through `datasets` takes longer than decoding a small image.
-        image = self.table.data.column(self.column)[int(row)]
-        encoded, path = (image["bytes"].as_py(), image["path"].as_py()) if image.is_valid else (None, None)
-        if encoded is not None:
-            return encoded, f"image in row {row} of split {self.split!r}"
-        if path is None:
-            raise DataError(f"row {row} of split {self.split!r} has no image in column {self.column!r}; remove the row")
-        try:
-            return Path(path).read_bytes(), f"image {path}"
-        except OSError as error:
-            raise DataError(f"image {path} cannot be read: {error.strerror}; restore the file") from error
-
-    def decode(self, row: int) -> tuple[PIL.Image.Image, str]:
-        """A row's image, upright, in the mode it is stored in, and the words that name it in an error."""
-        encoded, where = self.read(row)
-        try:
-            image = PIL.Image.open(io.BytesIO(encoded))
-            image.load()
-            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-                image = PIL.ImageOps.exif_transpose(image)
-        except PIL.UnidentifiedImageError as error:  # its own text holds only the address of a buffer
-            raise DataError(f"{where} cannot be decoded: not an image format known to PIL; replace it") from error
-        except Exception as error:  # what a decoder raises on broken data is open-ended: OSError, struct.error, ...
-            raise DataError(f"{where} cannot be decoded: {_reason(error)}; remove or replace it") from error
-        return image, where
-
-
-def _convert(image: PIL.Image.Image, channels: int, where: str) -> PIL.Image.Image:
-    """An image of any mode as L (channels 1) or RGB (channels 3), 8 bits."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            found = f"{values.min()}..{values.max()}"
-            raise DataError(f"{where} has values {found}, which do not fit 0..65535; save it with 8 or 16 bits")
-        image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))  # round(value / 257)
-    elif image.mode == "F":
-        raise DataError(f"{where} has float values, whose range is not defined; save it with 8 or 16 bits")
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode == mode and not image.has_transparency_data:
-        return image
-    try:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB").convert(mode)
-    except ValueError as error:
-        raise DataError(f"{where} has mode {image.mode}, which has no RGB form; save it as RGB") from error
-
-
-def _resize(image: PIL.Image.Image, size: int, where: str) -> PIL.Image.Image:
-    """The short side resized to `size`, then the central size x size pixels."""
-    short = min(image.size)
-    if short < size:
-        found = f"{image.width}x{image.height}"
-        raise DataError(f"{where} is {found}, smaller than {size}x{size}; remove it or lower data.image_size")
-    if short > size:
-        width, height = (round(side * size / short) for side in image.size)
-        image = image.resize((width, height), BICUBIC)
-    if image.size == (size, size):
-        return image
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def _load_tables(name: str) -> dict[str, datasets.Dataset]:
-    """All splits of a data set by their own names; digits, mnist and cifar10 are never taken for folders."""
-    if name == "digits":
-        return _digits()
-    folder = Path(name).expanduser()
-    is_folder = bool(name) and name not in HUB_IDS and folder.is_dir()
-    if not is_folder and (name.startswith((".", "/", "~")) or folder.is_file()):
-        raise DataError(f"data folder {name!r} is not there or is not a folder; set data.name to a folder")
-    try:
-        # Absolute: a relative folder called csv or parquet would be taken for one of the formats of `datasets`.
-        return datasets.load_dataset(str(folder.absolute()) if is_folder else HUB_IDS.get(name, name))
-    except Exception as error:  # builders and the Hub client raise errors of many unrelated classes
-        if is_folder:
-            raise DataError(f"folder {name!r} cannot be loaded as images or parquet: {_reason(error)}") from error
-        kind = "" if name in HUB_IDS else "is neither digits, mnist, cifar10 nor a folder here, and "
-        remedy = "set data.name to a folder or to a data set within reach"
-        raise DataError(
-            f"data set {name!r} {kind}could not be loaded from the Hub: {_reason(error)}; {remedy}"
-        ) from error
-
-
-def _digits() -> dict[str, datasets.Dataset]:
-    """scikit-learn's 1,797 digits of 8x8, enlarged to 32x32, in a fixed stratified split of 1,437 and 360."""
-    images, targets = load_digits(return_X_y=True)
-    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    # PPM is not compressed: quick to decode, and the fingerprint does not depend on the version of zlib.
-    encoded = [b"P5 32 32 255 " + PIL.Image.fromarray(digit).resize((32, 32), BICUBIC).tobytes() for digit in pixels]
-    label = datasets.ClassLabel(names=[str(digit) for digit in range(10)])
-    features = datasets.Features({"image": datasets.Image(), "label": label})
-    train, test = train_test_split(np.arange(len(targets)), test_size=360, stratify=targets, random_state=0)
-    splits = {}
-    for split, rows in (("train", train), ("test", test)):
-        columns = {"image": [{"bytes": encoded[row], "path": None} for row in rows], "label": targets[rows]}
-        splits[split] = datasets.Dataset.from_dict(columns, features=features)
-    return splits
-
-
-def _columns(table: datasets.Dataset, config: DataConfig) -> tuple[str, str | None]:
-    """The image column and, where there is one, the label column: those named, else those their types point to."""
-    of_type = {
-        kind: [column for column, feature in table.features.items() if isinstance(feature, kind)]
-        for kind in (datasets.Image, datasets.ClassLabel)
-    }
-    plain_labels = [column for column in ("label", "labels") if column in table.column_names]
-    there = f"the columns of {config.name!r} are {', '.join(table.column_names)}"
-    chosen = []
-    for option, named, found, required in (
-        ("image_column", config.image_column, of_type[datasets.Image], True),
-        ("label_column", config.label_column, of_type[datasets.ClassLabel] or plain_labels, False),
-    ):
-        if named is not None and named not in table.column_names:
-            raise DataError(f"data.{option} {named!r} is missing: {there}")
-        if named is None and (len(found) > 1 or (required and not found)):
-            raise DataError(f"{len(found) or 'no'} columns may be the {option}: {there}; set data.{option} to one")
-        chosen.append(named or (found[0] if found else None))
-    return chosen[0], chosen[1]
-
-
-def _as_images(table: datasets.Dataset, column: str) -> datasets.Dataset:
-    """`column` alone, as images: parquet written without `datasets` may hold plain bytes, paths or structs of both."""
-    table = table.select_columns(column)
-    if isinstance(table.features[column], datasets.Image):
-        return table
-    try:
-        return table.cast_column(column, datasets.Image())
-    except (TypeError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"column {column!r} holds {table.features[column]}, no images; name another") from error
-
-
-def _read_labels(
-    tables: dict[str, datasets.Dataset], column: str | None, named: bool
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Every split's labels, int64 (n,), and the class names that all splits share."""
-    arrow = {} if column is None else {split: table.data.column(column) for split, table in tables.items()}
-    # A train/ and a test/ folder without class folders come with a label column, null throughout the train split.
-    if column is None or (not named and arrow["train"].null_count == len(arrow["train"])):
-        return {split: np.zeros(len(table), dtype=np.int64) for split, table in tables.items()}, ["image"]
-    for split, values in arrow.items():
-        if values.null_count:
-            row = pyarrow.compute.index(pyarrow.compute.is_null(values), True).as_py()
-            raise DataError(f"row {row} of split {split!r} has no label in column {column!r}; label or remove the row")
-    feature = tables["train"].features[column]
-    dtype = getattr(feature, "dtype", "")
-    if dtype in ("string", "large_string"):
-        class_names = sorted(set().union(*(values.unique().to_pylist() for values in arrow.values())))
-        ids = {name: label for label, name in enumerate(class_names)}
-        labels = {split: np.array([ids[v] for v in values.to_pylist()], np.int64) for split, values in arrow.items()}
-        return labels, class_names
-    if not dtype.startswith(("int", "uint")):
-        raise DataError(f"label column {column!r} holds {feature}, not integers or strings; set data.label_column")
-    labels = {split: values.to_numpy().astype(np.int64) for split, values in arrow.items()}
-    values = np.concatenate(list(labels.values()))
-    low, high = values.min(), values.max()
-    class_names = feature.names if isinstance(feature, datasets.ClassLabel) else [str(i) for i in range(high + 1)]
-    if low < 0 or high >= len(class_names):
-        raise DataError(f"label column {column!r} has label {low if low < 0 else high}, which is no class; correct it")
-    return labels, class_names
-
-
-def _reason(error: Exception) -> str:
-    """The error's first line; `datasets` wraps a file it cannot parse in an error that says nothing."""
-    if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).splitlines() or [type(error).__name__])[0]
