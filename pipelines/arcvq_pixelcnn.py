@@ -1,6 +1,6 @@
 """ArcVQPixelCNNPipeline: class labels -> codes (PixelCNN) -> images (tokenizer)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: Callable[["ArcVQPixelCNNPipeline", int, int, dict[str, Tensor]], dict] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Samples one image per class label.
 
@@ -56,6 +57,8 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
             generator: one per image (a batch then equals its singles), or one.
             output_type: `pil`, `np` (B, H, W, C) in [0, 1] or `pt` (B, C, H, W) in [0, 1].
             return_dict: False returns `(images,)`.
+            callback_on_step_end: called as f(pipeline, position, position, {"codes": codes (B, h, w)}) after every
+                position; the codes it returns replace the present ones.
 
         Raises:
             ValueError: labels, generators or an option that do not fit, before anything is sampled.
@@ -70,8 +73,13 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
 
+        def on_position(position: int, codes: Tensor) -> Tensor:
+            if callback_on_step_end is None:
+                return codes
+            return (callback_on_step_end(self, position, position, {"codes": codes}) or {}).get("codes", codes)
+
         generators = generator if isinstance(generator, list) else [generator] * len(labels)
-        codes = self.prior.sample(labels, generators, temperature, top_k, top_p, progress=self.progress_bar)
+        codes = self.prior.sample(labels, generators, temperature, top_k, top_p, self.progress_bar, on_position)
         output = self.to_output(self.vqvae.decode_codes(codes), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=output) if return_dict else (output,)

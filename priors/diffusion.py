@@ -19,7 +19,7 @@ def make_unet(
     channels: int = 64,
     channel_multipliers: tuple[int, ...] = (1, 2),
     num_blocks: int = 2,
-    attention_sizes: tuple[int, ...] = (8, 4),
+    attention_sizes: tuple[int, ...] | None = None,
     head_channels: int = 32,
     dropout: float = 0.0,
 ) -> UNet2DModel:
@@ -31,7 +31,7 @@ def make_unet(
         channels: width at the full latent size.
         channel_multipliers: width of each level over `channels`; the latents are halved from level to level.
         num_blocks: residual blocks per level.
-        attention_sizes: latent heights at which self-attention follows the residual blocks.
+        attention_sizes: latent heights with self-attention after the residual blocks; None is the lowest level alone.
         head_channels: channels per attention head.
         dropout: dropout inside the residual blocks.
 
@@ -47,10 +47,12 @@ def make_unet(
     sizes = [height >> level for level in range(len(channel_multipliers))]
     if any(side % (1 << (len(sizes) - 1)) for side in (height, width)):
         raise ValueError(
-            f"latents of {height} x {width} cannot be halved {len(sizes) - 1} times; use fewer channel_multipliers"
+            f"latents of {height} x {width} cannot be halved {len(sizes) - 1} times, once per level but the first: "
+            f"give unet.channel_multipliers fewer entries than {len(sizes)}"
         )
+    attention_sizes = sizes[-1:] if attention_sizes is None else attention_sizes
     if absent := set(attention_sizes) - set(sizes):
-        raise ValueError(f"attention_sizes {sorted(absent)} do not occur among the UNet's levels {sizes}")
+        raise ValueError(f"unet.attention_sizes {sorted(absent)} are not among the sizes of the UNet's levels, {sizes}")
     attends = [size in attention_sizes for size in sizes]
     for multiplier, attention in zip(channel_multipliers, [*attends[:-1], True], strict=True):  # the middle attends too
         if attention and channels * multiplier % head_channels:

@@ -46,8 +46,11 @@ class EncodedDataset(Dataset):
 
     @property
     def latent_scale(self) -> float:
-        """1 / standard deviation of all latents: times this, they have unit variance."""
-        return 1 / self.latents.double().std().item()
+        """1 / standard deviation of all latents: times this, they have unit variance. ValueError if all are equal."""
+        deviation = self.latents.double().std().item()
+        if not deviation > 0:
+            raise ValueError(f"the latents' standard deviation is {deviation}: the tokenizer encodes every image alike")
+        return 1 / deviation
 
 
 def tokenizer_fingerprint(tokenizer: VQTokenizer) -> str:

@@ -4,7 +4,7 @@ van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders".
 padding: a convolution that may not see the present row or pixel is shifted by one, and has no masked weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -101,7 +101,8 @@ class PixelCNN(ModelMixin, ConfigMixin):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        progress: Callable[[range], Sequence[int]] = lambda positions: positions,
+        progress: Callable[[range], Iterable[int]] = lambda positions: positions,
+        on_position: Callable[[int, Tensor], Tensor] = lambda position, codes: codes,
     ) -> Tensor:
         """Draws codes position by position.
 
@@ -112,6 +113,7 @@ class PixelCNN(ModelMixin, ConfigMixin):
             top_k: keeps the k most likely codes.
             top_p: keeps the smallest set of codes whose probability reaches p.
             progress: wraps the positions, to show how far the sampling is.
+            on_position: called with each position and the codes (B, h, w) up to it; what it returns replaces them.
 
         Returns:
             Codes (B, h, w) int64.
@@ -131,6 +133,7 @@ class PixelCNN(ModelMixin, ConfigMixin):
             logits = self(codes[:, : row + 1], labels)[:, :, row, column].float()
             probabilities = _restrict(logits / temperature, top_k, top_p).softmax(dim=1)
             codes[:, row, column] = _inverse_cdf(probabilities, uniform[:, position])
+            codes = on_position(position, codes)
         return codes
 
 

@@ -1,7 +1,9 @@
 """What every script's command line has: options from signatures, a YAML by --config, one line for an error."""
 
 import difflib
+import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,34 +19,45 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class ScriptParser(ArgumentParser):
     """A parser with --config, whose errors are one line that names the value and the valid options.
 
-    Without a --config among the arguments, `digits_config`, a file of configs/digits, is the config.
+    Without a --config among the arguments, `digits_config`, a file of configs/digits, is the config where it is given.
     """
 
     def __init__(self, description: str, digits_config: str | None = None):
         super().__init__(description=description, exit_on_error=False, allow_abbrev=False)
-        if digits_config is not None:
-            file = CONFIGS / "digits" / digits_config
-            help_text = f"YAML file with options; without one it is configs/digits/{digits_config}"
-            self.add_argument("--config", action="config", help=help_text)
-            self._digits_config = file
-        else:
-            self._digits_config = None
+        default = f"; without one it is configs/digits/{digits_config}" if digits_config else ""
+        self.add_argument("--config", action="config", help=f"YAML file with options{default}")
+        self._default_config = [f"--config={CONFIGS / 'digits' / digits_config}"] if digits_config else []
 
     def parse(self, args: Sequence[str] | None) -> Namespace:
         """The parsed options; `args` None are those of the process. Exits with one line and status 2 on an error."""
         args = list(sys.argv[1:] if args is None else args)
-        if self._digits_config is not None and not any(arg.split("=")[0] == "--config" for arg in args):
-            args = ["--config", str(self._digits_config), *args]
         try:
-            return self.parse_args(args)
+            return self.parse_args(self._config_first(args))
         except ArgumentError as error:
             self._fail(" ".join(str(error).split()))
 
+    def _config_first(self, args: list[str]) -> list[str]:
+        """The same arguments with --config before all others, so that an option always overrides the file."""
+        first, rest, words = [], [], iter(args)
+        for word in words:
+            if word == "--config":
+                first += [word, *(value for value in [next(words, None)] if value is not None)]
+            elif word.startswith("--config="):
+                first.append(word)
+            else:
+                rest.append(word)
+        return (first or self._default_config) + rest
+
     def _fail(self, message: str) -> NoReturn:
         names = [option for action in self._actions for option in action.option_strings]
+        words = re.findall(r"[\w.-]+", message)
         hint = "--help lists the options"
-        for word in message.replace("'", " ").replace("=", " ").split():
-            if close := difflib.get_close_matches("--" + word.removeprefix("--"), names, n=1, cutoff=0.75):
+        for word in words:
+            # In a file an option stands below its section, without the section's name.
+            last_parts = {name.rpartition(".")[2]: name for name in names if "." in name}
+            close = difflib.get_close_matches("--" + word.removeprefix("--"), names, n=1, cutoff=0.8)
+            close += [last_parts[part] for part in difflib.get_close_matches(word, last_parts, n=1, cutoff=0.8)]
+            if close and close[0].removeprefix("--") not in (known.removeprefix("--") for known in words):
                 hint = f"did you mean {close[0]}? {hint}"
                 break
         fail(f"{message}; {hint}")
@@ -68,6 +81,7 @@ def run_script(main: Callable[[], object]) -> None:
     With ARCVQ_TRACEBACK=1 in the environment the traceback is shown.
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, said once by the error
     try:
         main()
     except (ValueError, OSError) as error:

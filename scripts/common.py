@@ -11,19 +11,21 @@ The training loops themselves stay in their scripts.
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from math import cos, pi
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
 import yaml
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from run_options import OptimConfig, RunConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -32,71 +34,8 @@ from tqdm.auto import tqdm
 
 from tokenizer.data import training_batches
 
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Where a run writes, and how often.
-
-    Args:
-        name: the run's folder inside output_dir.
-        output_dir: folder of all runs.
-        seed: of the weights, the order of the data and all noise.
-        log_every: steps between two lines of metrics.
-        sample_every: steps between two sets of pictures and held-out numbers.
-        checkpoint_every: steps between two checkpoints; the last step always makes one.
-        keep_checkpoints: how many of the newest checkpoints are kept.
-        mixed_precision: of the networks; None is what `accelerate launch` was told.
-    """
-
-    name: str
-    output_dir: str = "runs"
-    seed: int = 0
-    log_every: int = 20
-    sample_every: int = 200
-    checkpoint_every: int = 100
-    keep_checkpoints: int = 2
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW, the batch, and how long to train.
-
-    Args:
-        max_steps: optimiser steps.
-        batch_size: images per step over all processes; each takes its share.
-        lr: peak learning rate.
-        warmup_steps: steps over which the learning rate rises linearly from 0.
-        schedule: of the learning rate after that; cosine falls to 0 at max_steps.
-        betas: Adam's averages.
-        weight_decay: decoupled weight decay.
-        max_grad_norm: the gradient's norm is clipped to this; None does not clip.
-    """
-
-    max_steps: int = 10_000
-    batch_size: int = 128
-    lr: float = 3e-4
-    warmup_steps: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = None
-
-    def learning_rate(self, step: int) -> float:
-        """Of the step with this number, counted from 0."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
-            return self.lr
-        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
-        return self.lr * (1 + cos(pi * progress)) / 2
-
-    def check(self) -> None:
-        """Raises ValueError for a number that cannot work."""
-        for name in ("max_steps", "batch_size", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
-
+# What a run's result is called in its folder.
+ARTEFACTS = ("tokenizer", "pipeline")
 
 # May differ between the start of a run and its resumption: they change neither the data nor the weights of a step, but
 # for max_steps, which is how a run is made longer; a cosine schedule then goes on as that of the longer run.
@@ -119,16 +58,15 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, optim: OptimConfig, settings: dict[str, Any]):
+        config.check()
         optim.check()
-        for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"run.{name} must be at least 1, got {getattr(config, name)}")
         self.config = config
         self.optim = optim
         self.folder = Path(config.output_dir) / config.name
-        self.settings = settings
-        self._refuse_other_settings()
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # what None has turned out to be
+        self.settings = settings
+        self._refuse_others("config.yaml", settings)
         use_all_cores()
         torch.manual_seed(config.seed)
         self.step = 0
@@ -147,11 +85,17 @@ class Run:
         return self.accelerator.device
 
     def prepare(
-        self, model: nn.Module, dataset: Dataset, num_workers: int = 0, ema_decay: float | None = None
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        inputs: dict[str, str],
+        num_workers: int = 0,
+        ema_decay: float | None = None,
     ) -> nn.Module:
         """Opens the run folder, makes the optimiser, wraps the model for this machine, takes up the newest checkpoint.
 
-        `dataset` is what `steps` goes through; `ema_decay` adds `self.ema`, an average of the model's parameters.
+        `dataset` is what `steps` goes through; `inputs` are the fingerprints of what the run is made from, which must
+        be the same when it resumes; `ema_decay` adds `self.ema`, an average of the model's parameters.
         """
         self._batches = partial(
             training_batches,
@@ -164,6 +108,7 @@ class Run:
             num_workers=num_workers,
         )
         self._batches(start_step=0)  # a batch size that does not fit is an error now, before anything is written
+        self._refuse_others("inputs.yaml", inputs)
         self.accelerator.wait_for_everyone()
         finished = checkpoints(self.folder) and _step_of(checkpoints(self.folder)[-1]) >= self.optim.max_steps
         if self.is_main and finished:
@@ -171,6 +116,7 @@ class Run:
         elif self.is_main:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
+            (self.folder / "inputs.yaml").write_text(yaml.safe_dump(inputs))
             print(f"run folder: {self.folder}")
         self.model = model
         optimizer = torch.optim.AdamW(
@@ -226,6 +172,11 @@ class Run:
         if self.due(self.config.log_every):
             means = self.accelerator.reduce(torch.stack(list(self._sums.values())) / self._summed_steps, "mean")
             by_name = dict(zip(self._sums, means.tolist(), strict=True))
+            if broken := [name for name, value in by_name.items() if not isfinite(value)]:
+                raise ValueError(
+                    f"{broken[0]} is not finite at step {self.step}; lower optim.lr or set optim.max_grad_norm (what "
+                    "was saved before is untouched)"
+                )
             self.write({**by_name, "lr": self.optim.learning_rate(self.step - 1)})
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in by_name.items()})
             self._sums, self._summed_steps = {}, 0
@@ -255,15 +206,17 @@ class Run:
         self.accelerator.wait_for_everyone()
         return target
 
-    def _refuse_other_settings(self) -> None:
-        stored = self.folder / "config.yaml"
-        if not stored.is_file() or not checkpoints(self.folder):
+    def _refuse_others(self, file: str, settings: dict[str, Any]) -> None:
+        """Raises ValueError where the folder holds the work of a run whose stored `file` says something else."""
+        stored = self.folder / file
+        holds_work = bool(checkpoints(self.folder)) or any((self.folder / name).exists() for name in ARTEFACTS)
+        if not stored.is_file() or not holds_work:
             return
-        before, settings = _flat(yaml.safe_load(stored.read_text())), _flat(self.settings)
+        before, now = _flat(yaml.safe_load(stored.read_text())), _flat(settings)
         changed = [
-            f"{name} was {before.get(name)!r} and is now {settings.get(name)!r}"
-            for name in sorted(before.keys() | settings.keys())
-            if name not in _MAY_CHANGE and before.get(name) != settings.get(name)
+            f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+            for name in sorted(before.keys() | now.keys())
+            if name not in _MAY_CHANGE and before.get(name) != now.get(name)
         ]
         if changed:
             raise ValueError(
@@ -295,10 +248,16 @@ class Run:
         step = 0
         if saved:
             step = _step_of(saved[-1])
-            self.accelerator.load_state(str(saved[-1]))
+            try:
+                self.accelerator.load_state(str(saved[-1]))
+                averages = {} if self.ema is None else load_file(saved[-1] / "ema.safetensors", device=str(self.device))
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ValueError(
+                    f"{saved[-1]} is damaged ({reason}); delete it to go on from the one before"
+                ) from error
             if self.ema is not None:
-                stored = load_file(saved[-1] / "ema.safetensors", device=str(self.device))
-                self.ema.shadow_params = [stored[name] for name in self._ema_tensors()]
+                self.ema.shadow_params = [averages[name] for name in self._ema_tensors()]
                 self.ema.optimization_step = step
             if self.is_main:
                 print(f"resuming from {saved[-1]}")
@@ -306,7 +265,9 @@ class Run:
         if self.is_main and log.exists():
             # What an interrupted run logged after its checkpoint is computed, and logged, again.
             lines = log.read_text().splitlines(keepends=True)
-            log.write_text("".join(line for line in lines if _logged_step(line) <= step))
+            kept = log.with_suffix(".tmp")
+            kept.write_text("".join(line for line in lines if _logged_step(line) <= step))
+            kept.replace(log)
         return step
 
     def _ema_tensors(self) -> dict[str, Tensor]:
@@ -320,10 +281,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def use_all_cores() -> None:
-    """Shares the physical cores among this machine's processes; `accelerate launch` alone leaves one to each."""
-    if torch.cuda.is_available():
+    """Shares the physical cores among this machine's processes; `accelerate launch` alone leaves one to each.
+
+    A number of threads that the user has set in OMP_NUM_THREADS stays.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # the launcher sets OMP_NUM_THREADS to 1 if the user did not
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if torch.cuda.is_available() or (threads is not None and not (launched and threads == "1")):
         return
-    cores = psutil.cpu_count(logical=False) or 1
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # Linux: the cores this process may use
         cores = min(cores, len(os.sched_getaffinity(0)))
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except RuntimeError as error:
         raise ValueError(f"the tensors of {config.state_dict} do not fit together: {error}") from error
     tokenizer.save_pretrained(folder)
-    print(f"tokenizer: {folder}")
+    print(f"tokenizer for images of {image_size} x {image_size}: {folder}")
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -104,7 +104,7 @@ def rename(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     prefix = next((name.removesuffix(landmark) for name in tensors if name.endswith(landmark)), None)
     if prefix is None:
         raise ValueError(f"{source} has no tensor named {landmark}: it is no small ArcVQ-VAE model of the public code")
-    state, unknown = {}, []
+    state, unknown, ignored = {}, [], []
     for name, tensor in tensors.items():
         if not name.startswith(tuple(prefix + part for part in PARTS)):
             continue
@@ -116,7 +116,9 @@ def rename(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
                 state[match.expand(ours) + kind] = tensor.float()
                 break
         else:
-            unknown.append(public)
+            (ignored if public.startswith("_vq_vae.") else unknown).append(public)
+    if ignored:  # statistics that some versions keep beside the table
+        print(f"without a place here, left out: {', '.join(ignored)}")
     if unknown:
         raise ValueError(f"{source} has tensors without a place here: {', '.join(unknown[:5])}")
     needed = {ours for ours in NAMES.values() if "\\" not in ours}

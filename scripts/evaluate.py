@@ -6,6 +6,7 @@ python scripts/evaluate.py generation runs/ldm --num_images 1000
 """
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ from command_line import ScriptParser, run_script
 from common import use_all_cores
 from jsonargparse import Namespace
 from sampling import RGBImages, SamplingConfig, default_device, reconstruct, sample_batches
-from stage_one import check_images, load_pipeline, load_tokenizer
+from stage_one import check_images, load_pipeline, load_tokenizer, note_other_data
 
-from pipelines.features import class_accuracy, digit_classifier, register_digit_extractor
-from pipelines.metrics import generation_metrics, inception_extractor
+from pipelines.features import IMAGE_SIZE, class_accuracy, digit_classifier, register_digit_extractor
+from pipelines.metrics import INCEPTION_SCORE_SPLITS, generation_metrics, inception_extractor
 from pipelines.pictures import plot_codebook, save_class_samples, save_comparison
 from tokenizer.data import DataConfig, ImageDataset, load_images
 
@@ -62,8 +63,11 @@ def main(args: Sequence[str] | None = None) -> None:
     settings = parser.settings(config)
     for task, folders in tasks.items():
         for folder in folders:
+            note_other_data(folder, DataConfig(**config.data.as_dict()))
             evaluate = evaluate_reconstruction if task == RECONSTRUCTION else evaluate_generation
             output = Path(config.output or f"{folder}/evaluation")
+            if config.output and config.task == "all":
+                output = output / Path(folder).name
             result = evaluate(folder, config, output)
             protocol = {"task": task, "folder": str(folder), **result.pop("protocol"), **provenance(args)}
             write(output / f"{task}.json", {"protocol": protocol, "settings": settings, "numbers": result})
@@ -75,6 +79,8 @@ def to_do(config: Namespace) -> dict[str, Sequence[str]]:
     Raises:
         ValueError: nothing to measure, or options that do not concern everything that would be measured.
     """
+    if config.task == "all" and config.folder is not None:
+        raise ValueError(f"say what to measure of {config.folder!r}: reconstruction or generation")
     if config.task != "all":
         return {config.task: (config.folder or DEFAULT_FOLDERS[config.task][0],)}
     if any(value is not None for value in config.sampling.as_dict().values()):
@@ -104,9 +110,17 @@ def evaluate_generation(folder: str, config: Namespace, output: Path) -> dict[st
     reference = load_images(data, config.reference)
     check_images(pipeline.vqvae, reference)
     options = SamplingConfig(**config.sampling.as_dict()).options(pipeline)
-    if config.num_images < 1 or config.batch_size < 1:
-        raise ValueError(f"num_images and batch_size must be above 0, got {config.num_images} and {config.batch_size}")
+    if config.batch_size < 1 or config.seed < 0:
+        raise ValueError(f"batch_size must be above 0 and seed not below, got {config.batch_size} and {config.seed}")
     digits = (config.extractor or ("digits-classifier" if data.name == "digits" else "inception")) != "inception"
+    fewest = INCEPTION_SCORE_SPLITS
+    if min(config.num_images, len(reference)) < fewest:
+        raise ValueError(
+            f"the metrics need {fewest} images on each side, got num_images {config.num_images} and {len(reference)} "
+            "reference images"
+        )
+    if digits and reference.image_size != IMAGE_SIZE:
+        raise ValueError(f"the digits-classifier reads images of {IMAGE_SIZE} pixels; take --extractor inception")
     # Before the sampling: missing weights are no news to have after hours.
     classifier = digit_classifier(config.cache_dir) if digits else None
     extractor = register_digit_extractor(classifier) if digits else inception_extractor(config.inception_weights)
@@ -136,7 +150,7 @@ def provenance(args: Sequence[str] | None) -> dict[str, Any]:
     command = ["python", "scripts/evaluate.py", *(sys.argv[1:] if args is None else args)]
     packages = ("torch", "torchvision", "diffusers", "torch-fidelity")
     return {
-        "command": " ".join(command),
+        "command": shlex.join(command),
         "commit": commit(),
         "versions": {package: version(package) for package in packages},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import yaml
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from pipelines.class_labels import ClassConditionalPipeline
-from priors.latents import EncodedDataset, encode_dataset
+from priors.latents import EncodedDataset, encode_dataset, tokenizer_fingerprint
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, ImageDataset, load_images
 
@@ -27,19 +28,21 @@ class StageOne:
     train: EncodedDataset
     test: EncodedDataset
     class_names: list[str]
+    fingerprints: dict[str, str]
 
 
 def encode_splits(tokenizer: VQTokenizer, data: DataConfig, cache_dir: Path, accelerator: Accelerator) -> StageOne:
     """Both splits as latents and codes; the main process computes what is not cached, the others then read it."""
     tokenizer = tokenizer.to(accelerator.device).eval().requires_grad_(False)
-    splits: dict[str, EncodedDataset] = {}
+    images = {split: load_images(data, split) for split in ("train", "test")}
+    check_images(tokenizer, images["train"])
+    encoded: dict[str, EncodedDataset] = {}
     with accelerator.main_process_first():
-        for split in ("train", "test"):
-            images = load_images(data, split)
-            check_images(tokenizer, images)
+        for split, dataset in images.items():
             bar = partial(tqdm, desc=f"encoding {split}", disable=not accelerator.is_main_process)
-            splits[split] = encode_dataset(tokenizer, images, cache_dir, num_workers=data.num_workers, progress=bar)
-    return StageOne(tokenizer, splits["train"], splits["test"], images.class_names)
+            encoded[split] = encode_dataset(tokenizer, dataset, cache_dir, num_workers=data.num_workers, progress=bar)
+    fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer), "data": images["train"].fingerprint()}
+    return StageOne(tokenizer, encoded["train"], encoded["test"], images["train"].class_names, fingerprints)
 
 
 def check_images(tokenizer: VQTokenizer, images: ImageDataset) -> None:
@@ -51,6 +54,16 @@ def check_images(tokenizer: VQTokenizer, images: ImageDataset) -> None:
             f"the images of {images.name!r} have (channels, size) {ours}, the tokenizer was trained on {theirs}; "
             "set data.name, data.channels and data.image_size to what it was trained on"
         )
+
+
+def note_other_data(folder: str, data: DataConfig) -> None:
+    """Says so where the run that wrote `folder` was trained on another data set than `data`."""
+    for place in (Path(folder), Path(folder).parent):
+        if (place / "config.yaml").is_file():
+            trained_on = yaml.safe_load((place / "config.yaml").read_text()).get("data", {}).get("name")
+            if trained_on != data.name:
+                print(f"note: {folder} was trained on {trained_on!r}; data.name is {data.name!r}")
+            return
 
 
 def load_tokenizer(folder: str) -> VQTokenizer:
@@ -67,6 +80,8 @@ def load_pipeline(folder: str) -> ClassConditionalPipeline:
 
 def _find(folder: str, index: str, places: tuple[str, ...], classes: str, script: str) -> Path:
     """The first of the `places` below `folder` whose index file names one of the classes."""
+    if Path(folder).is_file():
+        raise ValueError(f"{folder!r} is a file; name the folder that scripts/{script}.py writes")
     if not Path(folder).is_dir():
         raise ValueError(f"folder {folder!r} is not there; scripts/{script}.py writes one, or name another")
     found = [(Path(folder, place), _class_name(Path(folder, place, index))) for place in places]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from command_line import ScriptParser, run_script
-from common import OptimConfig, Run, RunConfig
+from common import Run
+from run_options import OptimConfig, RunConfig, check_share
 from sampling import sample_batches, save_final_samples
-from stage_one import encode_splits, load_tokenizer
+from stage_one import encode_splits, load_tokenizer, note_other_data
 
 from pipelines import ArcVQLDMPipeline
 from pipelines.pictures import save_class_samples
@@ -35,6 +36,7 @@ def make_parser() -> ScriptParser:
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(RunConfig, "run")
+    parser.set_defaults({"run.name": "ldm"})
     return parser
 
 
@@ -42,15 +44,20 @@ def main(args: Sequence[str] | None = None) -> None:
     """Trains, or resumes, until `optim.max_steps`, and writes the pipeline."""
     parser = make_parser()
     config = parser.parse(args)
+    check_share("ema_decay", config.ema_decay)
+    check_share("label_dropout", config.label_dropout)
     tokenizer = load_tokenizer(config.tokenizer)
+    make_unet(tokenizer.latent_shape, 1, **config.unet.as_dict())  # sizes that do not fit are an error before encoding
     run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
     data = DataConfig(**config.data.as_dict())
+    if run.is_main:
+        note_other_data(config.tokenizer, data)
     stage_one = encode_splits(tokenizer, data, Path(config.run.output_dir, "cache"), run.accelerator)
 
     unet = make_unet(tokenizer.latent_shape, len(stage_one.class_names), **config.unet.as_dict())
     scheduler = make_scheduler(**config.diffusion.as_dict())
     averaged = copy.deepcopy(unet).requires_grad_(False)
-    model = run.prepare(unet, stage_one.train, ema_decay=config.ema_decay)
+    model = run.prepare(unet, stage_one.train, stage_one.fingerprints, ema_decay=config.ema_decay)
     scale = stage_one.train.latent_scale
     id2label = dict(enumerate(stage_one.class_names))
     pipeline = ArcVQLDMPipeline(tokenizer, averaged, scheduler, id2label, scale).to(run.device)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from command_line import ScriptParser, run_script
-from common import OptimConfig, Run, RunConfig
+from common import Run
+from run_options import OptimConfig, RunConfig, check_share
 from sampling import sample_batches, save_final_samples
-from stage_one import encode_splits, load_tokenizer
+from stage_one import encode_splits, load_tokenizer, note_other_data
 
 from pipelines import ArcVQPixelCNNPipeline
 from pipelines.pictures import save_class_samples
@@ -31,6 +32,7 @@ def make_parser() -> ScriptParser:
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(RunConfig, "run")
+    parser.set_defaults({"run.name": "pixelcnn"})
     return parser
 
 
@@ -38,9 +40,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """Trains, or resumes, until `optim.max_steps`, and writes the pipeline."""
     parser = make_parser()
     config = parser.parse(args)
+    check_share("ema_decay", config.ema_decay)
     tokenizer = load_tokenizer(config.tokenizer)
     run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
     data = DataConfig(**config.data.as_dict())
+    if run.is_main:
+        note_other_data(config.tokenizer, data)
     stage_one = encode_splits(tokenizer, data, Path(config.run.output_dir, "cache"), run.accelerator)
 
     prior = PixelCNN(
@@ -50,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
         **config.prior.as_dict(),
     )
     averaged = copy.deepcopy(prior).requires_grad_(False)
-    model = run.prepare(prior, stage_one.train, ema_decay=config.ema_decay)
+    model = run.prepare(prior, stage_one.train, stage_one.fingerprints, ema_decay=config.ema_decay)
     pipeline = ArcVQPixelCNNPipeline(tokenizer, averaged, dict(enumerate(stage_one.class_names))).to(run.device)
 
     for batch in run.steps():

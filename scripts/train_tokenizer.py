@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 from command_line import ScriptParser, run_script
-from common import OptimConfig, Run, RunConfig
+from common import Run
+from run_options import OptimConfig, RunConfig
 from sampling import reconstruct
 from torch.utils.data import Subset
 
@@ -32,6 +33,7 @@ def make_parser() -> ScriptParser:
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(RunConfig, "run")
+    parser.set_defaults({"run.name": "tokenizer"})
     return parser
 
 
@@ -44,9 +46,11 @@ def main(args: Sequence[str] | None = None) -> None:
     run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
 
     tokenizer = VQTokenizer(in_channels=train_set.channels, image_size=train_set.image_size, **config.model.as_dict())
-    model = run.prepare(tokenizer, train_set, data.num_workers)
+    model = run.prepare(tokenizer, train_set, {"data": train_set.fingerprint()}, data.num_workers)
     quantizer = tokenizer.bottleneck
     variance = pixel_variance(train_set, data.num_workers) if config.recon_norm else 1.0
+    if not variance > 0:
+        raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
     preview = Subset(test_set, range(min(PREVIEW_IMAGES, len(test_set))))
     counts = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=run.device)
 

@@ -173,7 +173,7 @@ def test_a_saved_unet_keeps_the_null_class(tmp_path, unet):
     [
         ((4, 7, 7), {}, "7 x 7 cannot be halved 1 times"),
         ((4, 8, 6), {"channel_multipliers": (1, 2, 2)}, "8 x 6 cannot be halved 2 times"),
-        ((4, 8, 8), {"attention_sizes": (16, 8)}, r"attention_sizes \[16\] do not occur .* \[8, 4\]"),
+        ((4, 8, 8), {"attention_sizes": (16, 8)}, r"attention_sizes \[16\] are not .* \[8, 4\]"),
     ],
 )
 def test_a_unet_that_cannot_work_is_refused(shape, options, message):

@@ -135,7 +135,7 @@ def test_a_half_precision_load_keeps_the_bottleneck_in_float32(dtype, tmp_path):
         ({"image_size": 30}, "multiple of 4, got 30"),
         ({"image_size": 0}, "multiple of 4, got 0"),
         ({"in_channels": 0}, "at least 1"),
-        ({"hidden_channels": 7}, "hidden_channels even"),
+        ({"hidden_channels": 7}, "hidden_channels must be even"),
         ({"residual_channels": 0}, "at least 1"),
         ({"codebook_size": 0}, "at least one row"),
         ({"codebook_dim": 0}, "at least one row"),

@@ -254,9 +254,9 @@ def test_the_step_is_saved(name):
         ("arc", {"gamma": 0.1}, "no option 'gamma'; it has beta, legacy_beta, scale, margin, top_k, .*ball_growth$"),
         ("arc", {"codebook_size": 3}, "no option 'codebook_size'"),
         ("arc", {"top_k": 3.0}, "arc.top_k must be of type int, got 3.0"),
-        ("arc", {"top_k": True}, "arc.top_k is a int, got True"),
-        ("arc", {"margin": "0.1"}, "arc.margin is a float, got '0.1'"),
-        ("vq", {"legacy_beta": 1}, "vq.legacy_beta is a bool, got 1"),
+        ("arc", {"top_k": True}, "arc.top_k must be of type int, got True"),
+        ("arc", {"margin": "0.1"}, "arc.margin must be of type float, got '0.1'"),
+        ("vq", {"legacy_beta": 1}, "vq.legacy_beta must be of type bool, got 1"),
         ("arc", {"ball": "square"}, "arc.ball is one of exp, fixed, none, got 'square'"),
     ],
 )

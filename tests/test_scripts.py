@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,18 @@ def test_bfloat16_trains_and_saves_float32(home, stage):
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
+def test_a_run_is_made_longer_and_a_finished_one_is_left_as_it_is(home):
+    weights = {}
+    for folder, steps in (("longer", 5), ("longer", 10), ("longer", 10), ("straight", 10)):
+        done = run(*training("tokenizer", folder, steps, "--optim.schedule", "constant"), cwd=home)
+        saved = load_file(home / folder / "tokenizer" / ARTEFACT["tokenizer"])
+        weights.setdefault((folder, steps), []).append(saved)
+        assert ("nothing is left to train" in done.stdout) == (len(weights[folder, steps]) == 2)
+    again = weights["longer", 10]
+    for name, expected in weights["straight", 10][0].items():
+        assert torch.equal(again[0][name], expected) and torch.equal(again[1][name], expected), name
+
+
 def test_another_seed_gives_other_weights(home):
     run(*training("tokenizer", "seeded", 60, "--run.seed", 1), cwd=home)
     weights, expected = (load_file(home / run / "tokenizer" / ARTEFACT["tokenizer"]) for run in ("seeded", "runs"))
@@ -149,6 +162,38 @@ def test_two_processes_train_and_save(home, stage):
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     lines = (home / "pair" / stage / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "lr" in json.loads(line)] == list(range(1, 7))
+
+
+def test_two_processes_train_as_one_with_the_whole_batch(home):
+    """The arc loss runs over the tokens of both; the tokenizer draws no noise, so only rounding may differ."""
+    shared = ["--model.quantizer_options.arc_initial", 100.0]
+    run(*training("tokenizer", "whole", 5, *shared, "--run.name", "one"), cwd=home)
+    launcher = [*ACCELERATE, "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    run(*training("tokenizer", "whole", 5, *shared, "--run.name", "two"), cwd=home, launcher=launcher)
+    one, two = (load_file(home / "whole" / name / ARTEFACT["tokenizer"]) for name in ("one", "two"))
+    for name in one:
+        assert torch.allclose(one[name].float(), two[name].float(), atol=1e-4), name
+
+
+def test_a_prior_is_not_resumed_on_another_tokenizer(home):
+    run(*training("tokenizer", "swapped", 3), cwd=home)
+    arguments = training("pixelcnn", "swapped", 3, "--tokenizer", "swapped/tokenizer")
+    run(*arguments, cwd=home)
+    before = (home / "swapped/pixelcnn" / ARTEFACT["pixelcnn"]).read_bytes()
+    shutil.rmtree(home / "swapped/tokenizer")
+    run(*training("tokenizer", "swapped", 3, "--run.seed", 1), cwd=home)
+    assert_one_line(run(*arguments, cwd=home, check=False), "tokenizer was")
+    assert (home / "swapped/pixelcnn" / ARTEFACT["pixelcnn"]).read_bytes() == before
+
+
+@pytest.mark.parametrize("script", ["train_tokenizer", "train_ldm", "train_pixelcnn", "sample", "evaluate"])
+def test_options_override_the_config_wherever_it_stands_and_are_printed(tmp_path, script):
+    option = "run.seed" if script.startswith("train") else "seed"
+    nested = {"run": {"seed": 5}} if script.startswith("train") else {"seed": 5}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(nested))
+    for given, seed in (((), 5), ((f"--{option}", 7), 7)):
+        printed = yaml.safe_load(run(script, *given, "--config", "mine.yaml", "--print_config", cwd=tmp_path).stdout)
+        assert (printed["run"] if script.startswith("train") else printed)["seed"] == seed
 
 
 def test_a_folder_with_other_settings_is_refused_and_left_alone(home):
@@ -211,6 +256,11 @@ def assert_one_line(done, text):
         (("train_tokenizer", "--data.name", "./no/such/folder"), "no/such/folder"),
         (("train_tokenizer", "--data.name", "no-such-set"), "no-such-set"),
         (("train_tokenizer", "--optim.batch_size", 5000), "5000"),
+        (("train_tokenizer", "--run.seed", -1), "run.seed must not be negative"),
+        (
+            ("train_ldm", "--tokenizer", "runs/tokenizer", "--unet.channel_multipliers", "[1,1,1,1,1]"),
+            "unet.channel_mul",
+        ),
         (("train_tokenizer", "--config", "none.yaml"), "none.yaml"),
         (("train_ldm", "--tokenizer", "none"), "folder 'none' is not there"),
         (("train_ldm", "--tokenizer", "runs/pixelcnn/pipeline/prior"), "holds a PixelCNN"),

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 
 from tokenizer.angular_margin import (
     arc_loss,
@@ -79,8 +80,9 @@ class ArcQuantizer(Quantizer):
         return most_similar(tokens, self.codebook)
 
     def losses(self, tokens: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """The VQ losses on raw vectors, and `arc`."""
-        arc = arc_loss(tokens, self.codebook, self.scale, self.margin, self.top_k)
+        """The VQ losses on raw vectors, and `arc`, which in training is that of the tokens of all processes."""
+        batch = _of_all_processes(tokens) if self.training else tokens
+        arc = arc_loss(batch, self.codebook, self.scale, self.margin, self.top_k)
         return super().losses(tokens, rows) | {"arc": arc}
 
     def loss_weights(self) -> dict[str, float | Tensor]:
@@ -98,3 +100,14 @@ class ArcQuantizer(Quantizer):
         super().after_update()
         if self.ball != "none":
             self.codebook.copy_(project_to_ball(self.codebook, self.radius))
+
+
+def _of_all_processes(tokens: Tensor) -> Tensor:
+    """The tokens (N, D) of every process, (W N, D); each process must bring as many.
+
+    Every process computes the same loss from them, and the gradients that come back are summed: the mean that
+    DistributedDataParallel takes over processes is then the gradient of one process with the whole batch.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return tokens
+    return torch.cat(all_gather(tokens.contiguous()))

@@ -1,0 +1,90 @@
+"""The options that all trainings share: where a run writes and how it optimises."""
+
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run writes, and how often.
+
+    Args:
+        name: the run's folder inside output_dir.
+        output_dir: folder of all runs.
+        seed: of the weights, the order of the data and all noise.
+        log_every: steps between two lines of metrics.
+        sample_every: steps between two sets of pictures and held-out numbers.
+        checkpoint_every: steps between two checkpoints; the last step always makes one.
+        keep_checkpoints: how many of the newest checkpoints are kept.
+        mixed_precision: of the networks; None is what `accelerate launch` was told.
+    """
+
+    name: str
+    output_dir: str = "runs"
+    seed: int = 0
+    log_every: int = 20
+    sample_every: int = 200
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for a number that cannot work."""
+        for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"run.seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, the batch, and how long to train.
+
+    Args:
+        max_steps: optimiser steps.
+        batch_size: images per step over all processes; each takes its share.
+        lr: peak learning rate.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        schedule: of the learning rate after that; cosine falls to 0 at max_steps.
+        betas: Adam's averages.
+        weight_decay: decoupled weight decay.
+        max_grad_norm: the gradient's norm is clipped to this; None does not clip.
+    """
+
+    max_steps: int = 10_000
+    batch_size: int = 128
+    lr: float = 3e-4
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+
+    def learning_rate(self, step: int) -> float:
+        """Of the step with this number, counted from 0."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        return self.lr * (1 + cos(pi * progress)) / 2
+
+    def check(self) -> None:
+        """Raises ValueError for a number that cannot work."""
+        for name in ("max_steps", "batch_size", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name} must not be negative, got {getattr(self, name)}")
+        check_share("optim.betas", *self.betas)
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
+
+
+def check_share(option: str, *values: float) -> None:
+    """Raises ValueError for a value outside [0, 1)."""
+    if outside := [value for value in values if not 0 <= value < 1]:
+        raise ValueError(f"{option} must be at least 0 and below 1, got {outside[0]}")
