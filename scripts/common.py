@@ -24,7 +24,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from run_options import OptimConfig, RunConfig
+from run_options import ARTEFACTS, OptimConfig, RunConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -33,9 +33,6 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from tokenizer.data import training_batches
-
-# What a run's result is called in its folder.
-ARTEFACTS = ("tokenizer", "pipeline")
 
 # May differ between the start of a run and its resumption: they change neither the data nor the weights of a step, but
 # for max_steps, which is how a run is made longer; a cosine schedule then goes on as that of the longer run.

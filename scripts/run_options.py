@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import Literal
 
+# What a run's result is called in its folder.
+ARTEFACTS = ("tokenizer", "pipeline")
+
 
 @dataclass(frozen=True)
 class RunConfig:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 from accelerate import Accelerator
+from run_options import ARTEFACTS
 from tqdm.auto import tqdm
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
@@ -84,11 +85,11 @@ def _find(folder: str, index: str, places: tuple[str, ...], classes: str, script
         raise ValueError(f"{folder!r} is a file; name the folder that scripts/{script}.py writes")
     if not Path(folder).is_dir():
         raise ValueError(f"folder {folder!r} is not there; scripts/{script}.py writes one, or name another")
-    found = [(Path(folder, place), _class_name(Path(folder, place, index))) for place in places]
-    for path, class_name in found:
-        if class_name in classes.split(" or "):
-            return path
-    held = next((f"a {class_name}" for _, class_name in found if class_name), "neither that nor anything known")
+    for place in places:
+        if _class_name(Path(folder, place, index)) in classes.split(" or "):
+            return Path(folder, place)
+    indices = (Path(folder, place, name) for place in ("", *ARTEFACTS) for name in ("model_index.json", "config.json"))
+    held = next((f"a {held}" for held in map(_class_name, indices) if held), "nothing that this project knows")
     raise ValueError(f"folder {folder!r} should hold a {classes} as scripts/{script}.py writes it, but holds {held}")
 
 
