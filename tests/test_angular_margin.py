@@ -280,3 +280,18 @@ def test_arc_weight_decays_exponentially():
     assert arc_weight(torch.tensor(2000), 0.7, 5e-4).item() == pytest.approx(0.7 / math.e, rel=1e-12)
     assert arc_weight(torch.tensor(10**9), 0.7, 5e-4) == 0
     assert arc_weight(torch.tensor(12345), 0.7, 0.0).item() == pytest.approx(0.7, rel=1e-15)
+
+
+def test_the_gradient_is_the_same_on_every_run_of_several_threads():
+    latents, codebook = torch.randn(4096, 64), torch.randn(512, 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = []
+        for _ in range(8):
+            leaf = latents.clone().requires_grad_()
+            arc_loss(leaf, codebook).backward()
+            gradients.append(leaf.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import embedding, softplus
 
 # exp() of a larger exponent leaves float32; a ball of radius e^80 binds no codebook that float32 can hold.
 _LARGEST_EXPONENT = 80.0
@@ -53,7 +53,8 @@ def arc_loss(latents: Tensor, codebook: Tensor, scale: float = 10.0, margin: flo
         similarity = codes @ directions.T  # (K, N), cos theta
         positives = similarity.detach().topk(min(top_k, latents.shape[0]), dim=1).indices  # (K, P)
 
-        angle = _angle(codes.unsqueeze(1), directions[positives])  # (K, P)
+        # embedding and not indexing, whose backward adds from several threads in no fixed order
+        angle = _angle(codes.unsqueeze(1), embedding(positives, directions))  # (K, P)
         positive_logits = scale * torch.cos(angle + margin)
         negative_logits = (scale * similarity).scatter(1, positives, -torch.inf)
 
