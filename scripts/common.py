@@ -1,4 +1,4 @@
-"""What the training scripts share: the run folder, checkpoints and resume, the randomness of a step, EMA, logging.
+"""What the training scripts share: the run folder, resuming, the randomness of a step, EMA, logging.
 
     runs/<name>/config.yaml          the resolved configuration, as --config takes it
     runs/<name>/checkpoints/step-<n> what a resumed run needs
@@ -10,8 +10,6 @@ The training loops themselves stay in their scripts.
 """
 
 import json
-import os
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,14 +17,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import yaml
 from accelerate import Accelerator
+from checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
 from diffusers.training_utils import EMAModel
 from run_options import ARTEFACTS, OptimConfig, RunConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from threads import use_all_cores
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
@@ -107,9 +104,9 @@ class Run:
         self._batches(start_step=0)  # a batch size that does not fit is an error now, before anything is written
         self._refuse_others("inputs.yaml", inputs)
         self.accelerator.wait_for_everyone()
-        finished = checkpoints(self.folder) and _step_of(checkpoints(self.folder)[-1]) >= self.optim.max_steps
+        finished = checkpoints(self.folder) and step_of(checkpoints(self.folder)[-1]) >= self.optim.max_steps
         if self.is_main and finished:
-            print(f"{self.folder} has {_step_of(checkpoints(self.folder)[-1])} steps already: nothing is left to train")
+            print(f"{self.folder} has {step_of(checkpoints(self.folder)[-1])} steps already: nothing is left to train")
         elif self.is_main:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
@@ -140,7 +137,9 @@ class Run:
             yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
             self._bar.update()
             if self.step % self.config.checkpoint_every == 0 or self.step == total:
-                self._save_checkpoint()
+                save_checkpoint(
+                    self.accelerator, self.folder, self.step, self._averages(), keep=self.config.keep_checkpoints
+                )
         self._bar.close()
         if self._writer is not None:
             self._writer.close()
@@ -221,40 +220,15 @@ class Run:
                 "or delete the folder"
             )
 
-    def _save_checkpoint(self) -> None:
-        final = self.folder / "checkpoints" / f"step-{self.step}"
-        unfinished = final.with_name(f".{final.name}.tmp")
-        if self.is_main:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(unfinished))
-        if self.is_main and self.ema is not None:
-            save_file(self._ema_tensors(), unfinished / "ema.safetensors")
-        self.accelerator.wait_for_everyone()
-        if self.is_main:
-            # Renamed when complete, so that a killed process leaves no half-written step-<n>.
-            shutil.rmtree(final, ignore_errors=True)
-            unfinished.rename(final)
-            for old in checkpoints(self.folder)[: -self.config.keep_checkpoints]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
     def _resume(self) -> int:
         """Loads the newest checkpoint, if there is one, and returns the number of completed steps."""
         saved = checkpoints(self.folder)
         step = 0
         if saved:
-            step = _step_of(saved[-1])
-            try:
-                self.accelerator.load_state(str(saved[-1]))
-                averages = {} if self.ema is None else load_file(saved[-1] / "ema.safetensors", device=str(self.device))
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise ValueError(
-                    f"{saved[-1]} is damaged ({reason}); delete it to go on from the one before"
-                ) from error
+            step = step_of(saved[-1])
+            averages = load_checkpoint(self.accelerator, saved[-1], averaged=self.ema is not None)
             if self.ema is not None:
-                self.ema.shadow_params = [averages[name] for name in self._ema_tensors()]
+                self.ema.shadow_params = [averages[name] for name in self._averages()]
                 self.ema.optimization_step = step
             if self.is_main:
                 print(f"resuming from {saved[-1]}")
@@ -267,29 +241,12 @@ class Run:
             kept.replace(log)
         return step
 
-    def _ema_tensors(self) -> dict[str, Tensor]:
+    def _averages(self) -> dict[str, Tensor]:
+        """The averaged parameters by name; none without an average."""
+        if self.ema is None:
+            return {}
         names = (name for name, _ in self.model.named_parameters())
         return {name: tensor.contiguous() for name, tensor in zip(names, self.ema.shadow_params, strict=True)}
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first."""
-    return sorted((folder / "checkpoints").glob("step-*"), key=_step_of)
-
-
-def use_all_cores() -> None:
-    """Shares the physical cores among this machine's processes; `accelerate launch` alone leaves one to each.
-
-    A number of threads that the user has set in OMP_NUM_THREADS stays.
-    """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # the launcher sets OMP_NUM_THREADS to 1 if the user did not
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if torch.cuda.is_available() or (threads is not None and not (launched and threads == "1")):
-        return
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # Linux: the cores this process may use
-        cores = min(cores, len(os.sched_getaffinity(0)))
-    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -298,10 +255,6 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _logged_step(line: str) -> int:

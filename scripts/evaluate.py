@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from command_line import ScriptParser, run_script
-from common import use_all_cores
 from jsonargparse import Namespace
 from sampling import RGBImages, SamplingConfig, default_device, reconstruct, sample_batches
 from stage_one import check_images, load_pipeline, load_tokenizer, note_other_data
+from threads import use_all_cores
 
 from pipelines.features import IMAGE_SIZE, class_accuracy, digit_classifier, register_digit_extractor
 from pipelines.metrics import INCEPTION_SCORE_SPLITS, generation_metrics, inception_extractor

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from command_line import ScriptParser, run_script
-from common import use_all_cores
 from PIL import Image
 from sampling import SamplingConfig, default_device, sample_batches
 from stage_one import load_pipeline
+from threads import use_all_cores
 
 from pipelines.class_labels import ClassConditionalPipeline
 from pipelines.pictures import save_class_samples

@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from images import is_png, noise, pixels
 from matplotlib.figure import Figure
-from PIL import Image
 
 from pipelines.pictures import (
     image_grid,
@@ -19,21 +19,6 @@ from pipelines.pictures import (
     save_comparison,
     save_samples,
 )
-
-
-def noise(n, channels=3, height=5, width=7, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (n, channels, height, width), generator=generator, dtype=torch.uint8)
-
-
-def pixels(picture):
-    """A picture or its file as (C, H, W)."""
-    array = np.asarray(picture if isinstance(picture, Image.Image) else Image.open(picture))
-    return torch.from_numpy(array.copy()).reshape(*array.shape[:2], -1).permute(2, 0, 1)
-
-
-def is_png(path):
-    return path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def tile(picture, row, column, height=5, width=7):
