@@ -79,8 +79,9 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         labels = self.check_labels(class_labels, null_label(self.unet))
         generator = self.check_generators(generator, len(labels))
         self.check_output_type(output_type)
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+        most = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= most:
+            raise ValueError(f"num_inference_steps must be between 1 and {most}, got {num_inference_steps}")
         shape = (len(labels), *self.vqvae.latent_shape)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)

@@ -27,7 +27,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 `local_files_only` concern the Hub.
 
         Raises:
-            ValueError: a folder that does not hold this pipeline.
+            ValueError: a folder that does not hold this pipeline, or not all of its weights.
         """
         hub = {
             name: kwargs.pop(name)
@@ -49,7 +49,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         config = cls.load_config(folder)
         if config.get("_class_name") != cls.__name__:
             raise ValueError(f"{folder} holds a {config.get('_class_name')}, not a {cls.__name__}")
-        return super().from_pretrained(folder, **kwargs)
+        pipeline = super().from_pretrained(folder, **kwargs)
+        for name, component in pipeline.components.items():
+            if isinstance(component, torch.nn.Module) and any(weight.is_meta for weight in component.parameters()):
+                raise ValueError(f"{folder / name} lacks weights that its config.json describes")
+        return pipeline
 
     @property
     def class_names(self) -> dict[int, str]:

@@ -41,6 +41,11 @@ def make_unet(
     """
     if channels < 2 or channels % 2:
         raise ValueError(f"channels must be even, got {channels}")
+    if not channel_multipliers or min(num_blocks, head_channels, *channel_multipliers) < 1:
+        raise ValueError(
+            "unet.num_blocks, unet.head_channels and every one of unet.channel_multipliers must be at least 1, got "
+            f"{num_blocks}, {head_channels} and {list(channel_multipliers)}"
+        )
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     latent_channels, height, width = latent_shape
@@ -78,6 +83,9 @@ def make_unet(
 def make_scheduler(prediction_type: Literal["epsilon", "v_prediction"] = "epsilon") -> DDIMScheduler:
     """The noise schedule of LDM's ImageNet model: 1000 steps, beta 0.0015 to 0.0195, linear in the root.
 
+    Sampling begins at the last timestep whatever the number of steps ("trailing", Lin et al. 2024); diffusers' default
+    begins far below it where the number does not divide 1000, at 599 for 600 steps.
+
     Args:
         prediction_type: what the UNet predicts: the noise, or v (Salimans and Ho 2022), which asks less of a small
             network at high noise, where the noise is nearly its input.
@@ -90,7 +98,7 @@ def make_scheduler(prediction_type: Literal["epsilon", "v_prediction"] = "epsilo
         prediction_type=prediction_type,
         clip_sample=False,
         set_alpha_to_one=False,
-        steps_offset=1,
+        timestep_spacing="trailing",
     )
 
 

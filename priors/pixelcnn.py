@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, relu
+
+from tokenizer.complete_weights import CompleteWeights
 
 
 class GatedLayer(nn.Module):
@@ -46,7 +49,7 @@ class GatedLayer(nn.Module):
         return _gate(above + condition), horizontal + out if self.residual else out
 
 
-class PixelCNN(ModelMixin, ConfigMixin):
+class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
     """Gated PixelCNN prior over codes (B, h, w), conditioned on class labels.
 
     Args:
@@ -94,6 +97,7 @@ class PixelCNN(ModelMixin, ConfigMixin):
         return code_nll(self(codes, labels), codes)
 
     @torch.no_grad()
+    @apply_forward_hook
     def sample(
         self,
         labels: Tensor,

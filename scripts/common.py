@@ -2,7 +2,7 @@
 
     runs/<name>/config.yaml          the resolved configuration, as --config takes it
     runs/<name>/checkpoints/step-<n> what a resumed run needs
-    runs/<name>/metrics.jsonl        one line per logging interval, and TensorBoard events beside it
+    runs/<name>/metrics.jsonl        numbers, each line with its step, and TensorBoard events beside it
     runs/<name>/samples/             pictures made during training
     runs/<name>/<artefact>/          the result, in diffusers' layout
 
@@ -22,7 +22,7 @@ import yaml
 from accelerate import Accelerator
 from checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
 from diffusers.training_utils import EMAModel
-from run_options import ARTEFACTS, OptimConfig, RunConfig
+from run_options import ARTEFACTS, OptimConfig, RunConfig, read_settings
 from threads import use_all_cores
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -137,6 +137,8 @@ class Run:
             yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
             self._bar.update()
             if self.step % self.config.checkpoint_every == 0 or self.step == total:
+                named = self.model.named_parameters()
+                self._refuse_broken([name for name, weight in named if not weight.isfinite().all()])
                 save_checkpoint(
                     self.accelerator, self.folder, self.step, self._averages(), keep=self.config.keep_checkpoints
                 )
@@ -168,11 +170,7 @@ class Run:
         if self.due(self.config.log_every):
             means = self.accelerator.reduce(torch.stack(list(self._sums.values())) / self._summed_steps, "mean")
             by_name = dict(zip(self._sums, means.tolist(), strict=True))
-            if broken := [name for name, value in by_name.items() if not isfinite(value)]:
-                raise ValueError(
-                    f"{broken[0]} is not finite at step {self.step}; lower optim.lr or set optim.max_grad_norm (what "
-                    "was saved before is untouched)"
-                )
+            self._refuse_broken([name for name, value in by_name.items() if not isfinite(value)])
             self.write({**by_name, "lr": self.optim.learning_rate(self.step - 1)})
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in by_name.items()})
             self._sums, self._summed_steps = {}, 0
@@ -202,13 +200,23 @@ class Run:
         self.accelerator.wait_for_everyone()
         return target
 
+    def _refuse_broken(self, names: list[str]) -> None:
+        """Raises ValueError where there are names: those of numbers that are not finite."""
+        if names:
+            raise ValueError(
+                f"{names[0]} is not finite at step {self.step}; start again under another run.name with a lower "
+                "optim.lr, or with optim.max_grad_norm (what was saved before is untouched)"
+            )
+
     def _refuse_others(self, file: str, settings: dict[str, Any]) -> None:
         """Raises ValueError where the folder holds the work of a run whose stored `file` says something else."""
-        stored = self.folder / file
-        holds_work = bool(checkpoints(self.folder)) or any((self.folder / name).exists() for name in ARTEFACTS)
-        if not stored.is_file() or not holds_work:
+        if not checkpoints(self.folder) and not any((self.folder / name).exists() for name in ARTEFACTS):
             return
-        before, now = _flat(yaml.safe_load(stored.read_text())), _flat(settings)
+        before, now = _flat(read_settings(self.folder / file)), _flat(settings)
+        if not before:
+            raise ValueError(
+                f"{self.folder} holds a result, and no {file} that tells what it is of; choose another --run.name"
+            )
         changed = [
             f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())

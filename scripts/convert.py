@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     tensors, metadata = read_tensors(Path(config.state_dict))
     state = rename(tensors, config.state_dict)
-    image_size = config.image_size or int(metadata.get("image_size", 32))
+    image_size = int(metadata.get("image_size", 32)) if config.image_size is None else config.image_size
     tokenizer = VQTokenizer(**sizes(state), image_size=image_size, quantizer="arc")
     # The file does not say how many updates the codebook has seen.
     try:

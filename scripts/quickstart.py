@@ -35,12 +35,16 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = ScriptParser("Train, sample and evaluate both stages on the embedded digits.")
     parser.add_argument("--output_dir", type=str, default="runs", help="folder of the three runs and of the report")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings and of the samples")
+    parser.add_argument(
+        "--max_steps", type=int | None, default=None, help="of each training; None: what its config says"
+    )
     parser.add_argument("--num_images", type=int, default=500, help="images that are generated to be measured")
     config = parser.parse(args)
     began = time.monotonic()
     runs = Path(config.output_dir)
     tokenizer, ldm, pixelcnn = (str(runs / name) for name in ("tokenizer", "ldm", "pixelcnn"))
     shared = [f"--run.output_dir={runs}", f"--run.seed={config.seed}"]
+    shared += [] if config.max_steps is None else [f"--optim.max_steps={config.max_steps}"]
 
     train_tokenizer.main(shared)
     train_ldm.main([*shared, f"--tokenizer={tokenizer}"])

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import yaml
 from accelerate import Accelerator
-from run_options import ARTEFACTS
+from run_options import ARTEFACTS, read_settings
 from tqdm.auto import tqdm
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
@@ -60,8 +59,9 @@ def check_images(tokenizer: VQTokenizer, images: ImageDataset) -> None:
 def note_other_data(folder: str, data: DataConfig) -> None:
     """Says so where the run that wrote `folder` was trained on another data set than `data`."""
     for place in (Path(folder), Path(folder).parent):
-        if (place / "config.yaml").is_file():
-            trained_on = yaml.safe_load((place / "config.yaml").read_text()).get("data", {}).get("name")
+        settings = read_settings(place / "config.yaml")
+        if isinstance(settings.get("data"), dict):
+            trained_on = settings["data"].get("name")
             if trained_on != data.name:
                 print(f"note: {folder} was trained on {trained_on!r}; data.name is {data.name!r}")
             return

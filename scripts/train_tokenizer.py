@@ -67,7 +67,8 @@ def main(args: Sequence[str] | None = None) -> None:
         counts += output.counts
         if run.due(run.config.log_every):
             counts = run.accelerator.reduce(counts, "sum")
-            run.write({"train_usage": usage(counts).item(), "train_perplexity": perplexity(counts).item()})
+            numbers = {"train_usage": usage(counts), "train_perplexity": perplexity(counts), **quantizer.diagnostics()}
+            run.write({name: value.item() for name, value in numbers.items()})
             counts.zero_()
         if run.is_main and run.due(run.config.sample_every):
             originals, reconstructions, metrics = reconstruct(tokenizer, preview)

@@ -15,6 +15,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     ImagePipelineOutput,
 )
+from safetensors.torch import load_file, save_file
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from priors.diffusion import make_scheduler, make_unet
@@ -81,16 +82,25 @@ def test_images_differ_by_class_and_by_seed(pipe):
 @pytest.mark.parametrize("guidance_scale", [1.0, 1.4, 3.0])
 def test_equals_guided_ddim_by_hand(pipe, guidance_scale):
     labels, noise = torch.tensor([2, 0]), torch.randn(2, 4, 4, 4)
-    found = sample(pipe, [2, 0], latents=noise, guidance_scale=guidance_scale, num_inference_steps=4)
+    steps = []  # the latents after each: images are made of codes, and hide small errors
+    found = sample(
+        pipe,
+        [2, 0],
+        latents=noise,
+        guidance_scale=guidance_scale,
+        num_inference_steps=4,
+        callback_on_step_end=lambda *args: steps.append(args[3]["latents"]) or {},
+    )
     alphas = torch.cumprod(1 - torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2, 0)
-    latents, timesteps = noise, [751, 501, 251, 1]
-    for timestep, following in zip(timesteps, [501, 251, 1, None], strict=True):
+    latents, timesteps = noise, [999, 749, 499, 249]
+    for timestep, following in zip(timesteps, [749, 499, 249, None], strict=True):
         conditional = pipe.unet(latents, timestep, labels).sample
         unconditional = pipe.unet(latents, timestep, torch.full((2,), 3)).sample
         predicted = unconditional + guidance_scale * (conditional - unconditional)
         alpha, next_alpha = (alphas[t].item() for t in (timestep, 0 if following is None else following))
         clean = (latents - (1 - alpha) ** 0.5 * predicted) / alpha**0.5
         latents = next_alpha**0.5 * clean + (1 - next_alpha) ** 0.5 * predicted
+    torch.testing.assert_close(steps[-1], latents.float(), rtol=1e-3, atol=1e-3)
     expected = (pipe.vqvae.decode(latents / 0.5).sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
@@ -248,7 +258,8 @@ def test_deterministic_solvers_meet_in_the_limit_of_many_steps(pipe):
         ([0, 1], {"latents": torch.zeros(1, 4, 4, 4)}, r"\(2, 4, 4, 4\), got \(1, 4, 4, 4\)"),
         ([0], {"latents": torch.zeros(1, 4, 8, 8)}, r"\(1, 4, 4, 4\), got \(1, 4, 8, 8\)"),
         ([0], {"output_type": "latent"}, "output_type is one of pil, np, pt, got 'latent'"),
-        ([0], {"num_inference_steps": 0}, "at least 1, got 0"),
+        ([0], {"num_inference_steps": 0}, "between 1 and 1000, got 0"),
+        ([0], {"num_inference_steps": 1001}, "between 1 and 1000, got 1001"),
     ],
 )
 def test_refuses_before_the_unet_runs(pipe, unet_inputs, labels, options, message):
@@ -276,6 +287,15 @@ def test_save_and_load_keeps_weights_names_scale_and_images(pipe, folder):
     assert {k: v for k, v in first.items() if k != "_name_or_path"} == {
         k: v for k, v in second.items() if k != "_name_or_path"
     }
+
+
+def test_a_folder_without_all_weights_is_refused(folder):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_in.weight"]
+    save_file(weights, file)
+    with pytest.raises(ValueError, match="unet lacks weights"):
+        ArcVQLDMPipeline.from_pretrained(folder)
 
 
 def test_the_folder_names_the_components_modules(folder):

@@ -43,6 +43,15 @@ def test_the_schedule_is_linear_in_the_root_of_beta():
     assert not scheduler.config.clip_sample and not scheduler.config.thresholding
 
 
+@pytest.mark.parametrize("steps", [1, 7, 50, 250, 300, 600, 999, 1000])
+def test_sampling_begins_in_pure_noise_whatever_the_number_of_steps(steps):
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(steps)
+    assert len(scheduler.timesteps) == steps and scheduler.timesteps[0] == 999
+    assert scheduler.timesteps.diff().max() < 0 if steps > 1 else True
+    assert 0 <= scheduler.timesteps[-1] <= 1000 / steps
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_a_step_of_the_schedule_with_the_true_prediction_goes_to_the_clean_latents(prediction_type):
     scheduler = make_scheduler(prediction_type)
@@ -173,6 +182,10 @@ def test_a_saved_unet_keeps_the_null_class(tmp_path, unet):
     [
         ((4, 7, 7), {}, "7 x 7 cannot be halved 1 times"),
         ((4, 8, 6), {"channel_multipliers": (1, 2, 2)}, "8 x 6 cannot be halved 2 times"),
+        ((4, 8, 8), {"channel_multipliers": ()}, "at least 1"),
+        ((4, 8, 8), {"channel_multipliers": (0, 1)}, "at least 1"),
+        ((4, 8, 8), {"num_blocks": 0}, "at least 1"),
+        ((4, 8, 8), {"head_channels": 0}, "at least 1"),
         ((4, 8, 8), {"attention_sizes": (16, 8)}, r"attention_sizes \[16\] are not .* \[8, 4\]"),
     ],
 )

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 import tokenizer
 from tokenizer import VQTokenizer
@@ -106,6 +107,62 @@ def test_the_config_is_the_constructors_arguments(tmp_path):
     assert config["_class_name"] == "VQTokenizer"
     assert config["quantizer"] == "arc" and config["quantizer_options"] == {"top_k": 2, "ball": "fixed"}
     assert VQTokenizer.from_config(config).bottleneck.top_k == 2
+
+
+@pytest.mark.parametrize("change", ["missing", "left over"])
+def test_a_folder_whose_weights_are_not_those_of_its_config_is_refused(tmp_path, change):
+    make().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["num_residual_layers"] += 1 if change == "missing" else -1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"residual.* {change}"):
+        VQTokenizer.from_pretrained(tmp_path)
+
+
+def test_the_loading_info_of_diffusers_is_still_given(tmp_path):
+    make().save_pretrained(tmp_path)
+    model, info = VQTokenizer.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(model, VQTokenizer) and not info["missing_keys"]
+
+
+@torch.no_grad()
+def test_code_written_for_diffusers_vq_model_works():
+    model = make()
+    images = images_for(model)
+    (latents,) = model.encode(images, return_dict=False)
+    assert torch.equal(latents, model.encode(images).latents)
+    (sample,) = model.decode(latents, return_dict=False)
+    assert torch.equal(sample, model.decode(latents).sample)
+
+
+def test_decoding_passes_the_gradient_straight_through_to_the_latents():
+    model = make()
+    latents = torch.randn(2, 6, 4, 4, requires_grad=True)
+    rows = model.bottleneck.lookup(model.bottleneck.encode(latents)).detach().requires_grad_()
+    weights = torch.randn(2, 1, 16, 16)
+    found, expected = (
+        torch.autograd.grad((sample * weights).sum(), inputs)[0]
+        for sample, inputs in ((model.decode(latents).sample, latents), (model.decoder(rows), rows))
+    )
+    assert expected.norm() > 0 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_codes", "quantize", "decode", "decode_codes", "forward"])
+@torch.no_grad()
+def test_every_way_in_calls_the_hook_that_moves_the_model(method):
+    calls = []
+
+    class Recorder(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            calls.append(module)
+            return args, kwargs
+
+    model = make()
+    inputs = {"quantize": torch.randn(1, 6, 4, 4), "decode": torch.randn(1, 6, 4, 4)}
+    inputs["decode_codes"] = torch.zeros(1, 4, 4, dtype=torch.int64)
+    add_hook_to_module(model, Recorder())
+    getattr(model, method)(inputs.get(method, images_for(model)))
+    assert calls and calls[0] is model
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -212,6 +212,8 @@ def test_balls_and_the_share_of_codes_on_them(ball, norm, share):
     norms = quantizer.codebook.detach().norm(dim=1)
     torch.testing.assert_close(norms, torch.tensor([0.5] * 5 + [norm] * 5))
     assert quantizer.share_on_ball == share
+    expected = {} if ball == "none" else {"ball_radius": quantizer.radius, "share_on_ball": quantizer.share_on_ball}
+    assert quantizer.diagnostics() == expected
     assert math.isinf(quantizer.radius) == (ball == "none")
 
 

@@ -68,6 +68,7 @@ def test_a_run_folder_holds_all_it_promises(home):
         steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert sorted(set(steps)) == list(range(1, 61))
         assert list((folder / "tensorboard").glob("events.*"))
+        assert "share_on_ball" in (folder / "metrics.jsonl").read_text() or stage != "tokenizer"
         assert (folder / "samples" / "step-000060.png").stat().st_size > 500
 
 
@@ -201,6 +202,28 @@ def test_a_folder_with_other_settings_is_refused_and_left_alone(home):
     done = run(*training("tokenizer", "runs", 60, "--optim.lr", "0.5"), cwd=home, check=False)
     assert_one_line(done, "optim.lr was 0.002 and is now 0.5")
     assert before == {path: path.read_bytes() for path in (home / "runs/tokenizer").rglob("*") if path.is_file()}
+
+
+def test_a_result_that_no_run_has_described_is_left_alone(home):
+    shutil.copytree(home / "runs/tokenizer/tokenizer", home / "undescribed/tokenizer/tokenizer")
+    before = (home / "undescribed" / "tokenizer" / ARTEFACT["tokenizer"]).read_bytes()
+    done = run(*training("tokenizer", "undescribed", 3, "--run.seed", 1), cwd=home, check=False)
+    assert_one_line(done, "holds a result, and no config.yaml")
+    assert (home / "undescribed" / "tokenizer" / ARTEFACT["tokenizer"]).read_bytes() == before
+
+
+def test_broken_weights_are_never_saved(home):
+    """Numbers are looked at every 20 steps, checkpoints written every 2; the first step breaks the weights."""
+    options = ["--run.checkpoint_every", 2, "--run.log_every", 20, "--optim.lr", "1e30", "--optim.schedule", "constant"]
+    done = run(*training("tokenizer", "broken", 30, "--optim.warmup_steps", 0), *options, cwd=home, check=False)
+    assert_one_line(done, "is not finite at step 2")
+    assert not list((home / "broken/tokenizer").glob("checkpoints/*"))
+
+
+def test_a_foreign_config_beside_a_tokenizer_is_not_looked_into(home):
+    shutil.copytree(home / "runs/tokenizer/tokenizer", home / "foreign/tokenizer")
+    (home / "foreign/config.yaml").write_text("data: /my/images\n")
+    run("evaluate", "reconstruction", "foreign/tokenizer", cwd=home)
 
 
 def test_samples_are_written_and_repeat(home):

@@ -6,10 +6,13 @@ from typing import Any, Literal
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from tokenizer.complete_weights import CompleteWeights
 from tokenizer.networks import ConvDecoder, ConvEncoder
 from tokenizer.quantizers import QuantizerOutput, make_quantizer
+from tokenizer.quantizers.base import straight_through
 
 
 @dataclass
@@ -41,7 +44,7 @@ class TokenizerOutput(BaseOutput):
     counts: Tensor = None
 
 
-class VQTokenizer(ModelMixin, ConfigMixin):
+class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
     """An image tokenizer: encoder, quantizer, decoder.
 
     Args:
@@ -106,26 +109,36 @@ class VQTokenizer(ModelMixin, ConfigMixin):
         side = self.config.image_size // self.downsampling
         return self.config.codebook_dim, side, side
 
-    def encode(self, images: Tensor) -> EncoderOutput:
+    # The hooks of a model that moves itself to the device when it is needed fire in `forward` alone; each other way in
+    # asks for them.
+    @apply_forward_hook
+    def encode(self, images: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """Images (B, C, H, W) in [-1, 1] -> `.latents` (B, D, h, w), before quantisation."""
         if images.ndim != 4 or images.shape[1] != self.config.in_channels:
             raise ValueError(f"expected images (B, {self.config.in_channels}, H, W), got {tuple(images.shape)}")
         if images.shape[2] % self.downsampling or images.shape[3] % self.downsampling:
             raise ValueError(f"image sides must be multiples of {self.downsampling}, got {tuple(images.shape[2:])}")
-        return EncoderOutput(latents=self.encoder(images))
+        latents = self.encoder(images)
+        return EncoderOutput(latents=latents) if return_dict else (latents,)
 
+    @apply_forward_hook
     def encode_codes(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] -> codes (B, h, w) int64."""
         return self.bottleneck.encode(self.encode(images).latents)
 
+    @apply_forward_hook
     def quantize(self, latents: Tensor) -> QuantizerOutput:
         """Latents (B, D, h, w) -> `.quantized` (straight-through), `.codes`, `.losses`, `.usage`, `.perplexity`."""
         return self.bottleneck(latents)
 
-    def decode(self, latents: Tensor) -> DecoderOutput:
-        """Quantises latents (B, D, h, w), then decodes: `.sample` (B, C, H, W)."""
-        return DecoderOutput(sample=self.decode_codes(self.bottleneck.encode(latents)))
+    @apply_forward_hook
+    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """Quantises latents (B, D, h, w), with a straight-through gradient, then decodes: `.sample` (B, C, H, W)."""
+        rows = self.bottleneck.lookup(self.bottleneck.encode(latents))
+        sample = self.decoder(straight_through(rows, latents).to(self.dtype))
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
 
+    @apply_forward_hook
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) int64 -> images (B, C, H, W), about [-1, 1]."""
         return self.decoder(self.bottleneck.lookup(codes).to(self.dtype))

@@ -94,6 +94,10 @@ class ArcQuantizer(Quantizer):
             "arc": arc_weight(self.step, self.arc_initial, self.arc_decay),
         }
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """The ball's radius, and the share of the codes on it; nothing without a ball."""
+        return {} if self.ball == "none" else {"ball_radius": self.radius, "share_on_ball": self.share_on_ball}
+
     @torch.no_grad()
     def after_update(self) -> None:
         """Counts the update, then draws the table into the ball of the new radius."""

@@ -44,8 +44,9 @@ class Quantizer(nn.Module):
     """A table of K rows of size D, the rule that assigns a latent to a row, and the losses that train both.
 
     A subclass sets `codebook` in `__init__` (a parameter, or a property where the table is derived), and defines
-    `assign`; it extends `losses`, `loss_weights` and `after_update` where its method asks for it. Everything here is
-    computed in float32 at least, whatever the autocast. `step` counts the completed generator updates and is saved.
+    `assign`; it extends `losses`, `loss_weights`, `after_update` and `diagnostics` where its method asks for it.
+    Everything here is computed in float32 at least, whatever the autocast. `step` counts the completed generator
+    updates and is saved.
     """
 
     codebook: Tensor
@@ -90,6 +91,10 @@ class Quantizer(nn.Module):
         """To be called once after every completed generator update, in training only."""
         self.step += 1
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Named scalars that tell how the table is doing at the present `step`, for the log."""
+        return {}
+
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) -> their rows (B, D, h, w)."""
         return rearrange(embedding(codes, self.codebook), "b h w d -> b d h w")
@@ -105,17 +110,19 @@ class Quantizer(nn.Module):
             tokens = _tokens(latents)  # (N, D) float32
             codes = self.assign(tokens.detach())  # (N,)
             rows = embedding(codes, self.codebook)  # (N, D)
-            # Value: the row, exactly. Gradient: the identity to the tokens, none to the row.
-            straight_through = rows.detach() + (tokens - tokens.detach())
-            quantized = rearrange(
-                straight_through, "(b h w) d -> b d h w", b=latents.shape[0], h=latents.shape[2], w=latents.shape[3]
-            )
+            b, _, h, w = latents.shape
+            quantized = rearrange(straight_through(rows, tokens), "(b h w) d -> b d h w", b=b, h=h, w=w)
             return QuantizerOutput(
                 quantized=quantized.to(latents.dtype),
                 codes=_grid(codes, latents),
                 losses=self.losses(tokens, rows),
                 counts=code_counts(codes, self.codebook_size),
             )
+
+
+def straight_through(rows: Tensor, latents: Tensor) -> Tensor:
+    """Value: the table's rows, exactly. Gradient: the identity to the latents, none to the rows. One shape."""
+    return rows.detach() + (latents - latents.detach())
 
 
 def _tokens(latents: Tensor) -> Tensor:
