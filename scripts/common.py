@@ -203,6 +203,7 @@ class Run:
     def _refuse_broken(self, names: list[str]) -> None:
         """Raises ValueError where there are names: those of numbers that are not finite."""
         if names:
+            self._bar.close()  # so that the error stands below it
             raise ValueError(
                 f"{names[0]} is not finite at step {self.step}; start again under another run.name with a lower "
                 "optim.lr, or with optim.max_grad_norm (what was saved before is untouched)"
