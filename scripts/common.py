@@ -1,4 +1,4 @@
-"""What the training scripts share: the run folder, resuming, the randomness of a step, EMA, logging.
+"""What the training scripts share: the run folder, the randomness of a step, EMA, resuming.
 
     runs/<name>/config.yaml          the resolved configuration, as --config takes it
     runs/<name>/checkpoints/step-<n> what a resumed run needs
@@ -9,7 +9,6 @@
 The training loops themselves stay in their scripts.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,21 +21,15 @@ import yaml
 from accelerate import Accelerator
 from checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
 from diffusers.training_utils import EMAModel
-from run_options import ARTEFACTS, OptimConfig, RunConfig, read_settings
+from run_log import RunLog
+from run_options import OptimConfig, RunConfig
+from run_record import refuse_other_run
 from threads import use_all_cores
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from tokenizer.data import training_batches
-
-# May differ between the start of a run and its resumption: they change neither the data nor the weights of a step, but
-# for max_steps, which is how a run is made longer; a cosine schedule then goes on as that of the longer run.
-_MAY_CHANGE = (
-    "run.output_dir", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
-    "data.num_workers", "optim.max_steps",
-)  # fmt: skip
 
 
 class Run:
@@ -60,7 +53,7 @@ class Run:
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # what None has turned out to be
         self.settings = settings
-        self._refuse_others("config.yaml", settings)
+        refuse_other_run(self.folder / "config.yaml", settings)
         use_all_cores()
         torch.manual_seed(config.seed)
         self.step = 0
@@ -102,11 +95,12 @@ class Run:
             num_workers=num_workers,
         )
         self._batches(start_step=0)  # a batch size that does not fit is an error now, before anything is written
-        self._refuse_others("inputs.yaml", inputs)
+        refuse_other_run(self.folder / "inputs.yaml", inputs)
         self.accelerator.wait_for_everyone()
-        finished = checkpoints(self.folder) and step_of(checkpoints(self.folder)[-1]) >= self.optim.max_steps
-        if self.is_main and finished:
-            print(f"{self.folder} has {step_of(checkpoints(self.folder)[-1])} steps already: nothing is left to train")
+        saved = checkpoints(self.folder)
+        done = step_of(saved[-1]) if saved else 0
+        if self.is_main and done >= self.optim.max_steps:
+            print(f"{self.folder} has {done} steps already: nothing is left to train")
         elif self.is_main:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
@@ -125,8 +119,7 @@ class Run:
     def steps(self) -> Iterator[dict[str, Tensor]]:
         """The batches of the steps that remain, each on the device; seeds, logs and saves around every step."""
         total = self.optim.max_steps
-        events = self.folder / "tensorboard"
-        self._writer = SummaryWriter(events, purge_step=self.step) if self.is_main else None
+        self._run_log = RunLog(self.folder, self.step) if self.is_main else None
         self._bar = tqdm(total=total, initial=self.step, desc=self.config.name, disable=not self.is_main)
         for batch in self._batches(start_step=self.step):
             # All randomness of a step is a function of (seed, rank, step), so a resumed run repeats it.
@@ -143,8 +136,8 @@ class Run:
                     self.accelerator, self.folder, self.step, self._averages(), keep=self.config.keep_checkpoints
                 )
         self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._run_log is not None:
+            self._run_log.close()
 
     def update(self, loss: Tensor) -> None:
         """One optimiser step down the gradient of `loss`; the step is then completed."""
@@ -176,12 +169,13 @@ class Run:
             self._sums, self._summed_steps = {}, 0
 
     def write(self, scalars: dict[str, float]) -> None:
-        """Writes numbers of the completed step to metrics.jsonl and TensorBoard, on the main process."""
-        if self.is_main:
-            with (self.folder / "metrics.jsonl").open("a") as lines:
-                lines.write(json.dumps({"step": self.step, **scalars}) + "\n")
-            for name, value in scalars.items():
-                self._writer.add_scalar(name, value, self.step)
+        """Writes numbers of the completed step to the log, on the main process."""
+        if self._run_log is not None:
+            self._run_log.write(self.step, scalars)
+
+    def picture(self, name: str) -> Path:
+        """Where a picture of the completed step goes."""
+        return self.folder / "samples" / f"{name}-{self.step:06d}.png"
 
     def load_averaged(self, model: nn.Module) -> None:
         """Loads the averaged parameters into `model`, a copy of the trained one, and puts it in eval mode."""
@@ -209,26 +203,6 @@ class Run:
                 "optim.lr, or with optim.max_grad_norm (what was saved before is untouched)"
             )
 
-    def _refuse_others(self, file: str, settings: dict[str, Any]) -> None:
-        """Raises ValueError where the folder holds the work of a run whose stored `file` says something else."""
-        if not checkpoints(self.folder) and not any((self.folder / name).exists() for name in ARTEFACTS):
-            return
-        before, now = _flat(read_settings(self.folder / file)), _flat(settings)
-        if not before:
-            raise ValueError(
-                f"{self.folder} holds a result, and no {file} that tells what it is of; choose another --run.name"
-            )
-        changed = [
-            f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-            for name in sorted(before.keys() | now.keys())
-            if name not in _MAY_CHANGE and before.get(name) != now.get(name)
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.folder} holds a run with other settings ({'; '.join(changed)}); choose another --run.name, "
-                "or delete the folder"
-            )
-
     def _resume(self) -> int:
         """Loads the newest checkpoint, if there is one, and returns the number of completed steps."""
         saved = checkpoints(self.folder)
@@ -241,13 +215,6 @@ class Run:
                 self.ema.optimization_step = step
             if self.is_main:
                 print(f"resuming from {saved[-1]}")
-        log = self.folder / "metrics.jsonl"
-        if self.is_main and log.exists():
-            # What an interrupted run logged after its checkpoint is computed, and logged, again.
-            lines = log.read_text().splitlines(keepends=True)
-            kept = log.with_suffix(".tmp")
-            kept.write_text("".join(line for line in lines if _logged_step(line) <= step))
-            kept.replace(log)
         return step
 
     def _averages(self) -> dict[str, Tensor]:
@@ -256,21 +223,6 @@ class Run:
             return {}
         names = (name for name, _ in self.model.named_parameters())
         return {name: tensor.contiguous() for name, tensor in zip(names, self.ema.shadow_params, strict=True)}
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def _logged_step(line: str) -> int:
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:  # the last line of a killed process
-        return 1 << 62
 
 
 def _mix(seed: int, rank: int, step: int) -> int:

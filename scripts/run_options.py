@@ -2,13 +2,7 @@
 
 from dataclasses import dataclass
 from math import cos, pi
-from pathlib import Path
-from typing import Any, Literal
-
-import yaml
-
-# What a run's result is called in its folder.
-ARTEFACTS = ("tokenizer", "pipeline")
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -94,12 +88,3 @@ def check_share(option: str, *values: float) -> None:
     """Raises ValueError for a value outside [0, 1)."""
     if outside := [value for value in values if not 0 <= value < 1]:
         raise ValueError(f"{option} must be at least 0 and below 1, got {outside[0]}")
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """The settings that a run has stored in its folder; empty where there is no such file, or one of something else."""
-    try:
-        settings = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return settings if isinstance(settings, dict) else {}

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from pipelines.class_labels import ClassConditionalPipeline
 from pipelines.metrics import ReconstructionMetrics, to_uint8
+from pipelines.pictures import save_class_samples
 from tokenizer import VQTokenizer
 from tokenizer.data import ImageDataset, evaluation_batches
 
@@ -83,6 +84,13 @@ def sample_batches(
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One generator per seed, on the CPU: the same noise on every device."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def save_preview(pipeline: ClassConditionalPipeline, picture: Path, **options: Any) -> None:
+    """Four images of each of the first 10 classes, of seeds 0 to 39; `options` are those of the pipeline's call."""
+    labels = list(pipeline.class_names)[:10] * 4
+    images = sample_batches(pipeline, labels, range(len(labels)), len(labels), show_progress=False, **options)
+    save_class_samples(torch.cat(list(images)), labels, pipeline.class_names, picture)
 
 
 def save_final_samples(pipeline: ClassConditionalPipeline, folder: Path, seed: int) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
-from run_options import ARTEFACTS, read_settings
+from run_record import ARTEFACTS, read_settings
 from tqdm.auto import tqdm
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline

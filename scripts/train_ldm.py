@@ -12,11 +12,10 @@ import torch
 from command_line import ScriptParser, run_script
 from common import Run
 from run_options import OptimConfig, RunConfig, check_share
-from sampling import sample_batches, save_final_samples
+from sampling import save_final_samples, save_preview
 from stage_one import encode_splits, load_tokenizer, note_other_data
 
 from pipelines import ArcVQLDMPipeline
-from pipelines.pictures import save_class_samples
 from priors.diffusion import diffusion_loss, make_scheduler, make_unet, null_label
 from priors.latents import EncodedDataset
 from tokenizer.data import DataConfig
@@ -70,11 +69,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if run.is_main and run.due(run.config.sample_every):
             run.load_averaged(averaged)
             run.write({"test_loss": held_out_loss(pipeline, stage_one.test)})
-            labels = list(pipeline.class_names)[:10] * 4
-            preview = {"show_progress": False, "num_inference_steps": PREVIEW_STEPS}
-            images = sample_batches(pipeline, labels, range(len(labels)), len(labels), **preview)
-            picture = run.folder / "samples" / f"step-{run.step:06d}.png"
-            save_class_samples(torch.cat(list(images)), labels, stage_one.class_names, picture)
+            save_preview(pipeline, run.picture("step"), num_inference_steps=PREVIEW_STEPS)
 
     run.load_averaged(averaged)
     folder = run.export("pipeline", pipeline.save_pretrained)

@@ -13,11 +13,10 @@ import torch
 from command_line import ScriptParser, run_script
 from common import Run
 from run_options import OptimConfig, RunConfig, check_share
-from sampling import sample_batches, save_final_samples
+from sampling import save_final_samples, save_preview
 from stage_one import encode_splits, load_tokenizer, note_other_data
 
 from pipelines import ArcVQPixelCNNPipeline
-from pipelines.pictures import save_class_samples
 from priors.latents import EncodedDataset
 from priors.pixelcnn import PixelCNN, code_nll
 from tokenizer.data import DataConfig
@@ -66,10 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if run.is_main and run.due(run.config.sample_every):
             run.load_averaged(averaged)
             run.write({"test_bits_per_code": held_out_bits(averaged, stage_one.test)})
-            labels = list(pipeline.class_names)[:10] * 4
-            images = sample_batches(pipeline, labels, range(len(labels)), len(labels), show_progress=False)
-            picture = run.folder / "samples" / f"step-{run.step:06d}.png"
-            save_class_samples(torch.cat(list(images)), labels, stage_one.class_names, picture)
+            save_preview(pipeline, run.picture("step"))
 
     run.load_averaged(averaged)
     folder = run.export("pipeline", pipeline.save_pretrained)

@@ -73,9 +73,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if run.is_main and run.due(run.config.sample_every):
             originals, reconstructions, metrics = reconstruct(tokenizer, preview)
             run.write({f"test_{name}": value for name, value in metrics.result().items() if name != "images"})
-            pictures = run.folder / "samples"
-            save_comparison(originals[:32], reconstructions[:32], pictures / f"step-{run.step:06d}.png")
-            plot_codebook(tokenizer.codebook.detach().cpu(), metrics.counts, pictures / f"codebook-{run.step:06d}.png")
+            save_comparison(originals[:32], reconstructions[:32], run.picture("step"))
+            plot_codebook(tokenizer.codebook.detach().cpu(), metrics.counts, run.picture("codebook"))
 
     folder = run.export("tokenizer", tokenizer.save_pretrained)
     if run.is_main:
