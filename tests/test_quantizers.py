@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from tokenizer.angular_margin import arc_loss
-from tokenizer.quantizers import QUANTIZERS, make_quantizer, nearest
+from tokenizer.quantizers import QUANTIZERS, Quantizer, make_quantizer, nearest
 from tokenizer.quantizers.nearest import closest, most_similar
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -275,3 +275,10 @@ def test_make_quantizer_takes_an_int_for_a_float():
 def test_an_empty_table_is_refused(name, codes, dim):
     with pytest.raises(ValueError, match="at least one row and one column"):
         make(name, codes, dim)
+
+
+@pytest.mark.parametrize("missing", ["assign", "loss_weights"])
+def test_a_quantizer_that_lacks_part_of_the_contract_cannot_be_made(missing):
+    methods = {name: lambda self, *_: None for name in ("assign", "loss_weights") if name != missing}
+    with pytest.raises(TypeError, match=missing):
+        type("Unfinished", (Quantizer,), methods)(4, 2)

@@ -1,5 +1,6 @@
 """The contract of a quantizer: latents (B, D, h, w) -> quantized latents, codes, named losses."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,11 +41,11 @@ class QuantizerOutput(BaseOutput):
         return perplexity(self.counts)
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """A table of K rows of size D, the rule that assigns a latent to a row, and the losses that train both.
 
     A subclass sets `codebook` in `__init__` (a parameter, or a property where the table is derived), and defines
-    `assign`; it extends `losses`, `loss_weights`, `after_update` and `diagnostics` where its method asks for it.
+    `assign` and `loss_weights`; it extends `losses`, `after_update` and `diagnostics` where its method asks for it.
     Everything here is computed in float32 at least, whatever the autocast. `step` counts the completed generator
     updates and is saved.
     """
@@ -69,9 +70,9 @@ class Quantizer(nn.Module):
 
         return super()._apply(moved, recurse)
 
+    @abstractmethod
     def assign(self, tokens: Tensor) -> Tensor:
         """The code of each token: (N, D) -> (N,) int64."""
-        raise NotImplementedError
 
     def losses(self, tokens: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """Named scalar losses from tokens (N, D) and the rows (N, D) assigned to them.
@@ -83,9 +84,9 @@ class Quantizer(nn.Module):
             "commitment": torch.mean((rows.detach() - tokens) ** 2),
         }
 
+    @abstractmethod
     def loss_weights(self) -> dict[str, float | Tensor]:
         """The weight of each of the `losses` at the present `step`."""
-        raise NotImplementedError
 
     def after_update(self) -> None:
         """To be called once after every completed generator update, in training only."""
