@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pipeline_calls
 import pytest
 import torch
 from diffusers import (
@@ -15,6 +16,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     ImagePipelineOutput,
 )
+from pipeline_calls import quiet, seeded
 from safetensors.torch import load_file, save_file
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
@@ -57,18 +59,8 @@ def unet_inputs(pipe):
     hook.remove()
 
 
-def quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def seeded(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
 def sample(pipe, labels=(0, 2), seeds=None, **options):
-    options = {"num_inference_steps": 3, "output_type": "pt", "generator": seeded(*(seeds or labels))} | options
-    return pipe(list(labels), **options).images
+    return pipeline_calls.sample(pipe, labels, seeds, **({"num_inference_steps": 3} | options))
 
 
 def test_images_differ_by_class_and_by_seed(pipe):

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pipeline_calls import quiet, sample, seeded
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from priors import PixelCNN
@@ -27,20 +28,6 @@ def parts():
 @pytest.fixture
 def pipe(parts):
     return quiet(ArcVQPixelCNNPipeline(*parts, ID2LABEL))
-
-
-def quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def seeded(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def sample(pipe, labels=(0, 2), seeds=None, **options):
-    options = {"output_type": "pt", "generator": seeded(*(seeds or labels))} | options
-    return pipe(list(labels), **options).images
 
 
 @torch.no_grad()

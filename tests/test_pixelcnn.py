@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from pipeline_calls import seeded
 from torch.nn.functional import one_hot
 
 from priors import PixelCNN
@@ -19,10 +20,6 @@ def make(codes=5, grid=(4, 5), layers=4, sharpness=4.0, **options):
         for convolution in (model.head[0], model.head[-1]):
             convolution.bias.zero_()
     return model
-
-
-def seeded(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def raster(position, grid=(4, 5)):
