@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizer.angular_margin import arc_loss, arc_weight, ball_radius, project_to_ball, unit_vectors
+from tokenizer.angular_margin import arc_loss, arc_weight, ball_radius, project_to_ball
+from tokenizer.unit_vectors import unit_vectors
 
 GOLDEN = Path(__file__).parent / "golden"
 ARC_FILES = sorted(GOLDEN.glob("arc_loss_*.npz"))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
+from tokenizer import nearest
 from tokenizer.angular_margin import arc_loss
-from tokenizer.quantizers import QUANTIZERS, Quantizer, make_quantizer, nearest
-from tokenizer.quantizers.nearest import closest, most_similar
+from tokenizer.nearest import closest, most_similar
+from tokenizer.quantizers import QUANTIZERS, Quantizer, make_quantizer
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -58,24 +59,34 @@ def test_most_similar_is_the_largest_cosine_of_all():
 
 
 @pytest.mark.parametrize("search", [closest, most_similar])
-@pytest.mark.parametrize("entries", [1, 17, 17 * 2, 17 * 10 + 5, 17 * 103])
+@pytest.mark.parametrize("entries", [1, 5, 17, 17 * 2, 17 * 10 + 5, 17 * 103])
 def test_the_block_size_does_not_change_the_codes(search, entries, monkeypatch):
     tokens, codebook = torch.randn(103, 6), torch.randn(17, 6)
     expected = search(tokens, codebook)
-    monkeypatch.setattr(nearest, "_BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(nearest, "_TILE_ENTRIES_CPU", entries)
     assert torch.equal(search(tokens, codebook), expected)
 
 
-def test_a_block_of_scores_holds_no_more_entries_than_allowed(monkeypatch):
-    monkeypatch.setattr(nearest, "_BLOCK_ENTRIES", 50)
+def test_a_tile_of_scores_holds_no_more_entries_than_allowed(monkeypatch):
+    monkeypatch.setattr(nearest, "_TILE_ENTRIES_CPU", 50)
     sizes = []
 
-    def score(block):
-        sizes.append(len(block))
-        return block @ torch.ones(6, 17)
+    def score(part, codes):
+        sizes.append((len(part), len(codes)))
+        return part @ codes.T
 
-    assert nearest._first(torch.randn(7, 6), 17, score).shape == (7,)
-    assert sizes == [2, 2, 2, 1]
+    assert nearest._search(torch.randn(7, 6), torch.randn(17, 6), score).shape == (7,)
+    assert sizes == [(2, 17), (2, 17), (2, 17), (1, 17)]
+    sizes.clear()
+    nearest._search(torch.randn(2, 6), torch.randn(120, 6), score)
+    assert sizes == [(1, 50), (1, 50), (1, 20)] * 2
+
+
+@pytest.mark.parametrize("columns", [16, 17, 512])
+def test_the_maximum_of_a_row_is_found_in_groups(columns):
+    tile = torch.randn(300, columns)
+    values, places = nearest._row_maximum(tile)
+    assert torch.equal(places, tile.argmax(dim=1)) and torch.equal(values, tile.amax(dim=1))
 
 
 def test_arc_ignores_lengths_and_vq_does_not():
@@ -253,7 +264,11 @@ def test_the_step_is_saved(name):
     [
         ("nothing", {}, "unknown quantizer 'nothing'; there are arc, vq"),
         ("vq", {"margin": 0.1}, "'vq' has no option 'margin'; it has beta, legacy_beta$"),
-        ("arc", {"gamma": 0.1}, "no option 'gamma'; it has beta, legacy_beta, scale, margin, top_k, .*ball_growth$"),
+        (
+            "arc",
+            {"gamma": 0.1},
+            "no option 'gamma'; it has beta, legacy_beta, scale, margin, top_k, .*ball_growth, gather$",
+        ),
         ("arc", {"codebook_size": 3}, "no option 'codebook_size'"),
         ("arc", {"top_k": 3.0}, "arc.top_k must be of type int, got 3.0"),
         ("arc", {"top_k": True}, "arc.top_k must be of type int, got True"),

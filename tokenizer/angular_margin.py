@@ -9,34 +9,38 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, softplus
+
+from tokenizer.streaming_arc import ArcTerms
+from tokenizer.unit_vectors import unit_vectors
 
 # exp() of a larger exponent leaves float32; a ball of radius e^80 binds no codebook that float32 can hold.
 _LARGEST_EXPONENT = 80.0
 
 
-def unit_vectors(vectors: Tensor) -> Tensor:
-    """Rows of `vectors` (..., D) at length 1; a zero row stays zero. Neither tiny nor huge rows under- or overflow."""
-    largest = vectors.detach().abs().amax(dim=-1, keepdim=True)
-    scaled = vectors / torch.where(largest > 0, largest, 1)
-    # A zero row has length 0 here; dividing by 1 keeps it, and its gradient, finite.
-    length = torch.where(largest > 0, torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 1)
-    return scaled / length
-
-
-def arc_loss(latents: Tensor, codebook: Tensor, scale: float = 10.0, margin: float = 0.1, top_k: int = 3) -> Tensor:
+def arc_loss(
+    latents: Tensor,
+    codebook: Tensor,
+    scale: float = 10.0,
+    margin: float = 0.1,
+    top_k: int = 3,
+    tile_entries: int | None = None,
+) -> Tensor:
     """Arc-cosine additive-margin loss that pulls the closest latents towards every code (eqs. 10-12, 17-18).
 
     For each code k with P_k the `top_k` latents of smallest angle to it,
 
         L = -1/K sum_k log( sum_P exp(s cos(theta + m)) / (sum_P exp(s cos(theta + m)) + sum_notP exp(s cos theta)) ).
 
+    The similarities are computed in tiles and never held together; sums are taken in float32 under any autocast.
+
     Args:
-        latents: (N, D) encoder outputs, any floating dtype; the gradient reaches these alone.
+        latents: (N, D) encoder outputs, any floating dtype; the gradient reaches these alone, and only once: a second
+            derivative is refused with a RuntimeError.
         codebook: (K, D) table, treated as a constant.
         scale: s, the inverse temperature, > 0.
         margin: m, added to the angle of a positive pair, in radians, 0 <= m <= pi.
         top_k: positives per code, >= 1; more than N means all N.
+        tile_entries: similarities held at once, >= 1; None is what suits the device. Results differ by rounding only.
 
     Returns:
         The loss, a scalar >= 0 in float32 (float64 for float64 latents).
@@ -44,24 +48,32 @@ def arc_loss(latents: Tensor, codebook: Tensor, scale: float = 10.0, margin: flo
     Raises:
         ValueError: no latents, sizes that do not match, or an argument out of its range.
     """
+    return arc_terms(latents, codebook, scale, margin, top_k, tile_entries=tile_entries)[0].mean()
+
+
+def arc_loss_and_codes(
+    latents: Tensor, codebook: Tensor, scale: float = 10.0, margin: float = 0.1, top_k: int = 3
+) -> tuple[Tensor, Tensor]:
+    """`arc_loss` and, from the same pass, the code of largest cosine of each latent, int64 (N,)."""
+    terms, codes = arc_terms(latents, codebook, scale, margin, top_k, search=True)
+    return terms.mean(), codes
+
+
+def arc_terms(
+    latents: Tensor,
+    codebook: Tensor,
+    scale: float,
+    margin: float,
+    top_k: int,
+    search: bool = False,
+    tile_entries: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What `arc_loss` is the mean of, the term of each code (K,), and with `search` the code of each latent (N,)."""
     _check_shapes(latents, codebook)
     check_arc_arguments(scale, margin, top_k)
-    dtype = torch.promote_types(latents.dtype, torch.float32)
-    with torch.autocast(latents.device.type, enabled=False):
-        directions = unit_vectors(latents.to(dtype))  # (N, D)
-        codes = unit_vectors(codebook.detach().to(dtype))  # (K, D)
-        similarity = codes @ directions.T  # (K, N), cos theta
-        positives = similarity.detach().topk(min(top_k, latents.shape[0]), dim=1).indices  # (K, P)
-
-        # embedding and not indexing, whose backward adds from several threads in no fixed order
-        angle = _angle(codes.unsqueeze(1), embedding(positives, directions))  # (K, P)
-        positive_logits = scale * torch.cos(angle + margin)
-        negative_logits = (scale * similarity).scatter(1, positives, -torch.inf)
-
-        numerator = torch.logsumexp(positive_logits, dim=1)
-        negatives = torch.logsumexp(negative_logits, dim=1)  # -inf where all are positives
-        # log(1 + exp(neg - pos)) is the ratio's -log without the cancellation of (log-denominator - log-numerator).
-        return softplus(negatives - numerator).mean()
+    if tile_entries is not None and tile_entries < 1:
+        raise ValueError(f"arc_loss needs tile_entries >= 1, got {tile_entries}")
+    return ArcTerms.apply(latents, codebook.detach(), scale, margin, top_k, search, tile_entries)
 
 
 def check_arc_arguments(scale: float, margin: float, top_k: int) -> None:
@@ -96,12 +108,6 @@ def arc_weight(step: Tensor, initial: float, decay: float) -> Tensor:
 def _real(step: Tensor) -> Tensor:
     """The counter as a real number: float64, or float32 on Apple's GPUs, which have no float64."""
     return step.to(torch.float32 if step.device.type == "mps" else torch.float64)
-
-
-def _angle(u: Tensor, v: Tensor) -> Tensor:
-    """Angle in [0, pi] between unit vectors, accurate at both ends, where acos of a float32 cosine is not."""
-    # At a length of 0 vector_norm's gradient is 0: at angle 0 no direction is better than another.
-    return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=-1), torch.linalg.vector_norm(u + v, dim=-1))
 
 
 def _check_shapes(latents: Tensor, codebook: Tensor) -> None:

@@ -4,18 +4,18 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from tokenizer.angular_margin import (
-    arc_loss,
+    arc_loss_and_codes,
     arc_weight,
     ball_radius,
     check_arc_arguments,
     project_to_ball,
-    unit_vectors,
 )
+from tokenizer.nearest import most_similar
+from tokenizer.processes import global_arc_loss, several_processes
 from tokenizer.quantizers.base import Quantizer
-from tokenizer.quantizers.nearest import most_similar
+from tokenizer.unit_vectors import unit_vectors
 
 
 class ArcQuantizer(Quantizer):
@@ -33,6 +33,9 @@ class ArcQuantizer(Quantizer):
         arc_decay: lambda, its decay per update: gamma_t = gamma_0 exp(-lambda t).
         ball: `exp`, a radius of exp(ball_growth t); `fixed`, a radius of 1; `none`, no bound.
         ball_growth: alpha, growth per update of the ball's radius.
+        gather: what the arc loss's batch is in training, its top-k and its denominator: `global`, the tokens of all
+            processes, so that W processes with a batch of B / W train as one with B; `local`, each process's own, which
+            saves the communication. Where gradients are accumulated it is one micro-batch, not their sum.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class ArcQuantizer(Quantizer):
         arc_decay: float = 5e-4,
         ball: Literal["exp", "fixed", "none"] = "exp",
         ball_growth: float = 3e-4,
+        gather: Literal["global", "local"] = "global",
     ):
         super().__init__(codebook_size, codebook_dim)
         check_arc_arguments(scale, margin, top_k)
@@ -60,6 +64,7 @@ class ArcQuantizer(Quantizer):
         self.arc_decay = arc_decay
         self.ball = ball
         self.ball_growth = ball_growth
+        self.gather = gather
         self.codebook = nn.Parameter(unit_vectors(torch.randn(codebook_size, codebook_dim)))  # eq. 4
 
     @property
@@ -79,11 +84,14 @@ class ArcQuantizer(Quantizer):
         """The code of largest cosine similarity: (N, D) -> (N,) int64."""
         return most_similar(tokens, self.codebook)
 
-    def losses(self, tokens: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """The VQ losses on raw vectors, and `arc`, which in training is that of the tokens of all processes."""
-        batch = _of_all_processes(tokens) if self.training else tokens
-        arc = arc_loss(batch, self.codebook, self.scale, self.margin, self.top_k)
-        return super().losses(tokens, rows) | {"arc": arc}
+    def search(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The code of largest cosine similarity, and `arc`, the arc loss over the batch (see `gather`)."""
+        arguments = (self.codebook, self.scale, self.margin, self.top_k)
+        if self.training and self.gather == "global" and several_processes():
+            codes, arc = self.assign(tokens.detach()), global_arc_loss(tokens, *arguments)
+        else:
+            arc, codes = arc_loss_and_codes(tokens, *arguments)
+        return codes, {"arc": arc}
 
     def loss_weights(self) -> dict[str, float | Tensor]:
         """1, beta and gamma_t."""
@@ -104,14 +112,3 @@ class ArcQuantizer(Quantizer):
         super().after_update()
         if self.ball != "none":
             self.codebook.copy_(project_to_ball(self.codebook, self.radius))
-
-
-def _of_all_processes(tokens: Tensor) -> Tensor:
-    """The tokens (N, D) of every process, (W N, D); each process must bring as many.
-
-    Every process computes the same loss from them, and the gradients that come back are summed: the mean that
-    DistributedDataParallel takes over processes is then the gradient of one process with the whole batch.
-    """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return tokens
-    return torch.cat(all_gather(tokens.contiguous()))

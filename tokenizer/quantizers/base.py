@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, mse_loss
 
 from tokenizer.usage import code_counts, perplexity, usage
 
@@ -45,9 +45,9 @@ class Quantizer(nn.Module, ABC):
     """A table of K rows of size D, the rule that assigns a latent to a row, and the losses that train both.
 
     A subclass sets `codebook` in `__init__` (a parameter, or a property where the table is derived), and defines
-    `assign` and `loss_weights`; it extends `losses`, `after_update` and `diagnostics` where its method asks for it.
-    Everything here is computed in float32 at least, whatever the autocast. `step` counts the completed generator
-    updates and is saved.
+    `assign` and `loss_weights`; it extends `search`, `losses`, `after_update` and `diagnostics` where its method asks
+    for it. Everything here is computed in float32 at least, whatever the autocast. `step` counts the completed
+    generator updates and is saved.
     """
 
     codebook: Tensor
@@ -74,14 +74,18 @@ class Quantizer(nn.Module, ABC):
     def assign(self, tokens: Tensor) -> Tensor:
         """The code of each token: (N, D) -> (N,) int64."""
 
+    def search(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The code of each token, (N, D) -> (N,) int64, and the losses that come out of the same pass, by name."""
+        return self.assign(tokens.detach()), {}
+
     def losses(self, tokens: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """Named scalar losses from tokens (N, D) and the rows (N, D) assigned to them.
 
         Both are the vectors as they are, not normalised; the mean runs over N and D.
         """
         return {
-            "codebook": torch.mean((rows - tokens.detach()) ** 2),
-            "commitment": torch.mean((rows.detach() - tokens) ** 2),
+            "codebook": mse_loss(rows, tokens.detach()),
+            "commitment": mse_loss(tokens, rows.detach()),
         }
 
     @abstractmethod
@@ -109,14 +113,14 @@ class Quantizer(nn.Module, ABC):
         """Latents (B, D, h, w) -> quantized latents with straight-through gradient, codes, losses, counts."""
         with torch.autocast(latents.device.type, enabled=False):
             tokens = _tokens(latents)  # (N, D) float32
-            codes = self.assign(tokens.detach())  # (N,)
+            codes, found = self.search(tokens)  # (N,)
             rows = embedding(codes, self.codebook)  # (N, D)
             b, _, h, w = latents.shape
             quantized = rearrange(straight_through(rows, tokens), "(b h w) d -> b d h w", b=b, h=h, w=w)
             return QuantizerOutput(
                 quantized=quantized.to(latents.dtype),
                 codes=_grid(codes, latents),
-                losses=self.losses(tokens, rows),
+                losses=self.losses(tokens, rows) | found,
                 counts=code_counts(codes, self.codebook_size),
             )
 

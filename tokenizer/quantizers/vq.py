@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from tokenizer.nearest import closest
 from tokenizer.quantizers.base import Quantizer
-from tokenizer.quantizers.nearest import closest
 
 
 class VQQuantizer(Quantizer):

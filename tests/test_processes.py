@@ -1,0 +1,48 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from processes_worker import train
+
+WORKER = Path(__file__).parent / "processes_worker.py"
+
+
+def results(folder, world, codes, gather="global"):
+    """What each of `world` processes stored, trained together; one process runs here."""
+    if world == 1:
+        train(folder, 0, 1, codes, gather)
+    else:
+        command = [sys.executable, str(WORKER), str(folder)]
+        workers = [
+            subprocess.Popen([*command, *map(str, (rank, world, codes)), gather], stderr=subprocess.PIPE, text=True)
+            for rank in range(world)
+        ]
+        for worker in workers:
+            _, errors = worker.communicate(timeout=240)
+            assert worker.returncode == 0, errors
+    return [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+# 7 codes make unequal shares; of 2 codes, one of three processes gets none.
+@pytest.mark.parametrize(("world", "codes"), [(2, 7), (3, 7), (3, 2)])
+def test_processes_with_equal_global_batch_train_as_one(tmp_path, world, codes):
+    (expected,) = results(tmp_path, 1, codes)
+    for found in results(tmp_path, world, codes):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            if name.startswith("loss"):
+                torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
+            elif name.startswith("gradient"):
+                assert (found[name] - value).norm() <= 1e-5 * value.norm()
+            elif name.startswith("weight"):
+                assert (found[name] - value).norm() <= 1e-4 * value.norm()
+        assert torch.equal(found["counts"], expected["counts"])
+
+
+def test_with_gather_local_each_process_has_its_own_arc_loss(tmp_path):
+    (expected,) = results(tmp_path, 1, 7)
+    found = results(tmp_path, 2, 7, gather="local")[0]
+    torch.testing.assert_close(found["loss codebook"], expected["loss codebook"], rtol=1e-6, atol=1e-7)
+    assert abs(found["loss arc"] - expected["loss arc"]) > 0.01

@@ -1,0 +1,181 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_arc_loss import plain_arc_loss
+
+from tokenizer.angular_margin import arc_loss, arc_loss_and_codes
+from tokenizer.nearest import most_similar
+from tokenizer.streaming_arc import _largest
+
+
+def loss_and_gradient(function, latents, codebook, **options):
+    latents = latents.detach().clone().requires_grad_()
+    loss = function(latents, codebook, **options)
+    loss.backward()
+    return loss.detach(), latents.grad
+
+
+def random_pair(tokens, codes, dim, dtype=torch.float64):
+    return torch.randn(tokens, dim, dtype=dtype), torch.randn(codes, dim, dtype=dtype)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    tokens=st.integers(1, 70),
+    codes=st.integers(1, 20),
+    dim=st.integers(2, 9),
+    top_k=st.integers(1, 12),
+    scale=st.sampled_from([0.5, 5.0, 10.0, 60.0]),
+    margin=st.sampled_from([0.0, 0.1, 0.7, 3.0]),
+    entries=st.one_of(st.none(), st.integers(1, 1500)),
+    seed=st.integers(0, 10**6),
+)
+def test_streaming_equals_plain(tokens, codes, dim, top_k, scale, margin, entries, seed):
+    torch.manual_seed(seed)
+    latents, codebook = random_pair(tokens, codes, dim)
+    options = {"scale": scale, "margin": margin, "top_k": top_k}
+    expected, expected_gradient = loss_and_gradient(plain_arc_loss, latents, codebook, **options)
+    found, gradient = loss_and_gradient(arc_loss, latents, codebook, **options, tile_entries=entries)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 37])
+def test_every_tile_size_gives_the_same(tokens):
+    latents, codebook = random_pair(tokens, 5, 4)
+    expected, expected_gradient = loss_and_gradient(plain_arc_loss, latents, codebook)
+    # One token of one code, up to all tokens of all codes, and more.
+    for entries in range(1, 5 * tokens + 2):
+        found, gradient = loss_and_gradient(arc_loss, latents, codebook, tile_entries=entries)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-11)
+
+
+def test_a_tile_size_below_one_is_refused():
+    with pytest.raises(ValueError, match="tile_entries >= 1, got 0"):
+        arc_loss(*random_pair(3, 2, 2), tile_entries=0)
+
+
+@pytest.mark.parametrize("entries", [None, 7, 64])
+def test_duplicate_tokens_share_the_loss_of_any_choice_among_them(entries):
+    latents, codebook = random_pair(9, 4, 3)
+    repeated = latents.repeat(5, 1)  # ties everywhere: which of equal tokens is a positive must not matter to the loss
+    expected = plain_arc_loss(repeated, codebook, top_k=3)
+    found, gradient = loss_and_gradient(arc_loss, repeated, codebook, top_k=3, tile_entries=entries)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    # Summed over equal tokens the gradient is that of the distinct ones, whichever was chosen.
+    _, plain_gradient = loss_and_gradient(plain_arc_loss, repeated, codebook, top_k=3)
+    torch.testing.assert_close(
+        gradient.view(5, 9, 3).sum(0), plain_gradient.view(5, 9, 3).sum(0), rtol=1e-8, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("entries", [None, 5])
+def test_all_tokens_equal(entries):
+    latents, codebook = random_pair(1, 4, 3)
+    equal = latents.repeat(11, 1)
+    torch.testing.assert_close(
+        arc_loss(equal, codebook, tile_entries=entries), plain_arc_loss(equal, codebook), rtol=1e-10, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_exact_hit_and_an_opposite_vector_in_closed_form(dtype):
+    # cos theta of the two tokens: 1 and -1. One of them is the positive, the other the only negative.
+    code = torch.tensor([[0.6, 0.8]], dtype=dtype)
+    latents = torch.tensor([[1.2, 1.6], [-3.0, -4.0]], dtype=dtype, requires_grad=True)
+    loss = arc_loss(latents, code, top_k=1)
+    expected = math.log1p(math.exp(-10 - 10 * math.cos(0.1)))
+    assert loss.item() == pytest.approx(expected, rel=1e-6 if dtype == torch.float32 else 1e-13)
+    loss.backward()
+    # Both are at a pole of the sphere, where no direction along it leads closer.
+    assert latents.grad.norm() < 1e-6
+
+
+def test_a_large_scale_neither_overflows_nor_loses_the_negatives():
+    # exp(300) is beyond float32, and against the positives' exp the negatives' would vanish.
+    latents, codebook = random_pair(50, 6, 4)
+    options = {"scale": 300.0, "margin": 1.0}
+    expected, expected_gradient = loss_and_gradient(plain_arc_loss, latents, codebook, **options)
+    found, gradient = loss_and_gradient(arc_loss, latents.float(), codebook.float(), **options, tile_entries=60)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5) and expected > 1
+    assert (gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
+
+
+def test_bfloat16_latents_stay_within_their_own_rounding_of_the_plain_form():
+    latents, codebook = random_pair(300, 20, 8, torch.bfloat16)
+    expected, expected_gradient = loss_and_gradient(plain_arc_loss, latents.double(), codebook.double())
+    found, gradient = loss_and_gradient(arc_loss, latents, codebook, tile_entries=1000)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert gradient.dtype == torch.bfloat16
+    assert (gradient.double() - expected_gradient).norm() < 2**-8 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("entries", [None, 13])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_gradient_equals_finite_differences(scale, entries):
+    latents, codebook = random_pair(8, 5, 3)
+    latents.requires_grad_()
+    options = {"scale": scale, "top_k": 2, "tile_entries": entries}
+    assert torch.autograd.gradcheck(lambda z: arc_loss(z, codebook, **options), [latents])
+
+
+def test_the_search_of_the_same_pass_finds_the_codes_and_leaves_the_loss():
+    latents, codebook = random_pair(5000, 300, 16, torch.float32)
+    loss, codes = arc_loss_and_codes(latents, codebook)
+    assert torch.equal(codes, most_similar(latents, codebook))
+    assert torch.equal(loss, arc_loss(latents, codebook))
+    assert codes.dtype == torch.int64 and not codes.requires_grad
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("rows", [1, 3, 15, 16, 192, 256, 1000, 2048])
+def test_the_largest_of_each_column_are_those_of_topk(rows, count):
+    # Small integers: ties within and across chunks.
+    for tile in (torch.randn(rows, 7), torch.randint(0, 9, (rows, 7)).float()):
+        count = min(count, rows)
+        values, at = _largest(tile, count)
+        assert torch.equal(values, tile.topk(count, dim=0).values)
+        assert torch.equal(tile.gather(0, at), values)
+        assert all(len(set(column)) == count for column in at.T.tolist())
+
+
+def test_a_second_derivative_is_refused():
+    latents, codebook = random_pair(9, 4, 3)
+    latents.requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(arc_loss(latents, codebook), latents, create_graph=True)
+
+
+def test_no_table_of_tokens_and_codes_is_ever_made():
+    latents, codebook = random_pair(4096, 2048, 4, torch.float32)
+    latents.requires_grad_()
+    largest = 0
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return result
+
+    with Largest():
+        loss, _ = arc_loss_and_codes(latents, codebook)
+        loss.backward()
+    assert 0 < largest <= 4096 * 2048 // 4  # a tile
+    assert latents.grad.norm() > 0
+
+
+def test_compiles_without_a_graph_break():
+    latents, codebook = random_pair(96, 12, 4, torch.float32)
+    compiled = torch.compile(arc_loss, fullgraph=True, backend="aot_eager")
+    for entries in (None, 300):
+        expected, expected_gradient = loss_and_gradient(arc_loss, latents, codebook, tile_entries=entries)
+        found, gradient = loss_and_gradient(compiled, latents, codebook, tile_entries=entries)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(gradient, expected_gradient)

@@ -1,0 +1,178 @@
+"""The arc loss of each code, streamed over tiles of the similarity: latents (N, D), codebook (K, D) -> terms (K,).
+
+The K x N similarities never exist together. One tile of them serves the search for each token's code, the running top-k
+of each code and the running log-sum-exp over its negatives; the backward pass computes the tiles again.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, logsigmoid
+
+from tokenizer.nearest import better, blocks, tile_entries, tile_shape
+from tokenizer.unit_vectors import directions_and_lengths, unit_vectors
+
+# Tokens whose maximum is taken before the largest ones are sought among the maxima.
+_CHUNK = 16
+# Below every cosine, yet finite, so that differences from it are numbers.
+_BELOW_ALL = -2.0
+
+
+class ArcTerms(torch.autograd.Function):
+    """The loss of each code (eqs. 10-12, 17-18) and, on demand, the code of largest cosine of each token.
+
+    Takes latents (N, D), the codebook (K, D) as a constant, scale, margin, top_k, whether to search, and the entries
+    of a tile (None: what suits the device). Gives terms (K,), in float32 at least, and codes (N,) int64 or None.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        latents: Tensor,
+        codebook: Tensor,
+        scale: float,
+        margin: float,
+        top_k: int,
+        search: bool,
+        entries: int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(latents.device.type, enabled=False):
+            codes = unit_vectors(_full(codebook))
+            tile_tokens, tile_codes = tile_shape(latents, codes, entries)
+            states = [(block, _Codes(codes[block], scale)) for block in blocks(len(codes), tile_codes)]
+            found = []
+            for part in blocks(len(latents), tile_tokens):
+                directions = unit_vectors(_full(latents[part]))
+                best = None
+                for block, state in states:
+                    tile = directions @ codes[block].T  # (n, k), cos theta
+                    if search:
+                        best = better(best, tile, block.start)
+                    state.update(tile, part.start, top_k)
+                if search:
+                    found.append(best[1])
+            positives = torch.cat([state.tokens for _, state in states], dim=1)  # (P, K)
+            negatives = torch.cat([state.log_sum() for _, state in states])  # (K,)
+            angles = [
+                angle_between(codes[block], unit_vectors(_full(embedding(tokens, latents))))
+                for block, tokens in _pairs(positives, latents, entries)
+            ]
+            logits = scale * torch.cos(torch.cat(angles, dim=1) + margin)  # (P, K)
+            gap = torch.logsumexp(logits, dim=0) - negatives  # (K,), inf where all tokens are positives
+        ctx.save_for_backward(latents, codebook, positives, negatives, logits, gap)
+        ctx.scale, ctx.margin, ctx.entries = scale, margin, entries
+        # log(1 + exp(-gap)): the ratio's -log without the cancellation of log-denominator - log-numerator
+        return -logsigmoid(gap), torch.cat(found) if search else None
+
+    @staticmethod
+    def backward(ctx: Any, terms_gradient: Tensor, _codes_gradient: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # once_differentiable would let a gradient without history through, as if it were a constant.
+            raise RuntimeError("arc_loss has no second derivative: differentiate it without create_graph=True")
+        latents, codebook, positives, negatives, logits, gap = ctx.saved_tensors
+        with torch.autocast(latents.device.type, enabled=False):
+            codes = unit_vectors(_full(codebook))
+            weight = ctx.scale * terms_gradient * torch.sigmoid(-gap)  # (K,), of both sides of the ratio
+            gradient = _positive_gradient(latents, codes, positives, weight * logits.softmax(dim=0), ctx)  # (N, D)
+            weighted = weight.unsqueeze(1) * codes
+            tile_tokens, tile_codes = tile_shape(latents, codes, ctx.entries)
+            for part in blocks(len(latents), tile_tokens):
+                directions, lengths = directions_and_lengths(_full(latents[part]))
+                pull = torch.zeros_like(directions)
+                for block in blocks(len(codes), tile_codes):
+                    tile = directions @ codes[block].T  # (n, k)
+                    share = tile.mul_(ctx.scale).sub_(negatives[block]).exp_()  # of the token among the negatives
+                    _clear(share, positives[:, block] - part.start)
+                    pull.addmm_(share, weighted[block])
+                # Only what lies along the sphere turns the latent.
+                pull -= (pull * directions).sum(dim=1, keepdim=True) * directions
+                gradient[part] += pull / lengths
+        return gradient.to(latents.dtype), None, None, None, None, None, None
+
+
+class _Codes:
+    """Of a block of codes (k, D): their closest tokens so far, and the log-sum-exp over all the others so far."""
+
+    def __init__(self, codes: Tensor, scale: float):
+        self.scale = scale
+        self.cosines = codes.new_empty(0, len(codes))  # (P, k), falling
+        self.tokens = torch.empty(0, len(codes), dtype=torch.int64, device=codes.device)
+        self.reference = codes.new_full((len(codes),), _BELOW_ALL)  # the largest cosine of a negative
+        self.total = codes.new_zeros(len(codes))  # sum of exp(s (cos theta - reference)) over the negatives
+
+    def update(self, tile: Tensor, first_token: int, top_k: int) -> None:
+        """Takes in the cosines `tile` (n, k) of the tokens from `first_token` on, and uses up the tile."""
+        cosines, rows = _largest(tile, min(top_k, len(tile)))
+        tile.scatter_(0, rows, -torch.inf)
+        cosines = torch.cat([self.cosines, cosines])
+        cosines, order = cosines.topk(len(cosines), dim=0)
+        self.tokens = torch.cat([self.tokens, rows + first_token]).gather(0, order[:top_k])
+        self.cosines = cosines[:top_k]
+        self._add(tile)
+        if len(cosines) > top_k:
+            self._add(cosines[top_k:])  # no longer among the closest
+
+    def _add(self, cosines: Tensor) -> None:
+        reference = torch.maximum(self.reference, cosines.amax(dim=0))
+        self.total *= torch.exp(self.scale * (self.reference - reference))
+        self.total += cosines.sub_(reference).mul_(self.scale).exp_().sum(dim=0)
+        self.reference = reference
+
+    def log_sum(self) -> Tensor:
+        """log of the sum of exp(s cos theta) over the negatives, (k,); -inf where there are none."""
+        return self.scale * self.reference + self.total.log()
+
+
+def angle_between(u: Tensor, v: Tensor) -> Tensor:
+    """Angle in [0, pi] between unit vectors (..., D), exact at both ends, where acos of a float32 cosine is not."""
+    return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=-1), torch.linalg.vector_norm(u + v, dim=-1))
+
+
+def _positive_gradient(latents: Tensor, codes: Tensor, positives: Tensor, weight: Tensor, ctx: Any) -> Tensor:
+    """Gradient (N, D) that the `positives` (P, K) bring, each with its `weight` (P, K)."""
+    gradient = None
+    for block, tokens in _pairs(positives, latents, ctx.entries):
+        directions, lengths = directions_and_lengths(_full(embedding(tokens, latents)))  # (P, k, D)
+        away = directions - codes[block]
+        # The direction of growing angle, from the chord: exact where cos theta, and with it the difference
+        # cos theta directions - codes, has lost all digits.
+        away = away - (away * directions).sum(dim=-1, keepdim=True) * directions
+        turn = torch.sin(angle_between(codes[block], directions) + ctx.margin) * weight[:, block]
+        moved = turn.unsqueeze(-1) * unit_vectors(away) / lengths
+        # embedding's backward adds in a fixed order, which neither index_add nor scatter_add promises on a GPU
+        added = torch.ops.aten.embedding_dense_backward(moved, tokens, len(latents), -1, False)
+        gradient = added if gradient is None else gradient.add_(added)
+    return gradient
+
+
+def _pairs(positives: Tensor, vectors: Tensor, entries: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of codes and their positives (P, k), as many as keep (P, k, D) within a tile."""
+    size = max(1, tile_entries(vectors, entries) // max(1, len(positives) * vectors.shape[1]))
+    return ((block, positives[:, block]) for block in blocks(positives.shape[1], size))
+
+
+def _largest(tile: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest entries of each column of `tile` (n, k), falling, and their rows: both (count, k)."""
+    rows, columns = tile.shape
+    if rows % _CHUNK or 4 * count * _CHUNK > rows:
+        return tile.topk(count, dim=0)
+    # They lie in the chunks of the largest maxima, and maxima are found far faster than ranks.
+    chunks = tile.view(rows // _CHUNK, _CHUNK, columns).amax(dim=1).topk(count, dim=0).indices  # (count, k)
+    offsets = torch.arange(_CHUNK, device=tile.device).view(1, -1, 1)
+    candidates = (chunks.unsqueeze(1) * _CHUNK + offsets).view(-1, columns)  # (count * chunk, k)
+    values, order = tile.gather(0, candidates).topk(count, dim=0)
+    return values, candidates.gather(0, order)
+
+
+def _clear(tile: Tensor, rows: Tensor) -> None:
+    """Sets entry rows[i, k] of column k of the non-negative `tile` (n, k) to 0; `rows` (P, k) outside it do nothing."""
+    inside = (rows >= 0) & (rows < len(tile))
+    ceiling = torch.where(inside, 0.0, torch.inf).to(tile.dtype)
+    tile.scatter_reduce_(0, rows.clamp(0, len(tile) - 1), ceiling, "amin")
+
+
+def _full(vectors: Tensor) -> Tensor:
+    """In float32, or float64 if they are."""
+    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
