@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from allocator import keep_freed_memory
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -80,6 +81,7 @@ def run_script(main: Callable[[], object]) -> None:
 
     With ARCVQ_TRACEBACK=1 in the environment the traceback is shown.
     """
+    keep_freed_memory()
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, said once by the error
     try:

@@ -21,6 +21,7 @@ import yaml
 from accelerate import Accelerator
 from checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
 from diffusers.training_utils import EMAModel
+from fast_training import lay_out, make_optimizer, on_device
 from run_log import RunLog
 from run_options import OptimConfig, RunConfig
 from run_record import refuse_other_run
@@ -107,10 +108,9 @@ class Run:
             (self.folder / "inputs.yaml").write_text(yaml.safe_dump(inputs))
             print(f"run folder: {self.folder}")
         self.model = model
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.optim.lr, betas=self.optim.betas, weight_decay=self.optim.weight_decay
-        )
-        wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.config.compile:
+            model.compile()  # in place: the parameters keep their names, so a checkpoint is the same either way
+        wrapped, self.optimizer = self.accelerator.prepare(lay_out(model), make_optimizer(model, self.optim))
         if ema_decay is not None:
             self.ema = EMAModel(model.parameters(), decay=ema_decay)
         self.step = self._resume()
@@ -127,7 +127,7 @@ class Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.optim.learning_rate(self.step)
             self.model.train()
-            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            yield {name: on_device(tensor, self.device) for name, tensor in batch.items()}
             self._bar.update()
             if self.step % self.config.checkpoint_every == 0 or self.step == total:
                 named = self.model.named_parameters()

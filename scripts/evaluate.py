@@ -6,17 +6,14 @@ python scripts/evaluate.py generation runs/ldm --num_images 1000
 """
 
 import json
-import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from command_line import ScriptParser, run_script
 from jsonargparse import Namespace
+from provenance import provenance
 from sampling import RGBImages, SamplingConfig, default_device, reconstruct, sample_batches
 from stage_one import check_images, load_pipeline, load_tokenizer, note_other_data
 from threads import use_all_cores
@@ -69,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
             if config.output and config.task == "all":
                 output = output / Path(folder).name
             result = evaluate(folder, config, output)
-            protocol = {"task": task, "folder": str(folder), **result.pop("protocol"), **provenance(args)}
+            protocol = {"task": task, "folder": str(folder), **result.pop("protocol"), **provenance("evaluate", args)}
             write(output / f"{task}.json", {"protocol": protocol, "settings": settings, "numbers": result})
 
 
@@ -143,29 +140,6 @@ def describe(images: ImageDataset) -> dict[str, Any]:
     """The data set that was measured on or against."""
     names = {"data": images.name, "split": images.split, "images": len(images), "image_size": images.image_size}
     return names | {"fingerprint": images.fingerprint()}
-
-
-def provenance(args: Sequence[str] | None) -> dict[str, Any]:
-    """The command, the commit and the versions behind a number."""
-    command = ["python", "scripts/evaluate.py", *(sys.argv[1:] if args is None else args)]
-    packages = ("torch", "torchvision", "diffusers", "torch-fidelity")
-    return {
-        "command": shlex.join(command),
-        "commit": commit(),
-        "versions": {package: version(package) for package in packages},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-
-
-def commit() -> str | None:
-    """The commit of this code, with + behind it where files were changed since; None outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + "+" * changed
 
 
 def write(file: Path, result: dict[str, Any]) -> None:

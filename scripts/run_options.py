@@ -18,6 +18,7 @@ class RunConfig:
         checkpoint_every: steps between two checkpoints; the last step always makes one.
         keep_checkpoints: how many of the newest checkpoints are kept.
         mixed_precision: of the networks; None is what `accelerate launch` was told.
+        compile: whether torch.compile makes the networks faster, which takes minutes at the start.
     """
 
     name: str
@@ -28,6 +29,7 @@ class RunConfig:
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    compile: bool = False
 
     def check(self) -> None:
         """Raises ValueError for a number that cannot work."""

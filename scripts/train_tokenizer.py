@@ -11,12 +11,15 @@ from command_line import ScriptParser, run_script
 from common import Run
 from run_options import OptimConfig, RunConfig
 from sampling import reconstruct
+from torch import Tensor
 from torch.utils.data import Subset
 
 from pipelines.pictures import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, ImageDataset, evaluation_batches, load_images
 from tokenizer.losses import normalised_mse
+from tokenizer.model import TokenizerOutput
+from tokenizer.quantizers import Quantizer
 from tokenizer.usage import perplexity, usage
 
 # Held-out images for the numbers and pictures of a training; scripts/evaluate.py takes all of them.
@@ -57,13 +60,11 @@ def main(args: Sequence[str] | None = None) -> None:
     for batch in run.steps():
         images = batch["images"]  # (B, C, H, W)
         output = model(images)
-        reconstruction_loss = normalised_mse(images, output.reconstruction, variance)
-        weights = quantizer.loss_weights()
-        loss = reconstruction_loss + sum(weights[name] * value for name, value in output.losses.items())  # eq. 13
+        loss, terms = total_loss(images, output, quantizer, variance)
         run.update(loss)
         quantizer.after_update()
 
-        run.log(loss=loss, reconstruction=reconstruction_loss, **output.losses)
+        run.log(loss=loss, **terms)
         counts += output.counts
         if run.due(run.config.log_every):
             counts = run.accelerator.reduce(counts, "sum")
@@ -79,6 +80,15 @@ def main(args: Sequence[str] | None = None) -> None:
     folder = run.export("tokenizer", tokenizer.save_pretrained)
     if run.is_main:
         print(f"tokenizer: {folder}")
+
+
+def total_loss(
+    images: Tensor, output: TokenizerOutput, quantizer: Quantizer, variance: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What is minimised (eq. 13), a scalar, and its terms by name, not weighted."""
+    terms = {"reconstruction": normalised_mse(images, output.reconstruction, variance), **output.losses}
+    weights = {"reconstruction": 1.0, **quantizer.loss_weights()}
+    return sum(weights[name] * term for name, term in terms.items()), terms
 
 
 def pixel_variance(dataset: ImageDataset, num_workers: int) -> float:

@@ -1,0 +1,207 @@
+"""One case of the benchmark in a process of its own: its description as JSON => seconds and memory as JSON.
+
+Started by benchmark.py. Everything measured is made by the functions named in `CASES`.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from allocator import keep_freed_memory
+from benchmark_peers import (
+    PlainTokenizer,
+    Quantize,
+    WithoutQuantizer,
+    bare_products,
+    diffusers_quantizer,
+    lucidrains_quantizer,
+    plain_quantizer,
+)
+from fast_training import lay_out, make_optimizer, on_device
+from run_options import OptimConfig
+from threads import use_all_cores
+from train_tokenizer import total_loss
+
+from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
+from priors.diffusion import make_scheduler, make_unet
+from priors.pixelcnn import PixelCNN
+from tokenizer import VQTokenizer
+from tokenizer.losses import normalised_mse
+from tokenizer.quantizers import make_quantizer
+
+Work = Callable[[], None]
+
+
+def quantizer_case(name: str, tokens: int, codes: int, dim: int, device: torch.device) -> Work:
+    """Forward and backward of a quantizer, or the bare products, on `tokens` latents."""
+    latents = torch.randn(1, dim, 1, tokens, device=device).requires_grad_()
+    if name == "products":
+        return bare_products(latents, codes)
+    quantize = QUANTIZERS[name](codes, dim, device)
+    gradient = torch.randn_like(latents)
+
+    def work() -> None:
+        quantized, loss = quantize(latents)
+        torch.autograd.backward([quantized, loss], [gradient, None])
+        latents.grad = None
+
+    return work
+
+
+def our_quantizer(name: str) -> Callable[[int, int, torch.device], Quantize]:
+    """The quantizer of this project called `name`, with its own weights of the losses."""
+
+    def make(codes: int, dim: int, device: torch.device) -> Quantize:
+        quantizer = make_quantizer(name, codes, dim, {}).to(device)
+
+        def quantize(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            output = quantizer(latents)
+            weights = quantizer.loss_weights()
+            return output.quantized, sum(weights[term] * loss for term, loss in output.losses.items())
+
+        return quantize
+
+    return make
+
+
+QUANTIZERS: dict[str, Callable[[int, int, torch.device], Quantize]] = {
+    "arc": our_quantizer("arc"),
+    "vq": our_quantizer("vq"),
+    "plain": plain_quantizer,
+    "vector-quantize-pytorch": lucidrains_quantizer,
+    "diffusers": diffusers_quantizer,
+}
+
+
+def step_case(name: str, batch_size: int, precision: str, compile: bool, device: torch.device) -> Work:
+    """A training step of the CIFAR-10 tokenizer: `arc` as scripts/train_tokenizer.py makes it, `network` the same
+    without a quantizer, `plain` the equations as they stand, contiguous, eager, with PyTorch's default optimiser."""
+    tokenizer = VQTokenizer()
+    size = tokenizer.config.image_size
+    images = torch.rand(batch_size, tokenizer.config.in_channels, size, size) * 2 - 1
+    if name == "plain":
+        model = PlainTokenizer(tokenizer).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+        images = images.to(device)
+        backward = torch.Tensor.backward
+    else:
+        accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+        model = lay_out(tokenizer if name == "arc" else WithoutQuantizer(tokenizer))
+        if compile:
+            model.compile()
+        model, optimizer = accelerator.prepare(model, make_optimizer(model, OptimConfig()))
+        images = on_device(images, device)
+        backward = accelerator.backward
+
+    def work() -> None:
+        output = model(images)
+        if name == "arc":
+            loss, _ = total_loss(images, output, tokenizer.bottleneck, 1.0)
+        else:
+            reconstruction, loss = output
+            loss = loss + normalised_mse(images, reconstruction, 1.0)
+        backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        if name == "arc":
+            tokenizer.bottleneck.after_update()
+
+    return work
+
+
+def sampling_case(name: str, batch_size: int, steps: int, device: torch.device) -> Work:
+    """Samples of a prior over 8 x 8 latents through its pipeline, or the network calls that they need, and no more."""
+    tokenizer = VQTokenizer().eval().to(device)
+    labels = [index % 10 for index in range(batch_size)]
+    id2label = {index: str(index) for index in range(10)}
+    dim, height, width = tokenizer.latent_shape
+    if name in ("ldm", "ldm-network"):
+        unet = make_unet(tokenizer.latent_shape, 10).eval().to(device)
+        pipeline = ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), id2label, 1.0)
+        pipeline.set_progress_bar_config(disable=True)
+        if name == "ldm":
+            return lambda: pipeline(class_labels=labels, num_inference_steps=steps)
+        latents = torch.randn(2 * batch_size, dim, height, width, device=device)
+        classes = torch.tensor(labels * 2, device=device)
+        return without_gradient(lambda: [unet(latents, 500, classes) for _ in range(steps)])
+    prior = PixelCNN(grid_size=(height, width)).eval().to(device)
+    pipeline = ArcVQPixelCNNPipeline(tokenizer, prior, id2label)
+    pipeline.set_progress_bar_config(disable=True)
+    if name == "pixelcnn":
+        return lambda: pipeline(class_labels=labels)
+    codes = torch.zeros(batch_size, height, width, dtype=torch.int64, device=device)
+    classes = torch.tensor(labels, device=device)
+    return without_gradient(lambda: [prior(codes, classes) for _ in range(height * width)])
+
+
+def without_gradient(work: Work) -> Work:
+    """The same work under no_grad."""
+    return torch.no_grad()(work)
+
+
+CASES: dict[str, Callable[..., Work]] = {
+    "quantizers": quantizer_case,
+    "step": step_case,
+    "sampling": sampling_case,
+}
+
+
+def measure(group: str, arguments: dict[str, Any], device: torch.device, repeats: int) -> dict[str, Any]:
+    """Seconds of each of `repeats` runs, and the memory in MB that the work adds to what its inputs take."""
+    torch.manual_seed(0)
+    work = CASES[group](**arguments, device=device)
+    before = memory(device, reset=True)
+    for _ in range(2 if group == "step" else 1):  # the optimiser's state arises in the first step
+        work()
+    added = memory(device, reset=False) - before
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds, "memory_mb": added / 1e6}
+
+
+def memory(device: torch.device, reset: bool) -> int:
+    """The largest memory in bytes since the last reset, which leaves what is in use now."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    clear = Path("/proc/self/clear_refs")
+    if not clear.exists():  # not Linux: the peak since the process began, in bytes there
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if reset:
+        clear.write_text("5")
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+def main() -> None:
+    """Reads the description from the first argument, prints the result as the last line."""
+    description = json.loads(sys.argv[1])
+    device = torch.device(description["device"])
+    if description["keep_freed_memory"]:
+        keep_freed_memory()
+    if description["threads"] is None:
+        use_all_cores()
+    else:
+        torch.set_num_threads(description["threads"])
+    if description["group"] == "quantizers" and description["arguments"]["name"] != "products":
+        # So that libraries and threads are not counted as the case's memory.
+        CASES["quantizers"](description["arguments"]["name"], 64, 16, description["arguments"]["dim"], device)()
+    result = measure(description["group"], description["arguments"], device, description["repeats"])
+    print(json.dumps(result | {"threads": torch.get_num_threads()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Where a number comes from."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "torchvision", "diffusers", "torch-fidelity")
+
+
+def provenance(script: str, args: Sequence[str] | None) -> dict[str, Any]:
+    """The command (`args` None: those of the process), the commit and the versions behind a number."""
+    return {
+        "command": shlex.join(["python", f"scripts/{script}.py", *(sys.argv[1:] if args is None else args)]),
+        "commit": commit(),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def commit() -> str | None:
+    """The commit of this code, with + behind it where files were changed since; None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + "+" * changed
