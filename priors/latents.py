@@ -26,7 +26,9 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class EncodedDataset(Dataset):
-    """A data set as the tokenizer sees it, in the data set's order; item: {"latents", "codes", "labels"} of one image.
+    """A data set as the tokenizer sees it, in the data set's order.
+
+    Item: {"latents", "codes", "labels"} of one image; of a list of indices, the batch of their items.
 
     Attributes:
         latents: (n, D, h, w) float32, before quantisation, not scaled.
@@ -41,7 +43,7 @@ class EncodedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int | list[int]) -> dict[str, Tensor]:
         return {"latents": self.latents[index], "codes": self.codes[index], "labels": self.labels[index]}
 
     @property

@@ -13,7 +13,7 @@ ARTEFACTS = ("tokenizer", "pipeline")
 # for max_steps, which is how a run is made longer; a cosine schedule then goes on as that of the longer run.
 _MAY_CHANGE = (
     "run.output_dir", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
-    "data.num_workers", "optim.max_steps",
+    "data.num_workers", "data.memory_limit_gib", "optim.max_steps",
 )  # fmt: skip
 
 

@@ -5,16 +5,18 @@ workers or processes, sees the same global batches as an uninterrupted run on on
 """
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from tokenizer.data_sources import DataConfig, as_images, find_columns, load_tables, read_labels
+from tokenizer.decoded import DecodedImages, as_floats
 from tokenizer.image_files import DataError, ImageColumn, convert, resize
 
 __all__ = [
@@ -24,11 +26,16 @@ __all__ = [
     "StepBatches",
     "epoch_order",
     "evaluation_batches",
+    "hold_in_memory",
     "load_images",
+    "pixel_batches",
     "training_batches",
 ]
 
 HELD_OUT_SPLITS = ("test", "validation", "valid", "val")
+
+# Images in one tensor where a whole data set is gone through for its pixels.
+PIXEL_BATCH = 256
 
 
 def load_images(config: DataConfig, split: Literal["train", "test"]) -> "ImageDataset":
@@ -46,6 +53,8 @@ def load_images(config: DataConfig, split: Literal["train", "test"]) -> "ImageDa
         raise DataError(f"data.image_size is {config.image_size}; set it to 1 or more")
     if config.channels not in (None, 1, 3):
         raise DataError(f"data.channels is {config.channels}; set it to 1 (grey) or 3 (RGB)")
+    if not config.memory_limit_gib >= 0:
+        raise DataError(f"data.memory_limit_gib is {config.memory_limit_gib}; set it to 0 (never) or more")
     if split not in ("train", "test"):
         raise DataError(f"split {split!r} is neither 'train' nor 'test'")
     tables = load_tables(config.name)
@@ -84,12 +93,13 @@ def load_images(config: DataConfig, split: Literal["train", "test"]) -> "ImageDa
 
 
 @dataclass(eq=False, repr=False)
-class ImageDataset(torch.utils.data.Dataset):
+class ImageDataset(Dataset):
     """Images and labels by index; built by `load_images`.
 
-    Item: {"images": float32 (channels, image_size, image_size) in [-1, 1], "labels": int64 ()}. Images are turned
-    upright by their EXIF orientation, transparency shows white, 16-bit grey is rounded to 8 bits, the short side is
-    resized to `image_size` (bicubic, antialiased) and the centre is cropped. `labels` are all labels, int64 (n,).
+    Item: {"images": float32 (channels, image_size, image_size) in [-1, 1], "labels": int64 ()}; of a list of indices,
+    the batch of their items. Images are turned upright by their EXIF orientation, transparency shows white, 16-bit grey
+    is rounded to 8 bits, the short side is resized to `image_size` (bicubic, antialiased) and the centre is cropped.
+    `labels` are all labels, int64 (n,).
 
     Raises:
         DataError: from an item: its image cannot be read or decoded, or is smaller than `image_size`.
@@ -111,13 +121,17 @@ class ImageDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int | list[int]) -> dict[str, torch.Tensor]:
+        return {"images": as_floats(self.decode(index)), "labels": self.labels[index]}
+
+    def decode(self, index: int | list[int]) -> torch.Tensor:
+        """The image, uint8 (channels, image_size, image_size); of a list of b indices, (b, ...). Raises as an item."""
+        if isinstance(index, list):
+            return torch.stack([self.decode(one) for one in index])
         image, where = self.encoded.decode(self.rows[index])
         image = resize(convert(image, self.channels, where), self.image_size, where)
         pixels = np.asarray(image).reshape(self.image_size, self.image_size, self.channels).transpose(2, 0, 1)
-        # In numpy: torch would share so little work among threads, which costs far more than it saves.
-        pixels = np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(127.5) - np.float32(1)
-        return {"images": torch.from_numpy(pixels), "labels": self.labels[index]}
+        return torch.from_numpy(np.array(pixels, order="C"))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all encoded images in order, all labels, the size and the channels; computed once."""
@@ -182,7 +196,7 @@ class StepBatches(Sampler[list[int]]):
 
 
 def training_batches(
-    dataset: ImageDataset,
+    dataset: ImageDataset | DecodedImages,
     *,
     batch_size: int,
     seed: int,
@@ -194,18 +208,58 @@ def training_batches(
 ) -> DataLoader:
     """This process's batches of global steps start_step..stop_step-1, batch_size // world_size images each.
 
-    The arguments and errors are those of `StepBatches`. The global random state is neither read nor advanced.
+    Any data set will do whose item of a list of indices is their batch. The arguments and errors are those of
+    `StepBatches`. The global random state is neither read nor advanced.
     """
     batches = StepBatches(len(dataset), batch_size, seed, start_step, stop_step, rank, world_size)
-    return _loader(dataset, num_workers, batch_sampler=batches)
+    return _loader(dataset, num_workers, sampler=batches, batch_size=None)
 
 
-def evaluation_batches(dataset: ImageDataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
+def evaluation_batches(dataset: ImageDataset | DecodedImages, *, batch_size: int, num_workers: int = 0) -> DataLoader:
     """Every image once, in order; the last batch may be smaller."""
-    return _loader(dataset, num_workers, batch_size=batch_size)
+    batches = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
+    return _loader(dataset, num_workers, sampler=batches, batch_size=None)
 
 
-def _loader(dataset: ImageDataset, num_workers: int, **batching) -> DataLoader:
+def pixel_batches(dataset: ImageDataset | DecodedImages, num_workers: int) -> Iterable[torch.Tensor]:
+    """Every image once, in order, uint8 (PIXEL_BATCH, C, S, S); the last batch may be smaller."""
+    if isinstance(dataset, DecodedImages):
+        return dataset.pixels.split(PIXEL_BATCH)
+    return _loader(range(len(dataset)), num_workers, batch_size=PIXEL_BATCH, collate_fn=dataset.decode)
+
+
+def hold_in_memory(
+    dataset: ImageDataset,
+    config: DataConfig,
+    progress: Callable[[Iterable], Iterable] = lambda batches: batches,
+) -> ImageDataset | DecodedImages:
+    """The data set decoded where its pixels take no more than `config.memory_limit_gib`, else as it is.
+
+    `progress` wraps the batches, to show how far the decoding is.
+
+    Raises:
+        DataError: an image is unusable.
+    """
+    shape = (len(dataset), dataset.channels, dataset.image_size, dataset.image_size)
+    if math.prod(shape) > config.memory_limit_gib * 2**30:
+        return dataset
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    batches = progress(pixel_batches(dataset, config.num_workers))
+    for place, batch in zip(pixels.split(PIXEL_BATCH), batches, strict=True):
+        place.copy_(batch)
+    return DecodedImages(
+        pixels=pixels,
+        labels=dataset.labels,
+        class_names=dataset.class_names,
+        name=dataset.name,
+        split=dataset.split,
+        source_fingerprint=dataset.fingerprint(),
+    )
+
+
+def _loader(dataset: Dataset | range, num_workers: int, **batching) -> DataLoader:
+    if isinstance(dataset, DecodedImages):
+        num_workers = 0  # to index a tensor takes less than to send the batch from another process
     # A generator of its own: without one each pass draws a seed from the global random state and moves it on.
     pin, generator = torch.cuda.is_available(), torch.Generator()
     return DataLoader(dataset, num_workers=num_workers, pin_memory=pin, generator=generator, **batching)

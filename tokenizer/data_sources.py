@@ -28,6 +28,8 @@ class DataConfig:
         image_column: the column that holds the images. None: the only image column.
         label_column: the column that holds the labels. None: the only class label column, or "label" or "labels".
         num_workers: processes that decode images beside the main one.
+        memory_limit_gib: images to train a tokenizer on whose pixels take no more than this are decoded once and held
+            in memory, by each process; 0: never.
     """
 
     name: str = "digits"
@@ -36,6 +38,7 @@ class DataConfig:
     image_column: str | None = None
     label_column: str | None = None
     num_workers: int = 0
+    memory_limit_gib: float = 2.0
 
 
 def load_tables(name: str) -> dict[str, datasets.Dataset]:
