@@ -5,6 +5,7 @@ accelerate launch scripts/train_tokenizer.py --config configs/mnist/arcvq.yaml
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from command_line import ScriptParser, run_script
@@ -13,10 +14,12 @@ from run_options import OptimConfig, RunConfig
 from sampling import reconstruct
 from torch import Tensor
 from torch.utils.data import Subset
+from tqdm.auto import tqdm
 
 from pipelines.pictures import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, ImageDataset, evaluation_batches, load_images
+from tokenizer.data import DataConfig, hold_in_memory, load_images, pixel_batches
+from tokenizer.decoded import pixel_variance
 from tokenizer.losses import normalised_mse
 from tokenizer.model import TokenizerOutput
 from tokenizer.quantizers import Quantizer
@@ -47,11 +50,12 @@ def main(args: Sequence[str] | None = None) -> None:
     data = DataConfig(**config.data.as_dict())
     train_set, test_set = load_images(data, "train"), load_images(data, "test")
     run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
+    train_set = hold_in_memory(train_set, data, partial(tqdm, desc="decoding train", disable=not run.is_main))
 
     tokenizer = VQTokenizer(in_channels=train_set.channels, image_size=train_set.image_size, **config.model.as_dict())
     model = run.prepare(tokenizer, train_set, {"data": train_set.fingerprint()}, data.num_workers)
     quantizer = tokenizer.bottleneck
-    variance = pixel_variance(train_set, data.num_workers) if config.recon_norm else 1.0
+    variance = pixel_variance(pixel_batches(train_set, data.num_workers)) if config.recon_norm else 1.0
     if not variance > 0:
         raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
     preview = Subset(test_set, range(min(PREVIEW_IMAGES, len(test_set))))
@@ -89,15 +93,6 @@ def total_loss(
     terms = {"reconstruction": normalised_mse(images, output.reconstruction, variance), **output.losses}
     weights = {"reconstruction": 1.0, **quantizer.loss_weights()}
     return sum(weights[name] * term for name, term in terms.items()), terms
-
-
-def pixel_variance(dataset: ImageDataset, num_workers: int) -> float:
-    """Variance of all pixels of a data set, in [-1, 1]."""
-    total = squares = pixels = 0.0
-    for batch in evaluation_batches(dataset, batch_size=256, num_workers=num_workers):
-        values = batch["images"].double()
-        total, squares, pixels = total + values.sum(), squares + values.square().sum(), pixels + values.numel()
-    return (squares / pixels - (total / pixels) ** 2).item()
 
 
 if __name__ == "__main__":

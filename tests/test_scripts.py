@@ -148,6 +148,19 @@ def test_a_run_is_made_longer_and_a_finished_one_is_left_as_it_is(home):
         assert torch.equal(again[0][name], expected) and torch.equal(again[1][name], expected), name
 
 
+@pytest.mark.parametrize("limit", [0, 2])
+def test_a_run_goes_on_with_the_same_weights_in_memory_or_not(home, limit):
+    folder = home / f"limit-{limit}" / "tokenizer"
+    shutil.copytree(home / "runs/tokenizer", folder)
+    shutil.rmtree(folder / "checkpoints/step-60")
+    shutil.rmtree(folder / "tokenizer")
+    done = run(*training("tokenizer", folder.parent, 60, "--data.memory_limit_gib", limit), cwd=home)
+    assert "resuming from" in done.stdout and ("decoding train" in done.stderr) == (limit > 0)
+    weights, expected = (load_file(run / ARTEFACT["tokenizer"]) for run in (folder, home / "runs/tokenizer"))
+    for name in expected:
+        assert torch.equal(weights[name], expected[name]), name
+
+
 def test_another_seed_gives_other_weights(home):
     run(*training("tokenizer", "seeded", 60, "--run.seed", 1), cwd=home)
     weights, expected = (load_file(home / run / "tokenizer" / ARTEFACT["tokenizer"]) for run in ("seeded", "runs"))
