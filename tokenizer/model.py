@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenizer.complete_weights import CompleteWeights
 from tokenizer.networks import ConvDecoder, ConvEncoder
 from tokenizer.quantizers import QuantizerOutput, make_quantizer
-from tokenizer.quantizers.base import straight_through
+from tokenizer.straight_through import straight_through
 
 
 @dataclass

@@ -75,7 +75,7 @@ class ArcTerms(torch.autograd.Function):
         with torch.autocast(latents.device.type, enabled=False):
             codes = unit_vectors(_full(codebook))
             weight = ctx.scale * terms_gradient * torch.sigmoid(-gap)  # (K,), of both sides of the ratio
-            gradient = _positive_gradient(latents, codes, positives, weight * logits.softmax(dim=0), ctx)  # (N, D)
+            gradient = torch.empty_like(latents, dtype=codes.dtype)  # (N, D)
             weighted = weight.unsqueeze(1) * codes
             tile_tokens, tile_codes = tile_shape(latents, codes, ctx.entries)
             for part in blocks(len(latents), tile_tokens):
@@ -88,7 +88,8 @@ class ArcTerms(torch.autograd.Function):
                     pull.addmm_(share, weighted[block])
                 # Only what lies along the sphere turns the latent.
                 pull -= (pull * directions).sum(dim=1, keepdim=True) * directions
-                gradient[part] += pull / lengths
+                torch.div(pull, lengths, out=gradient[part])
+            _add_positives(gradient, latents, codes, positives, weight * logits.softmax(dim=0), ctx)
         return gradient.to(latents.dtype), None, None, None, None, None, None
 
 
@@ -130,9 +131,10 @@ def angle_between(u: Tensor, v: Tensor) -> Tensor:
     return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=-1), torch.linalg.vector_norm(u + v, dim=-1))
 
 
-def _positive_gradient(latents: Tensor, codes: Tensor, positives: Tensor, weight: Tensor, ctx: Any) -> Tensor:
-    """Gradient (N, D) that the `positives` (P, K) bring, each with its `weight` (P, K)."""
-    gradient = None
+def _add_positives(
+    gradient: Tensor, latents: Tensor, codes: Tensor, positives: Tensor, weight: Tensor, ctx: Any
+) -> None:
+    """Adds to `gradient` (N, D) what the `positives` (P, K) bring, each with its `weight` (P, K)."""
     for block, tokens in _pairs(positives, latents, ctx.entries):
         directions, lengths = directions_and_lengths(_full(embedding(tokens, latents)))  # (P, k, D)
         away = directions - codes[block]
@@ -141,10 +143,17 @@ def _positive_gradient(latents: Tensor, codes: Tensor, positives: Tensor, weight
         away = away - (away * directions).sum(dim=-1, keepdim=True) * directions
         turn = torch.sin(angle_between(codes[block], directions) + ctx.margin) * weight[:, block]
         moved = turn.unsqueeze(-1) * unit_vectors(away) / lengths
-        # embedding's backward adds in a fixed order, which neither index_add nor scatter_add promises on a GPU
-        added = torch.ops.aten.embedding_dense_backward(moved, tokens, len(latents), -1, False)
-        gradient = added if gradient is None else gradient.add_(added)
-    return gradient
+        _add_rows(gradient, tokens.flatten(), moved.flatten(0, 1))
+
+
+def _add_rows(table: Tensor, places: Tensor, rows: Tensor) -> None:
+    """Adds `rows` (n, D) to those of `table` at `places` (n,), in an order that is the same every time."""
+    places, order = places.sort(stable=True)
+    # index_add alone adds in any order on a GPU. So embedding's backward, whose order is fixed, first sums the rows of
+    # a place, and of what is left to add all but one row per place are zeros.
+    group = torch.cat([places.new_zeros(1), (places[1:] != places[:-1]).long()]).cumsum(dim=0)
+    sums = torch.ops.aten.embedding_dense_backward(rows[order], group, len(places), -1, False)
+    table.index_add_(0, torch.zeros_like(places).scatter_(0, group, places), sums)
 
 
 def _pairs(positives: Tensor, vectors: Tensor, entries: int | None) -> Iterator[tuple[slice, Tensor]]:

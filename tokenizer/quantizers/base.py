@@ -8,8 +8,9 @@ import torch
 from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import embedding, mse_loss
+from torch.nn.functional import embedding
 
+from tokenizer.straight_through import AssignedRows
 from tokenizer.usage import code_counts, perplexity, usage
 
 
@@ -45,7 +46,7 @@ class Quantizer(nn.Module, ABC):
     """A table of K rows of size D, the rule that assigns a latent to a row, and the losses that train both.
 
     A subclass sets `codebook` in `__init__` (a parameter, or a property where the table is derived), and defines
-    `assign` and `loss_weights`; it extends `search`, `losses`, `after_update` and `diagnostics` where its method asks
+    `assign` and `loss_weights`; it extends `search`, `after_update` and `diagnostics` where its method asks
     for it. Everything here is computed in float32 at least, whatever the autocast. `step` counts the completed
     generator updates and is saved.
     """
@@ -78,16 +79,6 @@ class Quantizer(nn.Module, ABC):
         """The code of each token, (N, D) -> (N,) int64, and the losses that come out of the same pass, by name."""
         return self.assign(tokens.detach()), {}
 
-    def losses(self, tokens: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """Named scalar losses from tokens (N, D) and the rows (N, D) assigned to them.
-
-        Both are the vectors as they are, not normalised; the mean runs over N and D.
-        """
-        return {
-            "codebook": mse_loss(rows, tokens.detach()),
-            "commitment": mse_loss(tokens, rows.detach()),
-        }
-
     @abstractmethod
     def loss_weights(self) -> dict[str, float | Tensor]:
         """The weight of each of the `losses` at the present `step`."""
@@ -114,20 +105,15 @@ class Quantizer(nn.Module, ABC):
         with torch.autocast(latents.device.type, enabled=False):
             tokens = _tokens(latents)  # (N, D) float32
             codes, found = self.search(tokens)  # (N,)
-            rows = embedding(codes, self.codebook)  # (N, D)
+            rows, codebook_loss, commitment_loss = AssignedRows.apply(tokens, self.codebook, codes)
             b, _, h, w = latents.shape
-            quantized = rearrange(straight_through(rows, tokens), "(b h w) d -> b d h w", b=b, h=h, w=w)
+            quantized = rearrange(rows, "(b h w) d -> b d h w", b=b, h=h, w=w)
             return QuantizerOutput(
                 quantized=quantized.to(latents.dtype),
                 codes=_grid(codes, latents),
-                losses=self.losses(tokens, rows) | found,
+                losses={"codebook": codebook_loss, "commitment": commitment_loss, **found},
                 counts=code_counts(codes, self.codebook_size),
             )
-
-
-def straight_through(rows: Tensor, latents: Tensor) -> Tensor:
-    """Value: the table's rows, exactly. Gradient: the identity to the latents, none to the rows. One shape."""
-    return rows.detach() + (latents - latents.detach())
 
 
 def _tokens(latents: Tensor) -> Tensor:

@@ -1,0 +1,61 @@
+"""From a latent to the row of the table that stands for it: value, gradient, and the losses that draw them together.
+
+tokens (N, D), codebook (K, D), codes (N,) -> rows (N, D), codebook loss, commitment loss
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding
+
+# Tokens at a time, so that their differences from the rows stay in a processor's cache.
+_PART = 4096
+
+
+def straight_through(rows: Tensor, latents: Tensor) -> Tensor:
+    """Value: the table's rows, exactly. Gradient: the identity to the latents, none to the rows. One shape."""
+    return rows.detach() + (latents - latents.detach())
+
+
+class AssignedRows(torch.autograd.Function):
+    """The rows (N, D) of the codes, and twice the mean squared distance of tokens and rows, as two scalars.
+
+    The gradient of the rows goes to the tokens, straight through; that of the first scalar, the codebook loss, to the
+    codebook alone; that of the second, the commitment loss, to the tokens alone. No difference of N x D is ever held.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = embedding(codes, codebook)
+        squares = [
+            (part - row).square_().sum() for part, row in zip(tokens.split(_PART), rows.split(_PART), strict=True)
+        ]
+        error = torch.stack(squares).sum() / tokens.numel()
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(tokens, rows, codes)
+        ctx.codebook_size = len(codebook)
+        return rows, error, error.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, from_rows: Tensor | None, from_codebook: Tensor | None, from_commitment: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None]:
+        tokens, rows, codes = ctx.saved_tensors
+        to_tokens, to_codebook = from_rows, None
+        if from_commitment is not None:
+            pull = from_commitment * (2 / tokens.numel())
+            to_tokens = tokens - rows
+            to_tokens *= pull
+            if from_rows is not None:
+                to_tokens += from_rows
+        if from_codebook is not None:
+            pull = from_codebook * (2 / tokens.numel())
+            to_codebook = sum(
+                torch.ops.aten.embedding_dense_backward(row - part, code, ctx.codebook_size, -1, False)
+                for part, row, code in zip(tokens.split(_PART), rows.split(_PART), codes.split(_PART), strict=True)
+            )
+            to_codebook = to_codebook * pull
+        return to_tokens, to_codebook, None
