@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from tokenizer.products import inner_products
 from tokenizer.unit_vectors import unit_vectors
 
 # Scores of one tile. On a CPU 2 Mi float32 are 8 MiB, which its caches hold; other devices want few, large kernels.
@@ -19,13 +20,13 @@ _GROUPS = 16
 def most_similar(tokens: Tensor, codebook: Tensor) -> Tensor:
     """The code of largest cosine similarity to each token (eqs. 8-9): (N, D), (K, D) -> (N,) int64."""
     # The token's own length decides nothing, but without it near ties fall as they do in the arc loss's search.
-    return _search(tokens, unit_vectors(codebook), lambda part, codes: unit_vectors(part) @ codes.T)
+    return _search(tokens, unit_vectors(codebook), lambda part, codes: inner_products(unit_vectors(part), codes))
 
 
 def closest(tokens: Tensor, codebook: Tensor) -> Tensor:
     """The code of smallest euclidean distance to each token: (N, D), (K, D) -> (N,) int64."""
     # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the smallest distance is the largest bracket.
-    return _search(tokens, codebook, lambda part, codes: torch.addmm(-codes.square().sum(dim=1) / 2, part, codes.T))
+    return _search(tokens, codebook, lambda part, codes: inner_products(part, codes, -codes.square().sum(dim=1) / 2))
 
 
 @torch.no_grad()

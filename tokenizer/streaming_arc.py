@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, logsigmoid
 
 from tokenizer.nearest import better, blocks, tile_entries, tile_shape
+from tokenizer.products import inner_products
 from tokenizer.unit_vectors import directions_and_lengths, unit_vectors
 
 # Tokens whose maximum is taken before the largest ones are sought among the maxima.
@@ -47,7 +48,7 @@ class ArcTerms(torch.autograd.Function):
                 directions = unit_vectors(_full(latents[part]))
                 best = None
                 for block, state in states:
-                    tile = directions @ codes[block].T  # (n, k), cos theta
+                    tile = inner_products(directions, codes[block])  # (n, k), cos theta
                     if search:
                         best = better(best, tile, block.start)
                     state.update(tile, part.start, top_k)
@@ -76,16 +77,17 @@ class ArcTerms(torch.autograd.Function):
             codes = unit_vectors(_full(codebook))
             weight = ctx.scale * terms_gradient * torch.sigmoid(-gap)  # (K,), of both sides of the ratio
             gradient = torch.empty_like(latents, dtype=codes.dtype)  # (N, D)
-            weighted = weight.unsqueeze(1) * codes
+            scaled, weighted = ctx.scale * codes, weight.unsqueeze(1) * codes
             tile_tokens, tile_codes = tile_shape(latents, codes, ctx.entries)
             for part in blocks(len(latents), tile_tokens):
                 directions, lengths = directions_and_lengths(_full(latents[part]))
-                pull = torch.zeros_like(directions)
+                pull = None
                 for block in blocks(len(codes), tile_codes):
-                    tile = directions @ codes[block].T  # (n, k)
-                    share = tile.mul_(ctx.scale).sub_(negatives[block]).exp_()  # of the token among the negatives
+                    # Of each token among the negatives of each code, (n, k); the positives are cleared.
+                    share = inner_products(directions, scaled[block], -negatives[block]).exp_()
                     _clear(share, positives[:, block] - part.start)
-                    pull.addmm_(share, weighted[block])
+                    added = inner_products(share, weighted[block].T)  # (n, D)
+                    pull = added if pull is None else pull.add_(added)
                 # Only what lies along the sphere turns the latent.
                 pull -= (pull * directions).sum(dim=1, keepdim=True) * directions
                 torch.div(pull, lengths, out=gradient[part])
