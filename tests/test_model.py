@@ -219,3 +219,18 @@ def test_images_that_do_not_fit_are_refused(shape, message):
     for call in (model, model.encode, model.encode_codes):
         with pytest.raises(ValueError, match=message):
             call(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_compiles_without_a_graph_break(name):
+    model = VQTokenizer(codebook_size=16, codebook_dim=4, hidden_channels=8, quantizer=name)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    results = []
+    for function in (model, compiled):
+        model.zero_grad()
+        output = function(images)
+        (output.reconstruction.square().mean() + sum(output.losses.values())).backward()
+        results.append([output.reconstruction, *output.losses.values(), *(p.grad for p in model.parameters())])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)

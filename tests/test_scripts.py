@@ -136,6 +136,16 @@ def test_bfloat16_trains_and_saves_float32(home, stage):
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_trains_as_eager_does(home):
+    for name, compiled in (("eager", "false"), ("compiled", "true")):
+        run(*training("tokenizer", "compile", 4, "--run.compile", compiled, "--run.name", name), cwd=home)
+    eager, compiled = (load_file(home / "compile" / name / ARTEFACT["tokenizer"]) for name in ("eager", "compiled"))
+    assert compiled.keys() == eager.keys()
+    for name in eager:
+        assert torch.allclose(compiled[name].float(), eager[name].float(), atol=1e-4), name
+
+
 def test_a_run_is_made_longer_and_a_finished_one_is_left_as_it_is(home):
     weights = {}
     for folder, steps in (("longer", 5), ("longer", 10), ("longer", 10), ("straight", 10)):

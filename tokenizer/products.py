@@ -11,7 +11,7 @@ def inner_products(rows: Tensor, columns: Tensor, bias: Tensor | None = None) ->
     In float32 on a CPU it is written as a 1 x 1 convolution, since PyTorch's convolutions use the widest vectors
     of every make of processor and its matrix product does not: 2.5 times as fast on an AMD with AVX-512.
     """
-    if rows.device.type != "cpu" or rows.dtype != torch.float32:
+    if rows.device.type != "cpu" or rows.dtype != torch.float32 or 0 in (*rows.shape, *columns.shape):
         return linear(rows, columns, bias)
-    pixels = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # (1, D, n, 1), channels-last
+    pixels = rows.contiguous().view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # (1, D, n, 1), channels-last
     return conv2d(pixels, columns[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(len(rows), len(columns))

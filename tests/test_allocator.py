@@ -1,0 +1,38 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+PROGRAM = """
+import resource, sys
+import torch
+from allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for i in range(40):
+    if i == 30:
+        before = faults()
+    torch.ones(20_000_000)  # 80 MB: 19,531 pages of 4 KiB
+print(faults() - before)
+"""
+
+
+def page_faults(mode, **environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", PROGRAM, mode]
+    path = {"PYTHONPATH": f"{SCRIPTS}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(command, env=clean | path | environment, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="glibc alone")
+def test_freed_memory_is_used_again_unless_the_user_has_set_malloc_up():
+    default = page_faults("default")
+    assert default > 10 * 19_531 * 0.9
+    assert page_faults("keep") < default / 4
+    assert page_faults("keep", MALLOC_ARENA_MAX="4") > default / 2

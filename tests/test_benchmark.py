@@ -1,0 +1,122 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import benchmark  # noqa: E402
+from benchmark_cases import CASES, QUANTIZERS, memory  # noqa: E402
+from benchmark_peers import PlainArcQuantizer, bare_products  # noqa: E402
+
+from tokenizer.quantizers import make_quantizer  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def test_the_plain_form_computes_what_our_quantizer_does():
+    plain, ours = PlainArcQuantizer(20, 6), make_quantizer("arc", 20, 6, {})
+    ours.codebook.data.copy_(plain.codebook.weight.data)
+    results = []
+    for quantizer, table in ((plain, plain.codebook.weight), (ours, ours.codebook)):
+        torch.manual_seed(1)
+        latents = torch.randn(3, 6, 4, 5, requires_grad=True)
+        output = quantizer(latents)
+        if quantizer is ours:
+            weights = ours.loss_weights()
+            output = output.quantized, sum(weights[name] * loss for name, loss in output.losses.items())
+        quantized, loss = output
+        torch.autograd.backward([quantized, loss], [torch.ones_like(quantized), None])
+        results.append((quantized, loss.float(), latents.grad, table.grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in QUANTIZERS if name != "vector-quantize-pytorch"])
+def test_every_quantizer_gives_back_the_shape_and_trains_the_latents(name):
+    latents = torch.randn(2, 4, 3, 5, requires_grad=True)
+    quantized, loss = QUANTIZERS[name](7, 4, CPU)(latents)
+    assert quantized.shape == latents.shape and loss.ndim == 0 and loss > 0
+    (quantized.square().sum() + loss).backward()
+    assert latents.grad.norm() > 0
+
+
+def test_the_bare_products_are_three():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        bare_products(torch.randn(1, 4, 1, 30), 7)()
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::mm"] == 3
+
+
+@pytest.mark.parametrize(
+    ("group", "arguments"),
+    [
+        *(("step", {"name": name, "precision": "no"}) for name in ("arc", "network", "plain")),
+        ("step", {"name": "arc", "precision": "bf16"}),
+        *(("sampling", {"name": name, "steps": 2}) for name in benchmark.SAMPLING_CASES),
+    ],
+)
+def test_every_case_runs_twice(group, arguments):
+    AcceleratorState._reset_state(reset_partial_state=True)  # it is one per process, and has one precision
+    compile_ = {"compile": False} if group == "step" else {}
+    work = CASES[group](**arguments, **compile_, batch_size=2, device=CPU)
+    work()
+    work()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset through /proc")
+def test_memory_is_what_is_added_at_the_peak():
+    before = memory(CPU, reset=True)
+    torch.ones(50_000_000).sum()  # 200 MB, given back at once
+    added = memory(CPU, reset=False) - before
+    assert 190e6 < added < 260e6
+    assert memory(CPU, reset=True) - before < 60e6
+
+
+def test_the_script_writes_a_table_and_a_json(tmp_path):
+    options = ["--grid", "64x16x4", "--cases", "arc,plain", "--rounds", "2", "--repeats", "3", "--threads", "1"]
+    command = [sys.executable, str(SCRIPTS / "benchmark.py"), "quantizers", *options, "--output", "out/b.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "out/b.json").read_text())
+    assert (
+        written["protocol"]["rounds"] == 2
+        and "benchmark.py quantizers --grid 64x16x4" in written["protocol"]["command"]
+    )
+    (table,) = written["results"].values()
+    assert list(table) == ["arc", "plain"]
+    for row in table.values():
+        assert 0 < row["fastest_s"] <= row["median_s"] <= row["slowest_s"] and row["threads"] == 1
+        assert [len(seconds) for seconds in row["seconds"]] == [3, 3]
+        assert row["items_per_s"] == pytest.approx(64 / row["median_s"])
+    assert "plain" in done.stdout and " ms" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["quantizers", "--grid", "64x16"], "NxKxD"),
+        (["quantizers", "--grid", "64x0x4"], "at least 1"),
+        (["quantizers", "--cases", "arcc"], "unknown case 'arcc'; there are arc, "),
+        (["step", "--rounds", "0"], "must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        benchmark.main(options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_case_that_cannot_fit_or_is_not_installed_is_left_out_and_says_why(monkeypatch):
+    case = ("quantizers", {"name": "plain", "tokens": 10**7, "codes": 10**6, "dim": 4}, 10**7)
+    assert "would need about" in benchmark.left_out(case)
+    assert benchmark.left_out(("quantizers", {**case[1], "name": "arc"}, 10**7)) is None
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    case[1]["name"] = "vector-quantize-pytorch"
+    assert "not installed: pip install" in benchmark.left_out(case)
