@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from tokenizer.angular_margin import arc_loss
-from tokenizer.quantizers import QUANTIZERS, Quantizer, make_quantizer
+from tokenizer.quantizers import QUANTIZERS, Quantizer, arc, make_quantizer
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -253,3 +253,26 @@ def test_a_quantizer_that_lacks_part_of_the_contract_cannot_be_made(missing):
     methods = {name: lambda self, *_: None for name in ("assign", "loss_weights") if name != missing}
     with pytest.raises(TypeError, match=missing):
         type("Unfinished", (Quantizer,), methods)(4, 2)
+
+
+def test_the_latents_may_be_of_higher_precision_than_the_table(name):
+    quantizer = make(name)
+    latents = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    out = quantizer(latents)
+    (out.quantized.sum() + sum(out.losses.values())).backward()
+    assert latents.grad.dtype == torch.float64 and quantizer.codebook.grad.dtype == torch.float32
+    assert torch.equal(out.codes, quantizer(latents.float()).codes)
+
+
+def test_only_a_training_batch_is_that_of_all_processes(monkeypatch):
+    def all_processes(*arguments):
+        raise RuntimeError("communication")
+
+    monkeypatch.setattr(arc, "several_processes", lambda: True)
+    monkeypatch.setattr(arc, "global_arc_loss", all_processes)
+    latents = torch.randn(2, 6, 3, 4)
+    make("arc").eval()(latents)
+    make("arc", gather="local")(latents)
+    make("arc").encode(latents)
+    with pytest.raises(RuntimeError, match="communication"):
+        make("arc")(latents)

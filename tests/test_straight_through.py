@@ -34,6 +34,17 @@ def test_each_output_trains_its_own_side():
         assert tuple(leaf.grad is not None for leaf in leaves) == sides
 
 
+def test_a_second_derivative_of_a_loss_is_refused_and_that_of_the_rows_is_the_identitys():
+    tokens, codebook = torch.randn(9, 3, requires_grad=True), torch.randn(7, 3, requires_grad=True)
+    rows, codebook_loss, commitment_loss = AssignedRows.apply(tokens, codebook, torch.zeros(9, dtype=torch.int64))
+    for loss, leaf in ((codebook_loss, codebook), (commitment_loss, tokens)):
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(loss, leaf, create_graph=True)
+    (gradient,) = torch.autograd.grad((rows**3).sum(), tokens, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), tokens)
+    torch.testing.assert_close(second, 6 * rows.detach())
+
+
 def test_the_gradient_that_comes_in_is_left_as_it_is():
     tokens, codebook = torch.randn(9, 3, requires_grad=True), torch.randn(7, 3)
     rows, _, commitment = AssignedRows.apply(tokens, codebook, torch.zeros(9, dtype=torch.int64))

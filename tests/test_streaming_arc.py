@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_arc_loss import plain_arc_loss
 
+from tokenizer import streaming_arc
 from tokenizer.angular_margin import arc_loss, arc_loss_and_codes
 from tokenizer.nearest import most_similar
 from tokenizer.streaming_arc import _largest
@@ -31,14 +32,17 @@ def random_pair(tokens, codes, dim, dtype=torch.float64):
     scale=st.sampled_from([0.5, 5.0, 10.0, 60.0]),
     margin=st.sampled_from([0.0, 0.1, 0.7, 3.0]),
     entries=st.one_of(st.none(), st.integers(1, 1500)),
+    chunk=st.sampled_from([1, 2, 16]),
     seed=st.integers(0, 10**6),
 )
-def test_streaming_equals_plain(tokens, codes, dim, top_k, scale, margin, entries, seed):
+def test_streaming_equals_plain(tokens, codes, dim, top_k, scale, margin, entries, chunk, seed):
     torch.manual_seed(seed)
     latents, codebook = random_pair(tokens, codes, dim)
     options = {"scale": scale, "margin": margin, "top_k": top_k}
     expected, expected_gradient = loss_and_gradient(plain_arc_loss, latents, codebook, **options)
-    found, gradient = loss_and_gradient(arc_loss, latents, codebook, **options, tile_entries=entries)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming_arc, "_CHUNK", chunk)  # so that few tokens make many chunks
+        found, gradient = loss_and_gradient(arc_loss, latents, codebook, **options, tile_entries=entries)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-11)
 
@@ -125,7 +129,7 @@ def test_gradient_equals_finite_differences(scale, entries):
 
 def test_the_search_of_the_same_pass_finds_the_codes_and_leaves_the_loss():
     latents, codebook = random_pair(5000, 300, 16, torch.float32)
-    loss, codes = arc_loss_and_codes(latents, codebook)
+    loss, codes = arc_loss_and_codes(latents, codebook, 10.0, 0.1, 3)
     assert torch.equal(codes, most_similar(latents, codebook))
     assert torch.equal(loss, arc_loss(latents, codebook))
     assert codes.dtype == torch.int64 and not codes.requires_grad
@@ -141,6 +145,59 @@ def test_the_largest_of_each_column_are_those_of_topk(rows, count):
         assert torch.equal(values, tile.topk(count, dim=0).values)
         assert torch.equal(tile.gather(0, at), values)
         assert all(len(set(column)) == count for column in at.T.tolist())
+
+
+def test_a_zero_code_moves_nothing():
+    latents, codebook = random_pair(30, 4, 16)
+    codebook[1] = 0
+    _, gradient = loss_and_gradient(arc_loss, latents, codebook, top_k=2)
+    _, expected = loss_and_gradient(plain_arc_loss, latents, codebook[[0, 2, 3]], top_k=2)
+    torch.testing.assert_close(gradient, expected * 3 / 4, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_float32_gradient_near_a_code_and_near_its_opposite(side):
+    # All tokens lie within 1e-3 of one pole; the angles differ by more than float32 cosines can tell apart.
+    angles = torch.tensor([1e-3, 2e-3, 4e-3], dtype=torch.float64)
+    latents = torch.stack([side * torch.cos(angles), torch.sin(angles)], dim=1)
+    code = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    options = {"top_k": 2, "margin": 0.3}
+    _, expected = loss_and_gradient(plain_arc_loss, latents, code, **options)
+    _, found = loss_and_gradient(arc_loss, latents.float(), code.float(), **options)
+    assert expected.norm() > 1e-3
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("latents_dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("codebook_dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_latents_and_codebook_may_be_of_different_types(latents_dtype, codebook_dtype):
+    latents, codebook = random_pair(30, 5, 4, torch.bfloat16)
+    expected, expected_codes = arc_loss(latents.double(), codebook.double()), most_similar(latents, codebook)
+    latents, codebook = latents.to(latents_dtype), codebook.to(codebook_dtype)
+    found = arc_loss(latents, codebook)
+    assert found.dtype == (torch.float64 if latents_dtype == torch.float64 else torch.float32)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(most_similar(latents, codebook), expected_codes)
+
+
+def test_the_graph_may_be_gone_through_twice():
+    latents, codebook = random_pair(40, 5, 4)
+    latents.requires_grad_()
+    loss = arc_loss(latents, codebook)
+    first, second = (torch.autograd.grad(loss, latents, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.norm() > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nothing_waits_for_the_device():
+    latents, codebook = (tensor.cuda() for tensor in random_pair(5000, 600, 16, torch.float32))
+    latents.requires_grad_()
+    arc_loss_and_codes(latents, codebook, 10.0, 0.1, 3)[0].backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        arc_loss_and_codes(latents, codebook, 10.0, 0.1, 3)[0].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_second_derivative_is_refused():
@@ -165,7 +222,7 @@ def test_no_table_of_tokens_and_codes_is_ever_made():
             return result
 
     with Largest():
-        loss, _ = arc_loss_and_codes(latents, codebook)
+        loss, _ = arc_loss_and_codes(latents, codebook, 10.0, 0.1, 3)
         loss.backward()
     assert 0 < largest <= 4096 * 2048 // 4  # a tile
     assert latents.grad.norm() > 0

@@ -31,12 +31,14 @@ def arc_loss(
 
         L = -1/K sum_k log( sum_P exp(s cos(theta + m)) / (sum_P exp(s cos(theta + m)) + sum_notP exp(s cos theta)) ).
 
-    The similarities are computed in tiles and never held together; sums are taken in float32 under any autocast.
+    The similarities are computed in tiles and never held together; sums are taken in float32 under any autocast. In
+    float32, tokens within about 5e-4 radians of a code are told apart in their angles and gradients, but not in their
+    order: which of them are the `top_k` is then decided by the rounding of their cosines.
 
     Args:
         latents: (N, D) encoder outputs, any floating dtype; the gradient reaches these alone, and only once: a second
             derivative is refused with a RuntimeError.
-        codebook: (K, D) table, treated as a constant.
+        codebook: (K, D) table of any floating dtype, treated as a constant.
         scale: s, the inverse temperature, > 0.
         margin: m, added to the angle of a positive pair, in radians, 0 <= m <= pi.
         top_k: positives per code, >= 1; more than N means all N.
@@ -46,15 +48,17 @@ def arc_loss(
         The loss, a scalar >= 0 in float32 (float64 for float64 latents).
 
     Raises:
-        ValueError: no latents, sizes that do not match, or an argument out of its range.
+        ValueError: no latents, no codes, sizes that do not match, or an argument out of its range.
     """
+    _check_codes(codebook)
     return arc_terms(latents, codebook, scale, margin, top_k, tile_entries=tile_entries)[0].mean()
 
 
 def arc_loss_and_codes(
-    latents: Tensor, codebook: Tensor, scale: float = 10.0, margin: float = 0.1, top_k: int = 3
+    latents: Tensor, codebook: Tensor, scale: float, margin: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
     """`arc_loss` and, from the same pass, the code of largest cosine of each latent, int64 (N,)."""
+    _check_codes(codebook)
     terms, codes = arc_terms(latents, codebook, scale, margin, top_k, search=True)
     return terms.mean(), codes
 
@@ -78,8 +82,8 @@ def arc_terms(
 
 def check_arc_arguments(scale: float, margin: float, top_k: int) -> None:
     """Raises ValueError for an argument of `arc_loss` outside its range."""
-    if not scale > 0:
-        raise ValueError(f"arc_loss needs scale > 0, got {scale}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"arc_loss needs a finite scale > 0, got {scale}")
     if not 0 <= margin <= math.pi:
         raise ValueError(f"arc_loss needs a margin between 0 and pi radians, got {margin}")
     if top_k < 1:
@@ -110,9 +114,14 @@ def _real(step: Tensor) -> Tensor:
     return step.to(torch.float32 if step.device.type == "mps" else torch.float64)
 
 
+def _check_codes(codebook: Tensor) -> None:
+    if not len(codebook):
+        raise ValueError("arc_loss needs at least one code, got none")
+
+
 def _check_shapes(latents: Tensor, codebook: Tensor) -> None:
     if latents.ndim != 2 or codebook.ndim != 2 or latents.shape[1] != codebook.shape[1]:
         shapes = f"{tuple(latents.shape)} and {tuple(codebook.shape)}"
         raise ValueError(f"arc_loss takes latents (N, D) and a codebook (K, D), got {shapes}")
-    if latents.shape[0] == 0:
-        raise ValueError("arc_loss needs at least one latent, got none")
+    if latents.shape[0] == 0 or latents.shape[1] == 0:
+        raise ValueError(f"arc_loss needs at least one latent of one dimension, got {tuple(latents.shape)}")

@@ -6,31 +6,39 @@ import torch
 from torch import Tensor
 
 from tokenizer.products import inner_products
-from tokenizer.unit_vectors import unit_vectors
+from tokenizer.unit_vectors import at_least_float32, unit_vectors
 
 # Scores of one tile. On a CPU 2 Mi float32 are 8 MiB, which its caches hold; other devices want few, large kernels.
 _TILE_ENTRIES_CPU = 1 << 21
 _TILE_ENTRIES = 1 << 24
 # Codes of one tile at most: more would leave too few tokens to a tile for the products to be fast.
 _TILE_CODES = 1024
-# The best of a row is sought among the best of this many groups, because a maximum is found faster than its place.
+# Of a row, the best of this many groups is found first, because a maximum is found faster than its place.
 _GROUPS = 16
 
 
 def most_similar(tokens: Tensor, codebook: Tensor) -> Tensor:
-    """The code of largest cosine similarity to each token (eqs. 8-9): (N, D), (K, D) -> (N,) int64."""
+    """The code of largest cosine similarity to each token (eqs. 8-9): (N, D), (K, D) -> (N,) int64.
+
+    In float32 at least, like the arc loss; of equal ones the first code.
+    """
     # The token's own length decides nothing, but without it near ties fall as they do in the arc loss's search.
-    return _search(tokens, unit_vectors(codebook), lambda part, codes: inner_products(unit_vectors(part), codes))
+    codes = unit_vectors(at_least_float32(codebook.detach(), tokens))
+    return _search(tokens, codes, lambda part, codes: inner_products(unit_vectors(part), codes))
 
 
 def closest(tokens: Tensor, codebook: Tensor) -> Tensor:
-    """The code of smallest euclidean distance to each token: (N, D), (K, D) -> (N,) int64."""
+    """The code of smallest euclidean distance to each token: (N, D), (K, D) -> (N,) int64.
+
+    In float32 at least; of equal ones the first code.
+    """
     # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the smallest distance is the largest bracket.
     return _search(tokens, codebook, lambda part, codes: inner_products(part, codes, -codes.square().sum(dim=1) / 2))
 
 
 @torch.no_grad()
 def _search(tokens: Tensor, codebook: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    tokens, codebook = at_least_float32(tokens, tokens), at_least_float32(codebook, tokens)
     tile_tokens, tile_codes = tile_shape(tokens, codebook)
     found = []
     for part in tokens.split(tile_tokens):
@@ -52,13 +60,13 @@ def better(best: tuple[Tensor, Tensor] | None, tile: Tensor, first_code: int) ->
 
 
 def tile_shape(tokens: Tensor, codebook: Tensor, entries: int | None = None) -> tuple[int, int]:
-    """Tokens and codes of a tile of the (N, K) table, of `tile_entries` at most."""
-    entries = tile_entries(tokens, entries)
+    """Tokens and codes of a tile of the (N, K) table, of `entries_of_tile` at most."""
+    entries = entries_of_tile(tokens, entries)
     codes = max(1, min(len(codebook), _TILE_CODES, entries))
     return entries // codes, codes
 
 
-def tile_entries(tokens: Tensor, entries: int | None = None) -> int:
+def entries_of_tile(tokens: Tensor, entries: int | None = None) -> int:
     """The entries of a tile: those asked for, or what suits the device of the `tokens`."""
     if entries is not None:
         return entries
@@ -71,11 +79,12 @@ def blocks(length: int, size: int) -> Iterator[slice]:
 
 
 def _row_maximum(tile: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest entry of each row of `tile` (n, k), and its column: both (n,)."""
+    """Largest entry of each row of `tile` (n, k), and its column, the first of equal ones: both (n,)."""
     rows, columns = tile.shape
     if columns % _GROUPS:
         return tile.max(dim=1)
-    grouped = tile.view(rows, _GROUPS, columns // _GROUPS)
-    place = grouped.amax(dim=1).argmax(dim=1)  # (n,), of the largest within its group
-    values, group = grouped.gather(2, place.view(-1, 1, 1).expand(-1, _GROUPS, 1)).squeeze(2).max(dim=1)
-    return values, group * grouped.shape[2] + place
+    size = columns // _GROUPS
+    grouped = tile.view(rows, _GROUPS, size)
+    group = grouped.amax(dim=2).argmax(dim=1)  # (n,)
+    values, place = grouped.gather(1, group.view(-1, 1, 1).expand(-1, 1, size)).squeeze(1).max(dim=1)
+    return values, group * size + place

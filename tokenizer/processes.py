@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tokenizer.angular_margin import arc_terms
 
@@ -21,7 +20,8 @@ def several_processes() -> bool:
 def global_arc_loss(latents: Tensor, codebook: Tensor, scale: float, margin: float, top_k: int) -> Tensor:
     """`arc_loss` of the latents (n, D) of all processes together, the same scalar on each of them.
 
-    To be called by every process, with as many latents each. The gradient is W times that of the loss with respect to
+    To be called by every process, with as many latents each: with other numbers the communication fails, or hangs. The
+    gradient is W times that of the loss with respect to
     this process's latents: DistributedDataParallel's mean over the W processes makes of it the parameters' gradient
     of one process with the whole batch.
     """
@@ -41,7 +41,6 @@ class _Gather(torch.autograd.Function):
         return gathered
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         own = gradient.new_empty(len(gradient) // dist.get_world_size(), gradient.shape[1])
         dist.reduce_scatter_tensor(own, gradient.contiguous())
@@ -58,6 +57,5 @@ class _Total(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient * dist.get_world_size()

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
+
+from tokenizer.first_order import refuse_second_derivative
 
 # Tokens at a time, so that their differences from the rows stay in a processor's cache.
 _PART = 4096
@@ -39,10 +40,12 @@ class AssignedRows(torch.autograd.Function):
         return rows, error, error.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, from_rows: Tensor | None, from_codebook: Tensor | None, from_commitment: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None]:
+        if from_codebook is None and from_commitment is None:
+            return from_rows, None, None
+        refuse_second_derivative("the codebook or commitment loss")
         tokens, rows, codes = ctx.saved_tensors
         to_tokens, to_codebook = from_rows, None
         if from_commitment is not None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, logsigmoid
 
-from tokenizer.nearest import better, blocks, tile_entries, tile_shape
+from tokenizer.first_order import refuse_second_derivative
+from tokenizer.nearest import better, blocks, entries_of_tile, tile_shape
 from tokenizer.products import inner_products
-from tokenizer.unit_vectors import directions_and_lengths, unit_vectors
+from tokenizer.unit_vectors import at_least_float32, directions_and_lengths, unit_vectors
 
 # Tokens whose maximum is taken before the largest ones are sought among the maxima.
 _CHUNK = 16
@@ -40,12 +41,12 @@ class ArcTerms(torch.autograd.Function):
         entries: int | None,
     ) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(latents.device.type, enabled=False):
-            codes = unit_vectors(_full(codebook))
+            codes = unit_vectors(at_least_float32(codebook, latents))
             tile_tokens, tile_codes = tile_shape(latents, codes, entries)
             states = [(block, _Codes(codes[block], scale)) for block in blocks(len(codes), tile_codes)]
             found = []
             for part in blocks(len(latents), tile_tokens):
-                directions = unit_vectors(_full(latents[part]))
+                directions = unit_vectors(at_least_float32(latents[part], latents))
                 best = None
                 for block, state in states:
                     tile = inner_products(directions, codes[block])  # (n, k), cos theta
@@ -57,7 +58,7 @@ class ArcTerms(torch.autograd.Function):
             positives = torch.cat([state.tokens for _, state in states], dim=1)  # (P, K)
             negatives = torch.cat([state.log_sum() for _, state in states])  # (K,)
             angles = [
-                angle_between(codes[block], unit_vectors(_full(embedding(tokens, latents))))
+                angle_between(codes[block], unit_vectors(at_least_float32(embedding(tokens, latents), latents)))
                 for block, tokens in _pairs(positives, latents, entries)
             ]
             logits = scale * torch.cos(torch.cat(angles, dim=1) + margin)  # (P, K)
@@ -69,18 +70,16 @@ class ArcTerms(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, terms_gradient: Tensor, _codes_gradient: None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # once_differentiable would let a gradient without history through, as if it were a constant.
-            raise RuntimeError("arc_loss has no second derivative: differentiate it without create_graph=True")
+        refuse_second_derivative("arc_loss")
         latents, codebook, positives, negatives, logits, gap = ctx.saved_tensors
         with torch.autocast(latents.device.type, enabled=False):
-            codes = unit_vectors(_full(codebook))
+            codes = unit_vectors(at_least_float32(codebook, latents))
             weight = ctx.scale * terms_gradient * torch.sigmoid(-gap)  # (K,), of both sides of the ratio
             gradient = torch.empty_like(latents, dtype=codes.dtype)  # (N, D)
             scaled, weighted = ctx.scale * codes, weight.unsqueeze(1) * codes
             tile_tokens, tile_codes = tile_shape(latents, codes, ctx.entries)
             for part in blocks(len(latents), tile_tokens):
-                directions, lengths = directions_and_lengths(_full(latents[part]))
+                directions, lengths = directions_and_lengths(at_least_float32(latents[part], latents))
                 pull = None
                 for block in blocks(len(codes), tile_codes):
                     # Of each token among the negatives of each code, (n, k); the positives are cleared.
@@ -91,7 +90,10 @@ class ArcTerms(torch.autograd.Function):
                 # Only what lies along the sphere turns the latent.
                 pull -= (pull * directions).sum(dim=1, keepdim=True) * directions
                 torch.div(pull, lengths, out=gradient[part])
-            _add_positives(gradient, latents, codes, positives, weight * logits.softmax(dim=0), ctx)
+            weight = weight * logits.softmax(dim=0)  # (P, K)
+            for block, tokens in _pairs(positives, latents, ctx.entries):
+                moved = _turn(embedding(tokens, latents), codes[block], ctx.margin) * weight[:, block].unsqueeze(-1)
+                _add_rows(gradient, tokens.flatten(), moved.flatten(0, 1))
         return gradient.to(latents.dtype), None, None, None, None, None, None
 
 
@@ -133,19 +135,18 @@ def angle_between(u: Tensor, v: Tensor) -> Tensor:
     return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=-1), torch.linalg.vector_norm(u + v, dim=-1))
 
 
-def _add_positives(
-    gradient: Tensor, latents: Tensor, codes: Tensor, positives: Tensor, weight: Tensor, ctx: Any
-) -> None:
-    """Adds to `gradient` (N, D) what the `positives` (P, K) bring, each with its `weight` (P, K)."""
-    for block, tokens in _pairs(positives, latents, ctx.entries):
-        directions, lengths = directions_and_lengths(_full(embedding(tokens, latents)))  # (P, k, D)
-        away = directions - codes[block]
-        # The direction of growing angle, from the chord: exact where cos theta, and with it the difference
-        # cos theta directions - codes, has lost all digits.
-        away = away - (away * directions).sum(dim=-1, keepdim=True) * directions
-        turn = torch.sin(angle_between(codes[block], directions) + ctx.margin) * weight[:, block]
-        moved = turn.unsqueeze(-1) * unit_vectors(away) / lengths
-        _add_rows(gradient, tokens.flatten(), moved.flatten(0, 1))
+def _turn(positives: Tensor, codes: Tensor, margin: float) -> Tensor:
+    """Gradient of -cos(theta + m) with respect to the positives (P, k, D) of codes (k, D) of length 1 or 0."""
+    directions, lengths = directions_and_lengths(at_least_float32(positives, positives))
+    # The direction of growing angle is (cos theta) directions - codes. That has lost its digits where the two vectors
+    # are almost the same or almost opposite; the chord between the one and what is nearer, the other or its opposite,
+    # has not, and is off only along the direction, which is taken away.
+    nearer = (directions * codes).sum(dim=-1, keepdim=True) >= 0
+    away = torch.where(nearer, directions - codes, -directions - codes)
+    away = away - (away * directions).sum(dim=-1, keepdim=True) * directions
+    # A zero code is at a right angle to everything, and stays there.
+    sine = torch.sin(angle_between(codes, directions) + margin) * (codes != 0).any(dim=-1)
+    return sine.unsqueeze(-1) * unit_vectors(away) / lengths
 
 
 def _add_rows(table: Tensor, places: Tensor, rows: Tensor) -> None:
@@ -160,7 +161,7 @@ def _add_rows(table: Tensor, places: Tensor, rows: Tensor) -> None:
 
 def _pairs(positives: Tensor, vectors: Tensor, entries: int | None) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of codes and their positives (P, k), as many as keep (P, k, D) within a tile."""
-    size = max(1, tile_entries(vectors, entries) // max(1, len(positives) * vectors.shape[1]))
+    size = max(1, entries_of_tile(vectors, entries) // max(1, len(positives) * vectors.shape[1]))
     return ((block, positives[:, block]) for block in blocks(positives.shape[1], size))
 
 
@@ -182,8 +183,3 @@ def _clear(tile: Tensor, rows: Tensor) -> None:
     inside = (rows >= 0) & (rows < len(tile))
     ceiling = torch.where(inside, 0.0, torch.inf).to(tile.dtype)
     tile.scatter_reduce_(0, rows.clamp(0, len(tile) - 1), ceiling, "amin")
-
-
-def _full(vectors: Tensor) -> Tensor:
-    """In float32, or float64 if they are."""
-    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))

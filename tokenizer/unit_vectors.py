@@ -21,3 +21,8 @@ def directions_and_lengths(vectors: Tensor) -> tuple[Tensor, Tensor]:
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     length = torch.where(length > 0, length, 1)
     return scaled / length, length * largest
+
+
+def at_least_float32(vectors: Tensor, like: Tensor) -> Tensor:
+    """`vectors` in float32, or in float64 where `like` is."""
+    return vectors.to(torch.promote_types(like.dtype, torch.float32))

@@ -34,8 +34,9 @@ class ArcQuantizer(Quantizer):
         ball: `exp`, a radius of exp(ball_growth t); `fixed`, a radius of 1; `none`, no bound.
         ball_growth: alpha, growth per update of the ball's radius.
         gather: what the arc loss's batch is in training, its top-k and its denominator: `global`, the tokens of all
-            processes, so that W processes with a batch of B / W train as one with B; `local`, each process's own, which
-            saves the communication. Where gradients are accumulated it is one micro-batch, not their sum.
+            processes, of which each brings as many, so that W processes with a batch of B / W train as one with B;
+            `local`, each process's own, which saves the communication. Where gradients are accumulated it is one
+            micro-batch, not their sum.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class ArcQuantizer(Quantizer):
         """The code of largest cosine similarity: (N, D) -> (N,) int64."""
         return most_similar(tokens, self.codebook)
 
-    def search(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def assign_with_losses(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The code of largest cosine similarity, and `arc`, the arc loss over the batch (see `gather`)."""
         arguments = (self.codebook, self.scale, self.margin, self.top_k)
         if self.training and self.gather == "global" and several_processes():

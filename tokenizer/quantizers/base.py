@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from tokenizer.straight_through import AssignedRows
+from tokenizer.unit_vectors import at_least_float32
 from tokenizer.usage import code_counts, perplexity, usage
 
 
@@ -19,7 +20,8 @@ class QuantizerOutput(BaseOutput):
     """What a quantizer gives.
 
     Attributes:
-        quantized: (B, D, h, w), the table's rows, with a straight-through gradient to the latents.
+        quantized: (B, D, h, w), the table's rows, with a straight-through gradient to the latents. Not to be changed
+            in place: the backward pass reads it.
         codes: (B, h, w) int64 in [0, K).
         losses: named scalars, not weighted; the weights are `Quantizer.loss_weights`.
         counts: (K,) int64, how often each code was used in this batch.
@@ -46,7 +48,7 @@ class Quantizer(nn.Module, ABC):
     """A table of K rows of size D, the rule that assigns a latent to a row, and the losses that train both.
 
     A subclass sets `codebook` in `__init__` (a parameter, or a property where the table is derived), and defines
-    `assign` and `loss_weights`; it extends `search`, `after_update` and `diagnostics` where its method asks
+    `assign` and `loss_weights`; it extends `assign_with_losses`, `after_update` and `diagnostics` where its method asks
     for it. Everything here is computed in float32 at least, whatever the autocast. `step` counts the completed
     generator updates and is saved.
     """
@@ -75,7 +77,7 @@ class Quantizer(nn.Module, ABC):
     def assign(self, tokens: Tensor) -> Tensor:
         """The code of each token: (N, D) -> (N,) int64."""
 
-    def search(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def assign_with_losses(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The code of each token, (N, D) -> (N,) int64, and the losses that come out of the same pass, by name."""
         return self.assign(tokens.detach()), {}
 
@@ -104,7 +106,7 @@ class Quantizer(nn.Module, ABC):
         """Latents (B, D, h, w) -> quantized latents with straight-through gradient, codes, losses, counts."""
         with torch.autocast(latents.device.type, enabled=False):
             tokens = _tokens(latents)  # (N, D) float32
-            codes, found = self.search(tokens)  # (N,)
+            codes, found = self.assign_with_losses(tokens)  # (N,)
             rows, codebook_loss, commitment_loss = AssignedRows.apply(tokens, self.codebook, codes)
             b, _, h, w = latents.shape
             quantized = rearrange(rows, "(b h w) d -> b d h w", b=b, h=h, w=w)
@@ -118,7 +120,7 @@ class Quantizer(nn.Module, ABC):
 
 def _tokens(latents: Tensor) -> Tensor:
     """(B, D, h, w) -> (B h w, D), float32 at least."""
-    return rearrange(latents, "b d h w -> (b h w) d").to(torch.promote_types(latents.dtype, torch.float32))
+    return at_least_float32(rearrange(latents, "b d h w -> (b h w) d"), latents)
 
 
 def _grid(codes: Tensor, latents: Tensor) -> Tensor:
