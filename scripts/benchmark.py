@@ -4,6 +4,7 @@ python scripts/benchmark.py                                          everything
 python scripts/benchmark.py quantizers --grid 65536x512x64 --output runs/benchmark.json
 python scripts/benchmark.py step --rounds 5
 python scripts/benchmark.py sampling
+python scripts/benchmark.py quantizers --grid 65536x262144x8 --cases arc --rounds 1 --repeats 1
 
 Every case runs in a process of its own, all of them in turn (A B A B), `rounds` times. Peers that are not installed are
 left out and named: pip install -e '.[benchmark]'.
@@ -11,35 +12,54 @@ left out and named: pip install -e '.[benchmark]'.
 
 import importlib.util
 import json
-import os
 import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from command_line import ScriptParser, run_script
+from jsonargparse import Namespace
 from provenance import provenance
 from tqdm.auto import tqdm
+
+from tokenizer import VQTokenizer
 
 GRID = "65536x512x64,30720x1024x16,4096x16384x64"
 # float32 tables of N x K entries that a quantizer holds at its peak, about; what cannot fit is not begun.
 TABLES = {"plain": 10, "vector-quantize-pytorch": 3, "diffusers": 2, "products": 1, "arc": 0, "vq": 0}
 QUANTIZER_CASES = ("arc", "products", "plain", "vector-quantize-pytorch", "diffusers", "vq")
-STEP_CASES = {
-    "arc": {"name": "arc", "precision": "no", "compile": False},
-    "network": {"name": "network", "precision": "no", "compile": False},
-    "arc bf16": {"name": "arc", "precision": "bf16", "compile": False},
-    "network bf16": {"name": "network", "precision": "bf16", "compile": False},
-    "plain": {"name": "plain", "precision": "no", "compile": False},
-    "arc compiled": {"name": "arc", "precision": "no", "compile": True},
-    "arc bf16 compiled": {"name": "arc", "precision": "bf16", "compile": True},
+PEERS = ("vector-quantize-pytorch", "diffusers")
+STEP_CASES: dict[str, dict[str, Any]] = {
+    "arc": {},
+    "network": {},
+    "arc bf16": {"name": "arc", "precision": "bf16"},
+    "network bf16": {"name": "network", "precision": "bf16"},
+    "plain": {},
+    "plain, memory kept": {"name": "plain"},
+    **{name: {} for name in PEERS},
+    "arc compiled": {"name": "arc", "compiled": True},
+    "arc bf16 compiled": {"name": "arc", "precision": "bf16", "compiled": True},
 }
-SAMPLING_CASES = ("ldm", "ldm-network", "pixelcnn", "pixelcnn-network")
+SAMPLING_CASES = ("ldm", "ldm-calls", "pixelcnn", "pixelcnn-calls")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one process measures: `arguments` of the function that benchmark_cases.py has for the `group`.
+
+    `items` are tokens, or images sampled, per run; `keep_freed_memory` is how our scripts set the allocator.
+    """
+
+    group: str
+    arguments: dict[str, Any]
+    items: int
+    keep_freed_memory: bool = True
 
 
 def make_parser() -> ScriptParser:
@@ -60,43 +80,54 @@ def make_parser() -> ScriptParser:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs the cases, prints a table per group and writes the JSON."""
+    """Runs the cases, prints a table per group, and writes the JSON after each."""
     config = make_parser().parse(args)
-    if min(config.rounds, config.repeats, config.batch_size, config.sampling_batch, config.sampling_steps) < 1:
-        raise ValueError("rounds, repeats, batch_size, sampling_batch and sampling_steps must be at least 1")
-    chosen = None if config.cases is None else config.cases.split(",")
-    tables = {}
-    if config.group in ("all", "quantizers"):
-        for sizes in config.grid.split(","):
-            tables[f"quantizer {sizes}"] = quantizer_cases(sizes)
-    if config.group in ("all", "step"):
-        tables[f"step, batch {config.batch_size}"] = {
-            name: ("step", {**case, "batch_size": config.batch_size}, config.batch_size * 64)
-            for name, case in STEP_CASES.items()
-        }
-    if config.group in ("all", "sampling"):
-        sizes = {"batch_size": config.sampling_batch, "steps": config.sampling_steps}
-        tables["sampling"] = {
-            name: ("sampling", {"name": name, **sizes}, config.sampling_batch) for name in SAMPLING_CASES
-        }
+    for name in ("rounds", "repeats", "batch_size", "sampling_batch", "sampling_steps"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    tables = make_tables(config)
     known = {name for cases in tables.values() for name in cases}
-    if chosen is not None and (unknown := set(chosen) - known):
+    chosen = known if config.cases is None else set(config.cases.split(","))
+    if unknown := chosen - known:
         raise ValueError(f"unknown case {min(unknown)!r}; there are {', '.join(sorted(known))}")
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    packages = [package for package in PEERS if importlib.util.find_spec(package.replace("-", "_")) is not None]
+    protocol = provenance("benchmark", args, packages) | machine()
+    protocol |= {"rounds": config.rounds, "repeats": config.repeats}
 
     results = {}
     for title, cases in tables.items():
-        cases = {name: case for name, case in cases.items() if chosen is None or name in chosen}
-        if cases:
+        if cases := {name: case for name, case in cases.items() if name in chosen}:
             results[title] = run_table(title, cases, config)
             print(as_text(title, results[title]), flush=True)
-    protocol = provenance("benchmark", args) | machine() | {"rounds": config.rounds, "repeats": config.repeats}
-    output.write_text(json.dumps({"protocol": protocol, "results": results}, indent=2) + "\n")
+            output.write_text(json.dumps({"protocol": protocol, "results": results}, indent=2) + "\n")
     print(f"results: {output}")
 
 
-def quantizer_cases(sizes: str) -> dict[str, Any]:
+def make_tables(config: Namespace) -> dict[str, dict[str, Case]]:
+    """The cases of each table by name; the title tells what is counted."""
+    tables = {}
+    if config.group in ("all", "quantizers"):
+        for sizes in config.grid.split(","):
+            tables[f"quantizer {sizes}, tokens"] = quantizer_cases(sizes)
+    if config.group in ("all", "step"):
+        shape = VQTokenizer().latent_shape
+        tokens = config.batch_size * shape[1] * shape[2]
+        tables[f"training step, batch {config.batch_size}, tokens"] = {
+            # The plain form runs as any script would, with the allocator as it comes.
+            name: Case("step", step_arguments(name, config.batch_size), tokens, keep_freed_memory=name != "plain")
+            for name in STEP_CASES
+        }
+    if config.group in ("all", "sampling"):
+        sizes = {"batch_size": config.sampling_batch, "steps": config.sampling_steps}
+        tables[f"sampling, batch {config.sampling_batch}, {config.sampling_steps} DDIM steps, images"] = {
+            name: Case("sampling", {"name": name, **sizes}, config.sampling_batch) for name in SAMPLING_CASES
+        }
+    return tables
+
+
+def quantizer_cases(sizes: str) -> dict[str, Case]:
     """The cases of one place of the grid, N x K x D."""
     try:
         tokens, codes, dim = (int(size) for size in sizes.split("x"))
@@ -105,63 +136,72 @@ def quantizer_cases(sizes: str) -> dict[str, Any]:
     if min(tokens, codes, dim) < 1:
         raise ValueError(f"grid takes sizes of at least 1, got {sizes!r}")
     arguments = {"tokens": tokens, "codes": codes, "dim": dim}
-    return {name: ("quantizers", {"name": name, **arguments}, tokens) for name in QUANTIZER_CASES}
+    return {name: Case("quantizers", {"name": name, **arguments}, tokens) for name in QUANTIZER_CASES}
 
 
-def run_table(title: str, cases: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Each case's median, spread, memory and items per second, or why it was left out."""
+def step_arguments(case: str, batch_size: int) -> dict[str, Any]:
+    """The arguments of a case of `STEP_CASES`: float32, eager, its own name, but for what it says otherwise."""
+    return {"name": case, "precision": "no", "compiled": False, "batch_size": batch_size} | STEP_CASES[case]
+
+
+def run_table(title: str, cases: dict[str, Case], config: Namespace) -> dict[str, Any]:
+    """Each case's median, spread, memory and items per second, or why there are none."""
     table: dict[str, Any] = {name: reason for name, case in cases.items() if (reason := left_out(case))}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in cases if name not in table}
     with tqdm(total=config.rounds * len(runs), desc=title) as bar:
         for _ in range(config.rounds):
             for name in runs:
                 bar.set_postfix_str(name)
-                runs[name].append(run_case(*cases[name][:2], config))
+                if name not in table:
+                    measured = run_case(cases[name], config)
+                    if isinstance(measured, str):
+                        table[name] = measured
+                    else:
+                        runs[name].append(measured)
                 bar.update()
     for name, measured in runs.items():
-        medians = [statistics.median(run["seconds"]) for run in measured]
-        median = statistics.median(medians)
-        table[name] = {
-            "median_s": median,
-            "fastest_s": min(medians),
-            "slowest_s": max(medians),
-            "memory_mb": statistics.median(run["memory_mb"] for run in measured),
-            "items_per_s": cases[name][2] / median,
-            "threads": measured[0]["threads"],
-            "seconds": [run["seconds"] for run in measured],
-        }
+        if name not in table:
+            table[name] = summary(measured, cases[name])
     return {name: table[name] for name in cases}
 
 
-def run_case(group: str, arguments: dict[str, Any], config: Any) -> dict[str, Any]:
-    """One process of one case."""
-    description = {
-        "group": group,
-        "arguments": arguments,
+def summary(measured: list[dict[str, Any]], case: Case) -> dict[str, Any]:
+    """The numbers of a case: over the processes, each of which counts with the median of its runs."""
+    medians = [statistics.median(run["seconds"]) for run in measured]
+    memory = [run["memory_mb"] for run in measured]
+    return {
+        "median_s": statistics.median(medians),
+        "fastest_s": min(medians),
+        "slowest_s": max(medians),
+        "memory_mb": None if None in memory else statistics.median(memory),
+        "items_per_s": case.items / statistics.median(medians),
+        "threads": measured[0]["threads"],
+        "keep_freed_memory": case.keep_freed_memory,
+        "seconds": [run["seconds"] for run in measured],
+    }
+
+
+def run_case(case: Case, config: Namespace) -> dict[str, Any] | str:
+    """One process of one case; the reason where it fails."""
+    description = asdict(case) | {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "repeats": config.repeats,
         "threads": config.threads,
-        # The plain form runs as any script would: with the allocator as it comes.
-        "keep_freed_memory": arguments["name"] != "plain",
     }
     worker = Path(__file__).with_name("benchmark_cases.py")
-    done = subprocess.run(
-        [sys.executable, str(worker), json.dumps(description)], capture_output=True, text=True, env=os.environ
-    )
+    done = subprocess.run([sys.executable, str(worker), json.dumps(description)], capture_output=True, text=True)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise ValueError(f"case {arguments} failed: {reason}")
+        return f"failed: {(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]}"
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def left_out(case: tuple[str, dict[str, Any], int]) -> str | None:
+def left_out(case: Case) -> str | None:
     """Why a case cannot be run here; None if it can."""
-    group, arguments, _ = case
-    name = arguments["name"]
+    name = case.arguments["name"]
     if name == "vector-quantize-pytorch" and importlib.util.find_spec("vector_quantize_pytorch") is None:
         return "not installed: pip install -e '.[benchmark]'"
-    if group == "quantizers":
-        needed = TABLES[name] * arguments["tokens"] * arguments["codes"] * 4
+    if case.group == "quantizers":
+        needed = TABLES[name] * case.arguments["tokens"] * case.arguments["codes"] * 4
         cuda = torch.cuda.is_available()
         there = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
         if needed > there:
@@ -187,16 +227,18 @@ def cpu_lines() -> list[str]:
 
 def as_text(title: str, table: dict[str, Any]) -> str:
     """The table, with each case's time as a multiple of the first one's."""
-    first = next((row for row in table.values() if isinstance(row, dict)), None)
-    lines = [title, f"  {'case':26}{'median':>11}{'spread':>21}{'ratio':>8}{'memory':>12}{'items/s':>12}"]
+    first, first_row = next(((name, row) for name, row in table.items() if isinstance(row, dict)), (None, None))
+    unit = title.rsplit(" ", 1)[-1]
+    lines = [title, f"  {'case':26}{'median':>11}{'spread':>21}{f'/ {first}':>10}{'memory':>12}{unit + '/s':>12}"]
     for name, row in table.items():
         if isinstance(row, str):
             lines.append(f"  {name:26}{row}")
             continue
         spread = f"{row['fastest_s'] * 1e3:.1f} - {row['slowest_s'] * 1e3:.1f}"
+        memory = "-" if row["memory_mb"] is None else f"{row['memory_mb']:.0f} MB"
         lines.append(
-            f"  {name:26}{row['median_s'] * 1e3:8.1f} ms{spread:>21}{row['median_s'] / first['median_s']:8.2f}"
-            f"{row['memory_mb']:9.0f} MB{row['items_per_s']:12.0f}"
+            f"  {name:26}{row['median_s'] * 1e3:8.1f} ms{spread:>21}{row['median_s'] / first_row['median_s']:10.2f}"
+            f"{memory:>12}{row['items_per_s']:12.0f}"
         )
     return "\n".join(lines)
 

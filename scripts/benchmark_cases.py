@@ -4,10 +4,10 @@ Started by benchmark.py. Everything measured is made by the functions named in `
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,17 @@ import torch
 from accelerate import Accelerator
 from allocator import keep_freed_memory
 from benchmark_peers import (
-    PlainTokenizer,
-    Quantize,
-    WithoutQuantizer,
+    DiffusersQuantizer,
+    LucidrainsQuantizer,
+    NoQuantizer,
+    PlainArcQuantizer,
+    TokenizerAround,
     bare_products,
-    diffusers_quantizer,
-    lucidrains_quantizer,
-    plain_quantizer,
 )
-from fast_training import lay_out, make_optimizer, on_device
+from fast_training import on_device, prepare_model
 from run_options import OptimConfig
 from threads import use_all_cores
+from torch import Tensor, nn
 from train_tokenizer import total_loss
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
@@ -38,70 +38,71 @@ from tokenizer.quantizers import make_quantizer
 Work = Callable[[], None]
 
 
+class OurQuantizer(nn.Module):
+    """A quantizer of this project, with its own weights of the losses."""
+
+    def __init__(self, name: str, codebook_size: int, codebook_dim: int):
+        super().__init__()
+        self.quantizer = make_quantizer(name, codebook_size, codebook_dim, {})
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, D, h, w) -> quantized latents, loss."""
+        output = self.quantizer(latents)
+        weights = self.quantizer.loss_weights()
+        return output.quantized, sum(weights[term] * loss for term, loss in output.losses.items())
+
+
+# By name: codebook_size, codebook_dim -> a module, latents (B, D, h, w) -> quantized latents of the same shape, loss.
+QUANTIZERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "arc": partial(OurQuantizer, "arc"),
+    "vq": partial(OurQuantizer, "vq"),
+    "network": lambda codebook_size, codebook_dim: NoQuantizer(),
+    "plain": PlainArcQuantizer,
+    "vector-quantize-pytorch": LucidrainsQuantizer,
+    "diffusers": DiffusersQuantizer,
+}
+
+
 def quantizer_case(name: str, tokens: int, codes: int, dim: int, device: torch.device) -> Work:
     """Forward and backward of a quantizer, or the bare products, on `tokens` latents."""
     latents = torch.randn(1, dim, 1, tokens, device=device).requires_grad_()
     if name == "products":
         return bare_products(latents, codes)
-    quantize = QUANTIZERS[name](codes, dim, device)
+    quantizer = QUANTIZERS[name](codes, dim).to(device)
     gradient = torch.randn_like(latents)
 
     def work() -> None:
-        quantized, loss = quantize(latents)
+        quantized, loss = quantizer(latents)
         torch.autograd.backward([quantized, loss], [gradient, None])
         latents.grad = None
 
     return work
 
 
-def our_quantizer(name: str) -> Callable[[int, int, torch.device], Quantize]:
-    """The quantizer of this project called `name`, with its own weights of the losses."""
-
-    def make(codes: int, dim: int, device: torch.device) -> Quantize:
-        quantizer = make_quantizer(name, codes, dim, {}).to(device)
-
-        def quantize(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            output = quantizer(latents)
-            weights = quantizer.loss_weights()
-            return output.quantized, sum(weights[term] * loss for term, loss in output.losses.items())
-
-        return quantize
-
-    return make
-
-
-QUANTIZERS: dict[str, Callable[[int, int, torch.device], Quantize]] = {
-    "arc": our_quantizer("arc"),
-    "vq": our_quantizer("vq"),
-    "plain": plain_quantizer,
-    "vector-quantize-pytorch": lucidrains_quantizer,
-    "diffusers": diffusers_quantizer,
-}
-
-
-def step_case(name: str, batch_size: int, precision: str, compile: bool, device: torch.device) -> Work:
-    """A training step of the CIFAR-10 tokenizer: `arc` as scripts/train_tokenizer.py makes it, `network` the same
-    without a quantizer, `plain` the equations as they stand, contiguous, eager, with PyTorch's default optimiser."""
+def step_case(name: str, batch_size: int, precision: str, compiled: bool, device: torch.device) -> Work:
+    """A training step of the CIFAR-10 tokenizer: `arc` is that of scripts/train_tokenizer.py, `plain` the equations as
+    they stand, contiguous, eager, under PyTorch's default optimiser, and every other name our step with that quantizer
+    (`network`: with none)."""
     tokenizer = VQTokenizer()
-    size = tokenizer.config.image_size
-    images = torch.rand(batch_size, tokenizer.config.in_channels, size, size) * 2 - 1
+    config = tokenizer.config
+    images = torch.rand(batch_size, config.in_channels, config.image_size, config.image_size) * 2 - 1
+    ours = name == "arc"
+    model = (
+        tokenizer if ours else TokenizerAround(tokenizer, QUANTIZERS[name](config.codebook_size, config.codebook_dim))
+    )
     if name == "plain":
-        model = PlainTokenizer(tokenizer).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-        images = images.to(device)
+        model, images = model.to(device), images.to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=OptimConfig().lr)
         backward = torch.Tensor.backward
     else:
         accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-        model = lay_out(tokenizer if name == "arc" else WithoutQuantizer(tokenizer))
-        if compile:
-            model.compile()
-        model, optimizer = accelerator.prepare(model, make_optimizer(model, OptimConfig()))
+        model, optimizer = prepare_model(accelerator, model, OptimConfig(), compiled)
         images = on_device(images, device)
         backward = accelerator.backward
 
     def work() -> None:
         output = model(images)
-        if name == "arc":
+        if ours:
             loss, _ = total_loss(images, output, tokenizer.bottleneck, 1.0)
         else:
             reconstruction, loss = output
@@ -109,19 +110,20 @@ def step_case(name: str, batch_size: int, precision: str, compile: bool, device:
         backward(loss)
         optimizer.step()
         optimizer.zero_grad()
-        if name == "arc":
+        if ours:
             tokenizer.bottleneck.after_update()
 
     return work
 
 
 def sampling_case(name: str, batch_size: int, steps: int, device: torch.device) -> Work:
-    """Samples of a prior over 8 x 8 latents through its pipeline, or the network calls that they need, and no more."""
+    """Samples of a prior over 8 x 8 latents through its pipeline, or bare calls of its network: one of twice the batch
+    per DDIM step, or one over the whole grid per position."""
     tokenizer = VQTokenizer().eval().to(device)
     labels = [index % 10 for index in range(batch_size)]
     id2label = {index: str(index) for index in range(10)}
     dim, height, width = tokenizer.latent_shape
-    if name in ("ldm", "ldm-network"):
+    if name in ("ldm", "ldm-calls"):
         unet = make_unet(tokenizer.latent_shape, 10).eval().to(device)
         pipeline = ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), id2label, 1.0)
         pipeline.set_progress_bar_config(disable=True)
@@ -159,7 +161,7 @@ def measure(group: str, arguments: dict[str, Any], device: torch.device, repeats
     before = memory(device, reset=True)
     for _ in range(2 if group == "step" else 1):  # the optimiser's state arises in the first step
         work()
-    added = memory(device, reset=False) - before
+    after = memory(device, reset=False)
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -167,19 +169,19 @@ def measure(group: str, arguments: dict[str, Any], device: torch.device, repeats
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": seconds, "memory_mb": added / 1e6}
+    return {"seconds": seconds, "memory_mb": None if before is None else (after - before) / 1e6}
 
 
-def memory(device: torch.device, reset: bool) -> int:
-    """The largest memory in bytes since the last reset, which leaves what is in use now."""
+def memory(device: torch.device, reset: bool) -> int | None:
+    """The largest memory in bytes since the last reset, which leaves what is in use now; None where it is not told."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
     clear = Path("/proc/self/clear_refs")
-    if not clear.exists():  # not Linux: the peak since the process began, in bytes there
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if not clear.exists():  # not Linux
+        return None
     if reset:
         clear.write_text("5")
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

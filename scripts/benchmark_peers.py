@@ -11,9 +11,6 @@ from torch.nn.functional import mse_loss, normalize, one_hot
 
 from tokenizer import VQTokenizer
 
-# A quantizer as the benchmark sees it: latents (B, D, h, w) -> quantized latents of the same shape, loss.
-Quantize = Callable[[Tensor], tuple[Tensor, Tensor]]
-
 
 class PlainArcQuantizer(nn.Module):
     """ArcVQ's quantizer written down as the equations stand: whole tables of similarities and angles, one-hot codes."""
@@ -46,24 +43,20 @@ class PlainArcQuantizer(nn.Module):
         return -torch.log((likelihoods * positive).sum(dim=1) / likelihoods.sum(dim=1)).mean()
 
 
-class WithoutQuantizer(nn.Module):
-    """The encoder and decoder of a tokenizer with nothing between them."""
+class NoQuantizer(nn.Module):
+    """Nothing: latents in, the same latents and a loss of 0 out."""
 
-    def __init__(self, tokenizer: VQTokenizer):
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, D, h, w) -> themselves, 0."""
+        return latents, latents.new_zeros(())
+
+
+class TokenizerAround(nn.Module):
+    """The encoder and decoder of a tokenizer around another quantizer."""
+
+    def __init__(self, tokenizer: VQTokenizer, quantizer: nn.Module):
         super().__init__()
-        self.encoder, self.decoder = tokenizer.encoder, tokenizer.decoder
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) -> reconstruction, a loss of 0."""
-        return self.decoder(self.encoder(images)), images.new_zeros(())
-
-
-class PlainTokenizer(WithoutQuantizer):
-    """The same encoder and decoder around `PlainArcQuantizer`."""
-
-    def __init__(self, tokenizer: VQTokenizer):
-        super().__init__(tokenizer)
-        self.quantizer = PlainArcQuantizer(tokenizer.config.codebook_size, tokenizer.config.codebook_dim)
+        self.encoder, self.quantizer, self.decoder = tokenizer.encoder, quantizer, tokenizer.decoder
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) -> reconstruction, the quantizer's loss."""
@@ -71,30 +64,32 @@ class PlainTokenizer(WithoutQuantizer):
         return self.decoder(quantized), loss
 
 
-def diffusers_quantizer(codebook_size: int, codebook_dim: int, device: torch.device) -> Quantize:
+class DiffusersQuantizer(VectorQuantizer):
     """diffusers' VectorQuantizer (l2)."""
-    quantizer = VectorQuantizer(codebook_size, codebook_dim, beta=0.25, legacy=False).to(device)
-    return lambda latents: quantizer(latents)[:2]
+
+    def __init__(self, codebook_size: int, codebook_dim: int):
+        super().__init__(codebook_size, codebook_dim, beta=0.25, legacy=False)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, D, h, w) -> quantized latents, loss."""
+        return super().forward(latents)[:2]
 
 
-def lucidrains_quantizer(codebook_size: int, codebook_dim: int, device: torch.device) -> Quantize:
+class LucidrainsQuantizer(nn.Module):
     """vector-quantize-pytorch's VectorQuantize (cosine, its moving averages included)."""
-    from vector_quantize_pytorch import VectorQuantize
 
-    quantizer = VectorQuantize(
-        dim=codebook_dim, codebook_size=codebook_size, use_cosine_sim=True, accept_image_fmap=True
-    ).to(device)
+    def __init__(self, codebook_size: int, codebook_dim: int):
+        super().__init__()
+        from vector_quantize_pytorch import VectorQuantize  # an optional install
 
-    def quantize(latents: Tensor) -> tuple[Tensor, Tensor]:
-        quantized, _, loss = quantizer(latents)
+        self.quantizer = VectorQuantize(
+            dim=codebook_dim, codebook_size=codebook_size, use_cosine_sim=True, accept_image_fmap=True
+        )
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, D, h, w) -> quantized latents, loss."""
+        quantized, _, loss = self.quantizer(latents)
         return quantized, loss.sum()
-
-    return quantize
-
-
-def plain_quantizer(codebook_size: int, codebook_dim: int, device: torch.device) -> Quantize:
-    """`PlainArcQuantizer` on the device."""
-    return PlainArcQuantizer(codebook_size, codebook_dim).to(device)
 
 
 def bare_products(latents: Tensor, codebook_size: int) -> Callable[[], None]:

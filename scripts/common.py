@@ -21,7 +21,7 @@ import yaml
 from accelerate import Accelerator
 from checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
 from diffusers.training_utils import EMAModel
-from fast_training import lay_out, make_optimizer, on_device
+from fast_training import on_device, prepare_model
 from run_log import RunLog
 from run_options import OptimConfig, RunConfig
 from run_record import refuse_other_run
@@ -82,12 +82,12 @@ class Run:
     ) -> nn.Module:
         """Opens the run folder, makes the optimiser, wraps the model for this machine, takes up the newest checkpoint.
 
-        `dataset` is what `steps` goes through; `inputs` are the fingerprints of what the run is made from, which must
-        be the same when it resumes; `ema_decay` adds `self.ema`, an average of the model's parameters.
+        `dataset` is what `steps` goes through; until then `self.dataset` may be set to another form of it. `inputs` are
+        the fingerprints of what the run is made from, which must be the same when it resumes; `ema_decay` adds
+        `self.ema`, an average of the model's parameters.
         """
         self._batches = partial(
             training_batches,
-            dataset,
             batch_size=self.optim.batch_size,
             seed=self.config.seed,
             stop_step=self.optim.max_steps,
@@ -95,7 +95,10 @@ class Run:
             world_size=self.accelerator.num_processes,
             num_workers=num_workers,
         )
-        self._batches(start_step=0)  # a batch size that does not fit is an error now, before anything is written
+        self.dataset = dataset
+        self._batches(
+            dataset, start_step=0
+        )  # a batch size that does not fit is an error now, before anything is written
         refuse_other_run(self.folder / "inputs.yaml", inputs)
         self.accelerator.wait_for_everyone()
         saved = checkpoints(self.folder)
@@ -108,9 +111,7 @@ class Run:
             (self.folder / "inputs.yaml").write_text(yaml.safe_dump(inputs))
             print(f"run folder: {self.folder}")
         self.model = model
-        if self.config.compile:
-            model.compile()  # in place: the parameters keep their names, so a checkpoint is the same either way
-        wrapped, self.optimizer = self.accelerator.prepare(lay_out(model), make_optimizer(model, self.optim))
+        wrapped, self.optimizer = prepare_model(self.accelerator, model, self.optim, self.config.compile)
         if ema_decay is not None:
             self.ema = EMAModel(model.parameters(), decay=ema_decay)
         self.step = self._resume()
@@ -121,7 +122,7 @@ class Run:
         total = self.optim.max_steps
         self._run_log = RunLog(self.folder, self.step) if self.is_main else None
         self._bar = tqdm(total=total, initial=self.step, desc=self.config.name, disable=not self.is_main)
-        for batch in self._batches(start_step=self.step):
+        for batch in self._batches(self.dataset, start_step=self.step):
             # All randomness of a step is a function of (seed, rank, step), so a resumed run repeats it.
             torch.manual_seed(_mix(self.config.seed, self.accelerator.process_index, self.step))
             for group in self.optimizer.param_groups:

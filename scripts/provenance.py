@@ -13,12 +13,12 @@ import torch
 _PACKAGES = ("torch", "torchvision", "diffusers", "torch-fidelity")
 
 
-def provenance(script: str, args: Sequence[str] | None) -> dict[str, Any]:
-    """The command (`args` None: those of the process), the commit and the versions behind a number."""
+def provenance(script: str, args: Sequence[str] | None, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """The command (`args` None: those of the process), the commit and the versions, also of `packages`, of a number."""
     return {
         "command": shlex.join(["python", f"scripts/{script}.py", *(sys.argv[1:] if args is None else args)]),
         "commit": commit(),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {package: version(package) for package in (*_PACKAGES, *packages)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 

@@ -18,7 +18,8 @@ class RunConfig:
         checkpoint_every: steps between two checkpoints; the last step always makes one.
         keep_checkpoints: how many of the newest checkpoints are kept.
         mixed_precision: of the networks; None is what `accelerate launch` was told.
-        compile: whether torch.compile makes the networks faster, which takes minutes at the start.
+        compile: whether torch.compile makes the model faster. It takes a minute or two at the start, and far longer
+            with a tokenizer whose codes and tokens make more than some 10^9 pairs.
     """
 
     name: str

@@ -50,12 +50,11 @@ def main(args: Sequence[str] | None = None) -> None:
     data = DataConfig(**config.data.as_dict())
     train_set, test_set = load_images(data, "train"), load_images(data, "test")
     run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
-    train_set = hold_in_memory(train_set, data, partial(tqdm, desc="decoding train", disable=not run.is_main))
-
     tokenizer = VQTokenizer(in_channels=train_set.channels, image_size=train_set.image_size, **config.model.as_dict())
     model = run.prepare(tokenizer, train_set, {"data": train_set.fingerprint()}, data.num_workers)
+    run.dataset = hold_in_memory(train_set, data, partial(tqdm, desc="decoding train", disable=not run.is_main))
     quantizer = tokenizer.bottleneck
-    variance = pixel_variance(pixel_batches(train_set, data.num_workers)) if config.recon_norm else 1.0
+    variance = pixel_variance(pixel_batches(run.dataset, data.num_workers)) if config.recon_norm else 1.0
     if not variance > 0:
         raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
     preview = Subset(test_set, range(min(PREVIEW_IMAGES, len(test_set))))
@@ -73,7 +72,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if run.due(run.config.log_every):
             counts = run.accelerator.reduce(counts, "sum")
             numbers = {"train_usage": usage(counts), "train_perplexity": perplexity(counts), **quantizer.diagnostics()}
-            run.write({name: value.item() for name, value in numbers.items()})
+            values = torch.stack([value.float() for value in numbers.values()]).tolist()  # one wait for the device
+            run.write(dict(zip(numbers, values, strict=True)))
             counts.zero_()
         if run.is_main and run.due(run.config.sample_every):
             originals, reconstructions, metrics = reconstruct(tokenizer, preview)

@@ -37,10 +37,10 @@ def test_the_plain_form_computes_what_our_quantizer_does():
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in QUANTIZERS if name != "vector-quantize-pytorch"])
+@pytest.mark.parametrize("name", [name for name in QUANTIZERS if name not in ("network", "vector-quantize-pytorch")])
 def test_every_quantizer_gives_back_the_shape_and_trains_the_latents(name):
     latents = torch.randn(2, 4, 3, 5, requires_grad=True)
-    quantized, loss = QUANTIZERS[name](7, 4, CPU)(latents)
+    quantized, loss = QUANTIZERS[name](7, 4)(latents)
     assert quantized.shape == latents.shape and loss.ndim == 0 and loss > 0
     (quantized.square().sum() + loss).backward()
     assert latents.grad.norm() > 0
@@ -56,15 +56,15 @@ def test_the_bare_products_are_three():
 @pytest.mark.parametrize(
     ("group", "arguments"),
     [
-        *(("step", {"name": name, "precision": "no"}) for name in ("arc", "network", "plain")),
+        *(("step", {"name": name, "precision": "no"}) for name in ("arc", "network", "plain", "diffusers")),
         ("step", {"name": "arc", "precision": "bf16"}),
         *(("sampling", {"name": name, "steps": 2}) for name in benchmark.SAMPLING_CASES),
     ],
 )
 def test_every_case_runs_twice(group, arguments):
     AcceleratorState._reset_state(reset_partial_state=True)  # it is one per process, and has one precision
-    compile_ = {"compile": False} if group == "step" else {}
-    work = CASES[group](**arguments, **compile_, batch_size=2, device=CPU)
+    eager = {"compiled": False} if group == "step" else {}
+    work = CASES[group](**arguments, **eager, batch_size=2, device=CPU)
     work()
     work()
 
@@ -103,7 +103,7 @@ def test_the_script_writes_a_table_and_a_json(tmp_path):
         (["quantizers", "--grid", "64x16"], "NxKxD"),
         (["quantizers", "--grid", "64x0x4"], "at least 1"),
         (["quantizers", "--cases", "arcc"], "unknown case 'arcc'; there are arc, "),
-        (["step", "--rounds", "0"], "must be at least 1"),
+        (["step", "--rounds", "0"], "rounds must be at least 1, got 0"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(options, message, tmp_path, monkeypatch):
@@ -114,9 +114,21 @@ def test_bad_options_are_refused_before_anything_is_written(options, message, tm
 
 
 def test_a_case_that_cannot_fit_or_is_not_installed_is_left_out_and_says_why(monkeypatch):
-    case = ("quantizers", {"name": "plain", "tokens": 10**7, "codes": 10**6, "dim": 4}, 10**7)
-    assert "would need about" in benchmark.left_out(case)
-    assert benchmark.left_out(("quantizers", {**case[1], "name": "arc"}, 10**7)) is None
+    def case(name):
+        return benchmark.quantizer_cases("10000000x1000000x4")[name]
+
+    assert "would need about" in benchmark.left_out(case("plain"))
+    assert benchmark.left_out(case("arc")) is None
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
-    case[1]["name"] = "vector-quantize-pytorch"
-    assert "not installed: pip install" in benchmark.left_out(case)
+    assert "not installed: pip install" in benchmark.left_out(case("vector-quantize-pytorch"))
+
+
+def test_a_case_that_fails_is_told_and_the_others_go_on(monkeypatch):
+    cases = benchmark.quantizer_cases("64x16x4")
+    measured = {"seconds": [2.0, 1.0, 4.0], "memory_mb": None, "threads": 1}
+    monkeypatch.setattr(benchmark, "run_case", lambda case, _: "failed: x" if case is cases["plain"] else measured)
+    config = benchmark.make_parser().parse(["--rounds", "2"])
+    table = benchmark.run_table("tokens", {name: cases[name] for name in ("arc", "plain")}, config)
+    assert table["plain"] == "failed: x"
+    assert (table["arc"]["median_s"], table["arc"]["items_per_s"], table["arc"]["memory_mb"]) == (2.0, 32.0, None)
+    assert "failed: x" in benchmark.as_text("tokens", table)
