@@ -4,7 +4,7 @@ python scripts/benchmark.py                                          everything
 python scripts/benchmark.py quantizers --grid 65536x512x64 --output runs/benchmark.json
 python scripts/benchmark.py step --rounds 5
 python scripts/benchmark.py sampling
-python scripts/benchmark.py quantizers --grid 65536x262144x8 --cases arc --rounds 1 --repeats 1
+python scripts/benchmark.py quantizers --grid 65536x262144x8 --cases arc --rounds 1 --repeats 1 --warmup 1
 
 Every case runs in a process of its own, all of them in turn (A B A B), `rounds` times. Peers that are not installed are
 left out and named: pip install -e '.[benchmark]'.
@@ -41,7 +41,7 @@ STEP_CASES: dict[str, dict[str, Any]] = {
     "arc bf16": {"name": "arc", "precision": "bf16"},
     "network bf16": {"name": "network", "precision": "bf16"},
     "plain": {},
-    "plain, memory kept": {"name": "plain"},
+    "plain kept": {"name": "plain"},
     **{name: {} for name in PEERS},
     "arc compiled": {"name": "arc", "compiled": True},
     "arc bf16 compiled": {"name": "arc", "precision": "bf16", "compiled": True},
@@ -73,7 +73,8 @@ def make_parser() -> ScriptParser:
     parser.add_argument("--sampling_batch", type=int, default=16, help="images sampled at once")
     parser.add_argument("--sampling_steps", type=int, default=50, help="DDIM steps of the latent diffusion")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each case")
-    parser.add_argument("--repeats", type=int, default=5, help="runs in each process, after one that is not counted")
+    parser.add_argument("--repeats", type=int, default=5, help="runs in each process that are counted")
+    parser.add_argument("--warmup", type=int, default=3, help="runs in each process before those")
     parser.add_argument("--threads", type=int | None, default=None, help="of the CPU; None: one per core")
     parser.add_argument("--output", type=str, default="runs/benchmark.json", help="JSON file of the results")
     return parser
@@ -82,7 +83,7 @@ def make_parser() -> ScriptParser:
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the cases, prints a table per group, and writes the JSON after each."""
     config = make_parser().parse(args)
-    for name in ("rounds", "repeats", "batch_size", "sampling_batch", "sampling_steps"):
+    for name in ("rounds", "repeats", "warmup", "batch_size", "sampling_batch", "sampling_steps"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     tables = make_tables(config)
@@ -94,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     packages = [package for package in PEERS if importlib.util.find_spec(package.replace("-", "_")) is not None]
     protocol = provenance("benchmark", args, packages) | machine()
-    protocol |= {"rounds": config.rounds, "repeats": config.repeats}
+    protocol |= {"rounds": config.rounds, "repeats": config.repeats, "warmup": config.warmup}
 
     results = {}
     for title, cases in tables.items():
@@ -115,7 +116,7 @@ def make_tables(config: Namespace) -> dict[str, dict[str, Case]]:
         shape = VQTokenizer().latent_shape
         tokens = config.batch_size * shape[1] * shape[2]
         tables[f"training step, batch {config.batch_size}, tokens"] = {
-            # The plain form runs as any script would, with the allocator as it comes.
+            # The plain form runs as any script would, with the allocator as it comes; "plain kept" as our scripts do.
             name: Case("step", step_arguments(name, config.batch_size), tokens, keep_freed_memory=name != "plain")
             for name in STEP_CASES
         }
@@ -186,6 +187,7 @@ def run_case(case: Case, config: Namespace) -> dict[str, Any] | str:
     description = asdict(case) | {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "repeats": config.repeats,
+        "warmup": config.warmup,
         "threads": config.threads,
     }
     worker = Path(__file__).with_name("benchmark_cases.py")

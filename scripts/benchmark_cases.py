@@ -154,12 +154,13 @@ CASES: dict[str, Callable[..., Work]] = {
 }
 
 
-def measure(group: str, arguments: dict[str, Any], device: torch.device, repeats: int) -> dict[str, Any]:
-    """Seconds of each of `repeats` runs, and the memory in MB that the work adds to what its inputs take."""
+def measure(group: str, arguments: dict[str, Any], device: torch.device, warmup: int, repeats: int) -> dict[str, Any]:
+    """Seconds of each of `repeats` runs after `warmup` others, in which the optimiser's state and the heap take shape,
+    and the memory in MB that these added to what their inputs take."""
     torch.manual_seed(0)
     work = CASES[group](**arguments, device=device)
     before = memory(device, reset=True)
-    for _ in range(2 if group == "step" else 1):  # the optimiser's state arises in the first step
+    for _ in range(warmup):
         work()
     after = memory(device, reset=False)
     seconds = []
@@ -201,7 +202,9 @@ def main() -> None:
     if description["group"] == "quantizers" and description["arguments"]["name"] != "products":
         # So that libraries and threads are not counted as the case's memory.
         CASES["quantizers"](description["arguments"]["name"], 64, 16, description["arguments"]["dim"], device)()
-    result = measure(description["group"], description["arguments"], device, description["repeats"])
+    result = measure(
+        description["group"], description["arguments"], device, description["warmup"], description["repeats"]
+    )
     print(json.dumps(result | {"threads": torch.get_num_threads()}))
 
 
