@@ -79,20 +79,20 @@ def test_memory_is_what_is_added_at_the_peak():
 
 
 def test_the_script_writes_a_table_and_a_json(tmp_path):
-    options = ["--grid", "64x16x4", "--cases", "arc,plain", "--rounds", "2", "--repeats", "3", "--threads", "1"]
+    options = ["--grid", "64x16x4", "--cases", "arc,plain", "--rounds", "1", "--repeats", "3", "--threads", "1"]
     command = [sys.executable, str(SCRIPTS / "benchmark.py"), "quantizers", *options, "--output", "out/b.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "out/b.json").read_text())
     assert (
-        written["protocol"]["rounds"] == 2
+        written["protocol"]["rounds"] == 1
         and "benchmark.py quantizers --grid 64x16x4" in written["protocol"]["command"]
     )
     (table,) = written["results"].values()
     assert list(table) == ["arc", "plain"]
     for row in table.values():
         assert 0 < row["fastest_s"] <= row["median_s"] <= row["slowest_s"] and row["threads"] == 1
-        assert [len(seconds) for seconds in row["seconds"]] == [3, 3]
+        assert [len(seconds) for seconds in row["seconds"]] == [3]
         assert row["items_per_s"] == pytest.approx(64 / row["median_s"])
     assert "plain" in done.stdout and " ms" in done.stdout
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from plain_arc_loss import plain_arc_loss
 
 from tokenizer import streaming_arc
-from tokenizer.angular_margin import arc_loss, arc_loss_and_codes
+from tokenizer.angular_margin import arc_loss, arc_loss_and_codes, arc_terms
 from tokenizer.nearest import most_similar
 from tokenizer.streaming_arc import _largest
 
@@ -178,6 +178,14 @@ def test_latents_and_codebook_may_be_of_different_types(latents_dtype, codebook_
     assert found.dtype == (torch.float64 if latents_dtype == torch.float64 else torch.float32)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(most_similar(latents, codebook), expected_codes)
+
+
+def test_no_codes_are_no_terms_and_no_gradient():
+    latents, codebook = torch.randn(30, 4, requires_grad=True), torch.randn(0, 4)
+    terms, _ = arc_terms(latents, codebook, 10.0, 0.1, 3)
+    assert terms.shape == (0,)
+    terms.sum().backward()
+    assert torch.equal(latents.grad, torch.zeros(30, 4))
 
 
 def test_the_graph_may_be_gone_through_twice():

@@ -151,6 +151,8 @@ def _turn(positives: Tensor, codes: Tensor, margin: float) -> Tensor:
 
 def _add_rows(table: Tensor, places: Tensor, rows: Tensor) -> None:
     """Adds `rows` (n, D) to those of `table` at `places` (n,), in an order that is the same every time."""
+    if not len(places):  # of a process whose share of the codes is empty
+        return
     places, order = places.sort(stable=True)
     # index_add alone adds in any order on a GPU. So embedding's backward, whose order is fixed, first sums the rows of
     # a place, and of what is left to add all but one row per place are zeros.
