@@ -33,7 +33,7 @@ from tokenizer import VQTokenizer
 GRID = "65536x512x64,30720x1024x16,4096x16384x64"
 # float32 tables of N x K entries that a quantizer holds at its peak, about; what cannot fit is not begun.
 TABLES = {"plain": 10, "vector-quantize-pytorch": 3, "diffusers": 2, "products": 1, "arc": 0, "vq": 0}
-QUANTIZER_CASES = ("arc", "products", "plain", "vector-quantize-pytorch", "diffusers", "vq")
+QUANTIZER_CASES = ("arc", "products", "plain", "plain kept", "vector-quantize-pytorch", "diffusers", "vq")
 PEERS = ("vector-quantize-pytorch", "diffusers")
 STEP_CASES: dict[str, dict[str, Any]] = {
     "arc": {},
@@ -137,7 +137,10 @@ def quantizer_cases(sizes: str) -> dict[str, Case]:
     if min(tokens, codes, dim) < 1:
         raise ValueError(f"grid takes sizes of at least 1, got {sizes!r}")
     arguments = {"tokens": tokens, "codes": codes, "dim": dim}
-    return {name: Case("quantizers", {"name": name, **arguments}, tokens) for name in QUANTIZER_CASES}
+    return {
+        name: Case("quantizers", {"name": name.removesuffix(" kept"), **arguments}, tokens, name != "plain")
+        for name in QUANTIZER_CASES
+    }
 
 
 def step_arguments(case: str, batch_size: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from tokenizer.unit_vectors import at_least_float32, unit_vectors
 # Scores of one tile. On a CPU 2 Mi float32 are 8 MiB, which its caches hold; other devices want few, large kernels.
 _TILE_ENTRIES_CPU = 1 << 21
 _TILE_ENTRIES = 1 << 24
-# Codes of one tile at most: more would leave too few tokens to a tile for the products to be fast.
-_TILE_CODES = 1024
+# Codes of one tile at most: more would leave it too few tokens, among which the closest are then found more slowly.
+_TILE_CODES = 512
 # Of a row, the best of this many groups is found first, because a maximum is found faster than its place.
 _GROUPS = 16
 
