@@ -75,6 +75,7 @@ def quantizer_case(name: str, tokens: int, codes: int, dim: int, device: torch.d
         quantized, loss = quantizer(latents)
         torch.autograd.backward([quantized, loss], [gradient, None])
         latents.grad = None
+        quantizer.zero_grad()  # or every run but the first would add to the table's gradient
 
     return work
 

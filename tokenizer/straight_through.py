@@ -21,7 +21,7 @@ def straight_through(rows: Tensor, latents: Tensor) -> Tensor:
 
 
 class AssignedRows(torch.autograd.Function):
-    """The rows (N, D) of the codes, and twice the mean squared distance of tokens and rows, as two scalars.
+    """The rows (N, D) of the codes, and two scalars of one value, the mean squared distance of tokens and rows.
 
     The gradient of the rows goes to the tokens, straight through; that of the first scalar, the codebook loss, to the
     codebook alone; that of the second, the commitment loss, to the tokens alone. No difference of N x D is ever held.
