@@ -85,6 +85,6 @@ def _row_maximum(tile: Tensor) -> tuple[Tensor, Tensor]:
         return tile.max(dim=1)
     size = columns // _GROUPS
     grouped = tile.view(rows, _GROUPS, size)
-    group = grouped.amax(dim=2).argmax(dim=1)  # (n,)
+    group = grouped.amax(dim=2).max(dim=1).indices  # (n,), faster than argmax
     values, place = grouped.gather(1, group.view(-1, 1, 1).expand(-1, 1, size)).squeeze(1).max(dim=1)
     return values, group * size + place

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from tokenizer.first_order import refuse_second_derivative
+from tokenizer.nearest import blocks
 
 # Tokens at a time, so that their differences from the rows stay in a processor's cache.
 _PART = 4096
@@ -47,18 +48,17 @@ class AssignedRows(torch.autograd.Function):
             return from_rows, None, None
         refuse_second_derivative("the codebook or commitment loss")
         tokens, rows, codes = ctx.saved_tensors
-        to_tokens, to_codebook = from_rows, None
-        if from_commitment is not None:
-            pull = from_commitment * (2 / tokens.numel())
-            to_tokens = tokens - rows
-            to_tokens *= pull
-            if from_rows is not None:
-                to_tokens += from_rows
+        to_tokens = from_rows if from_commitment is None else torch.empty_like(tokens)
+        to_codebook = None if from_codebook is None else tokens.new_zeros(ctx.codebook_size, tokens.shape[1])
+        for part in blocks(len(tokens), _PART):
+            difference = tokens[part] - rows[part]
+            if from_codebook is not None:
+                to_codebook -= torch.ops.aten.embedding_dense_backward(
+                    difference, codes[part], ctx.codebook_size, -1, False
+                )
+            if from_commitment is not None:
+                difference *= from_commitment * (2 / tokens.numel())
+                to_tokens[part] = difference if from_rows is None else difference.add_(from_rows[part])
         if from_codebook is not None:
-            pull = from_codebook * (2 / tokens.numel())
-            to_codebook = sum(
-                torch.ops.aten.embedding_dense_backward(row - part, code, ctx.codebook_size, -1, False)
-                for part, row, code in zip(tokens.split(_PART), rows.split(_PART), codes.split(_PART), strict=True)
-            )
-            to_codebook = to_codebook * pull
+            to_codebook *= from_codebook * (2 / tokens.numel())
         return to_tokens, to_codebook, None

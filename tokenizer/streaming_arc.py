@@ -1,7 +1,8 @@
 """The arc loss of each code, streamed over tiles of the similarity: latents (N, D), codebook (K, D) -> terms (K,).
 
-The K x N similarities never exist together. One tile of them serves the search for each token's code, the running top-k
-of each code and the running log-sum-exp over its negatives; the backward pass computes the tiles again.
+The K x N similarities never exist together. Of each tile only two numbers per code and chunk of tokens are kept: the
+largest cosine, and the sum of the exponentials beside it. The closest tokens lie in the chunks of the largest cosines,
+which alone are looked into again; the other chunks are negatives as a whole. The backward pass computes the tiles anew.
 """
 
 import math
@@ -10,18 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, logsigmoid
+from torch.nn.functional import embedding, logsigmoid, pad
 
 from tokenizer.first_order import refuse_second_derivative
 from tokenizer.nearest import better, blocks, entries_of_tile, tile_shape
 from tokenizer.products import inner_products
 from tokenizer.unit_vectors import at_least_float32, directions_and_lengths, unit_vectors
 
-# Tokens whose maximum is taken before the largest ones are sought among the maxima.
-_CHUNK = 8
+# Tokens of a chunk.
+_CHUNK = 32
 # Below every cosine, yet finite, so that differences from it are numbers.
 _BELOW_ALL = -2.0
-# Powers are taken of 2, not of e: on many processors PyTorch's exp2 takes a quarter of the time of its exp.
+# Powers are taken of 2, not of e: where PyTorch's exp is that of Intel's library, on an AMD, exp2 is four times as fast.
 _LN2 = math.log(2)
 
 
@@ -45,89 +46,117 @@ class ArcTerms(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(latents.device.type, enabled=False):
             codes = unit_vectors(at_least_float32(codebook, latents))
-            tile_tokens, tile_codes = tile_shape(latents, codes, entries)
-            top_k = min(top_k, len(latents))
-            states = [(block, _Codes(codes[block], scale, top_k)) for block in blocks(len(codes), tile_codes)]
-            found = []
-            for part in blocks(len(latents), tile_tokens):
-                directions = unit_vectors(at_least_float32(latents[part], latents))
-                best = None
-                for block, state in states:
-                    tile = inner_products(directions, codes[block])  # (n, k), cos theta
+            parts, tile_codes, chunk = _tiling(latents, codes, entries)
+            directions, lengths = _directions_and_lengths(latents, parts)
+            positives, angles, negatives, best = [], [], [], [None] * len(parts)
+            for block in blocks(len(codes), tile_codes):
+                chunks = _Chunks(codes[block], scale / _LN2, len(latents), chunk)
+                for index, part in enumerate(parts):
+                    tile = inner_products(directions[part], codes[block])  # (n, k), cos theta
                     if search:
-                        best = better(best, tile, block.start)
-                    state.update(tile, part.start)
-                if search:
-                    found.append(best[1])
-            positives = torch.cat([state.tokens for _, state in states], dim=1)  # (P, K)
-            negatives = torch.cat([state.log2_sum() for _, state in states])  # (K,)
+                        best[index] = better(best[index], tile, block.start)
+                    chunks.take(tile, part.start)
+                    del tile  # or the next one is made beside it, and both do not stay in the cache
+                tokens, others = chunks.split(directions, min(top_k, len(latents)), entries)
+                positives.append(tokens)
+                negatives.append(others)
+            positives = torch.cat(positives, dim=1)  # (P, K)
+            negatives = torch.cat(negatives)  # (K,)
             angles = [
-                angle_between(codes[block], unit_vectors(at_least_float32(embedding(tokens, latents), latents)))
-                for block, tokens in _pairs(positives, latents, entries)
+                angle_between(codes[block], embedding(tokens, directions))
+                for block, tokens in _pairs(positives, directions, entries)
             ]
             logits = scale * torch.cos(torch.cat(angles, dim=1) + margin)  # (P, K)
             gap = torch.logsumexp(logits, dim=0) - _LN2 * negatives  # (K,), inf where all tokens are positives
-        ctx.save_for_backward(latents, codebook, positives, negatives, logits, gap)
-        ctx.scale, ctx.margin, ctx.entries = scale, margin, entries
+        ctx.save_for_backward(directions, lengths, codes, positives, negatives, logits, gap)
+        ctx.scale, ctx.margin, ctx.entries, ctx.dtype = scale, margin, entries, latents.dtype
         # log(1 + exp(-gap)): the ratio's -log without the cancellation of log-denominator - log-numerator
-        return -logsigmoid(gap), torch.cat(found) if search else None
+        return -logsigmoid(gap), torch.cat([codes for _, codes in best]) if search else None
 
     @staticmethod
     def backward(ctx: Any, terms_gradient: Tensor, _codes_gradient: None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("arc_loss")
-        latents, codebook, positives, negatives, logits, gap = ctx.saved_tensors
-        with torch.autocast(latents.device.type, enabled=False):
-            codes = unit_vectors(at_least_float32(codebook, latents))
+        directions, lengths, codes, positives, negatives, logits, gap = ctx.saved_tensors
+        with torch.autocast(directions.device.type, enabled=False):
             weight = ctx.scale * terms_gradient * torch.sigmoid(-gap)  # (K,), of both sides of the ratio
-            gradient = torch.empty_like(latents, dtype=codes.dtype)  # (N, D)
+            gradient = torch.empty_like(directions)  # (N, D)
             scaled, weighted = ctx.scale / _LN2 * codes, weight.unsqueeze(1) * codes
-            tile_tokens, tile_codes = tile_shape(latents, codes, ctx.entries)
-            for part in blocks(len(latents), tile_tokens):
-                directions, lengths = directions_and_lengths(at_least_float32(latents[part], latents))
+            parts, tile_codes, _ = _tiling(directions, codes, ctx.entries)
+            for part in parts:
                 pull = None
                 for block in blocks(len(codes), tile_codes):
                     # Of each token among the negatives of each code, (n, k); the positives are cleared.
-                    share = inner_products(directions, scaled[block], -negatives[block]).exp2_()
+                    share = inner_products(directions[part], scaled[block], -negatives[block]).exp2_()
                     _clear(share, positives[:, block] - part.start)
                     added = inner_products(share, weighted[block].T)  # (n, D)
                     pull = added if pull is None else pull.add_(added)
+                    del share  # as above
                 # Only what lies along the sphere turns the latent.
-                pull -= (pull * directions).sum(dim=1, keepdim=True) * directions
-                torch.div(pull, lengths, out=gradient[part])
+                pull -= (pull * directions[part]).sum(dim=1, keepdim=True) * directions[part]
+                torch.div(pull, lengths[part], out=gradient[part])
             weight = weight * logits.softmax(dim=0)  # (P, K)
-            for block, tokens in _pairs(positives, latents, ctx.entries):
-                moved = _turn(embedding(tokens, latents), codes[block], ctx.margin) * weight[:, block].unsqueeze(-1)
+            for block, tokens in _pairs(positives, directions, ctx.entries):
+                turn = _turn(embedding(tokens, directions), codes[block], ctx.margin)
+                moved = turn * (weight[:, block].unsqueeze(-1) / embedding(tokens, lengths))
                 _add_rows(gradient, tokens.flatten(), moved.flatten(0, 1))
-        return gradient.to(latents.dtype), None, None, None, None, None, None
+        return gradient.to(ctx.dtype), None, None, None, None, None, None
 
 
-class _Codes:
-    """Of a block of codes (k, D): their `top_k` closest tokens so far, and the log-sum-exp over all the others."""
+class _Chunks:
+    """Of a block of codes (k, D) and each chunk of tokens: the largest cosine, and the sum of exponentials beside it."""
 
-    def __init__(self, codes: Tensor, scale: float, top_k: int):
-        self.scale = scale / _LN2  # exp(s x) = exp2(scale x)
-        self.cosines = codes.new_full((top_k, len(codes)), -torch.inf)  # falling
-        self.tokens = torch.zeros(self.cosines.shape, dtype=torch.int64, device=codes.device)
-        self.reference = codes.new_full((len(codes),), _BELOW_ALL * self.scale)  # the largest exponent of a negative
-        self.total = codes.new_zeros(len(codes))  # sum of exp2(exponent - reference) over the negatives
+    def __init__(self, codes: Tensor, scale: float, tokens: int, chunk: int):
+        self.codes = codes
+        self.scale = scale  # for powers of 2
+        self.tokens = tokens
+        self.chunk = chunk
+        self.largest = codes.new_empty(-(-tokens // chunk), len(codes))  # (N / chunk, k)
+        self.sums = torch.empty_like(self.largest)  # of exp2(scale (cos theta - largest)), from 1 to the chunk's size
 
-    def update(self, tile: Tensor, first_token: int) -> None:
+    def take(self, tile: Tensor, first_token: int) -> None:
         """Takes in the cosines `tile` (n, k) of the tokens from `first_token` on, and uses up the tile."""
-        top_k = len(self.cosines)
-        # One more than could be positives: of all that are not, the largest one is then known too.
-        cosines, rows = _largest(tile, min(top_k + 1, len(tile)))
-        cosines, order = torch.cat([self.cosines, cosines]).topk(top_k + len(rows), dim=0)
-        self.tokens = torch.cat([self.tokens, rows + first_token]).gather(0, order[:top_k])
-        self.cosines, negatives = cosines[:top_k], cosines[top_k:]
-        tile.scatter_(0, rows, negatives)
-        reference = torch.maximum(self.reference, self.scale * negatives[0])
-        self.total *= torch.exp2(self.reference - reference)
-        self.total += torch.add(-reference, tile, alpha=self.scale, out=tile).exp2_().sum(dim=0)
-        self.reference = reference
+        if missing := -len(tile) % self.chunk:  # of the last tile
+            tile = pad(tile, (0, 0, 0, missing), value=-torch.inf)
+        tile = tile.view(len(tile) // self.chunk, self.chunk, tile.shape[1])
+        rows = slice(first_token // self.chunk, first_token // self.chunk + len(tile))
+        largest = torch.amax(tile, dim=1, out=self.largest[rows])
+        torch.add((-self.scale * largest).unsqueeze(1), tile, alpha=self.scale, out=tile)
+        torch.sum(tile.exp2_(), dim=1, out=self.sums[rows])
 
-    def log2_sum(self) -> Tensor:
-        """log2 of the sum of exp(s cos theta) over the negatives, (k,); -inf where there are none."""
-        return self.reference + self.total.log2()
+    def split(self, directions: Tensor, top_k: int, entries: int | None) -> tuple[Tensor, Tensor]:
+        """The `top_k` closest tokens of each code (top_k, k), and of all others log2 of the sum of exp(s cos theta),
+        (k,), -inf where there are none."""
+        chunks = _largest(self.largest, min(top_k, len(self.largest)))
+        candidates = _rows_of(chunks, self.chunk)
+        cosines = [
+            (embedding(tokens, directions) * self.codes[block]).sum(dim=-1)
+            for block, tokens in _pairs(candidates.clamp(max=self.tokens - 1), directions, entries)
+        ]
+        cosines = torch.cat(cosines, dim=1).masked_fill_(candidates >= self.tokens, -torch.inf)
+        positives = cosines.topk(top_k, dim=0).indices
+        # What is left are the negatives.
+        cosines.scatter_(0, positives, -torch.inf)
+        self.largest.scatter_(0, chunks, -torch.inf)
+        reference = torch.maximum(self.largest.amax(dim=0), cosines.amax(dim=0)).clamp(min=_BELOW_ALL)
+        total = self.largest.sub_(reference).mul_(self.scale).exp2_().mul_(self.sums).sum(dim=0)
+        total += cosines.sub_(reference).mul_(self.scale).exp2_().sum(dim=0)
+        return candidates.gather(0, positives), self.scale * reference + total.log2()
+
+
+def _tiling(tokens: Tensor, codes: Tensor, entries: int | None) -> tuple[list[slice], int, int]:
+    """Parts of the tokens, codes of a tile, and tokens of a chunk, of which all parts but the last are multiples."""
+    tile_tokens, tile_codes = tile_shape(tokens, codes, entries)
+    chunk = min(_CHUNK, tile_tokens)
+    return list(blocks(len(tokens), tile_tokens - tile_tokens % chunk)), tile_codes, chunk
+
+
+def _directions_and_lengths(latents: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
+    """`directions_and_lengths` in float32 at least, in parts that a processor's cache holds."""
+    directions = torch.empty_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
+    lengths = directions.new_empty(len(latents), 1)
+    for part in parts:
+        directions[part], lengths[part] = directions_and_lengths(at_least_float32(latents[part], latents))
+    return directions, lengths
 
 
 def angle_between(u: Tensor, v: Tensor) -> Tensor:
@@ -136,17 +165,16 @@ def angle_between(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _turn(positives: Tensor, codes: Tensor, margin: float) -> Tensor:
-    """Gradient of -cos(theta + m) with respect to the positives (P, k, D) of codes (k, D) of length 1 or 0."""
-    directions, lengths = directions_and_lengths(at_least_float32(positives, positives))
-    # The direction of growing angle is (cos theta) directions - codes. That has lost its digits where the two vectors
+    """Gradient of -cos(theta + m) along the sphere, at the positives (P, k, D), with codes (k, D): length 1 or 0."""
+    # The direction of growing angle is (cos theta) positives - codes. That has lost its digits where the two vectors
     # are almost the same or almost opposite; the chord between the one and what is nearer, the other or its opposite,
     # has not, and is off only along the direction, which is taken away.
-    nearer = (directions * codes).sum(dim=-1, keepdim=True) >= 0
-    away = torch.where(nearer, directions - codes, -directions - codes)
-    away = away - (away * directions).sum(dim=-1, keepdim=True) * directions
+    nearer = (positives * codes).sum(dim=-1, keepdim=True) >= 0
+    away = torch.where(nearer, positives - codes, -positives - codes)
+    away = away - (away * positives).sum(dim=-1, keepdim=True) * positives
     # A zero code is at a right angle to everything, and stays there.
-    sine = torch.sin(angle_between(codes, directions) + margin) * (codes != 0).any(dim=-1)
-    return sine.unsqueeze(-1) * unit_vectors(away) / lengths
+    sine = torch.sin(angle_between(codes, positives) + margin) * (codes != 0).any(dim=-1)
+    return sine.unsqueeze(-1) * unit_vectors(away)
 
 
 def _add_rows(table: Tensor, places: Tensor, rows: Tensor) -> None:
@@ -167,17 +195,21 @@ def _pairs(positives: Tensor, vectors: Tensor, entries: int | None) -> Iterator[
     return ((block, positives[:, block]) for block in blocks(positives.shape[1], size))
 
 
-def _largest(tile: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest entries of each column of `tile` (n, k), falling, and their rows: both (count, k)."""
-    rows, columns = tile.shape
+def _largest(table: Tensor, count: int) -> Tensor:
+    """Rows of the `count` largest entries of each column of `table` (n, k), falling: (count, k)."""
+    rows, columns = table.shape
     if rows % _CHUNK or count * _CHUNK >= rows:
-        return tile.topk(count, dim=0)
+        return table.topk(count, dim=0).indices
     # They lie in the chunks of the largest maxima, and maxima are found far faster than ranks.
-    _, chunks = _largest(tile.view(rows // _CHUNK, _CHUNK, columns).amax(dim=1), count)
-    offsets = torch.arange(_CHUNK, device=tile.device).view(1, -1, 1)
-    candidates = (chunks.unsqueeze(1) * _CHUNK + offsets).view(-1, columns)  # (count * chunk, k)
-    values, order = tile.gather(0, candidates).topk(count, dim=0)
-    return values, candidates.gather(0, order)
+    chunks = _largest(table.view(rows // _CHUNK, _CHUNK, columns).amax(dim=1), count)
+    candidates = _rows_of(chunks, _CHUNK)
+    return candidates.gather(0, table.gather(0, candidates).topk(count, dim=0).indices)
+
+
+def _rows_of(chunks: Tensor, chunk: int) -> Tensor:
+    """The rows that the chunks (c, k) are made of: (c * chunk, k)."""
+    offsets = torch.arange(chunk, device=chunks.device).view(1, -1, 1)
+    return (chunks.unsqueeze(1) * chunk + offsets).flatten(0, 1)
 
 
 def _clear(tile: Tensor, rows: Tensor) -> None:
