@@ -64,8 +64,9 @@ QUANTIZERS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def quantizer_case(name: str, tokens: int, codes: int, dim: int, device: torch.device) -> Work:
-    """Forward and backward of a quantizer, or the bare products, on `tokens` latents."""
-    latents = torch.randn(1, dim, 1, tokens, device=device).requires_grad_()
+    """Forward and backward of a quantizer, or the bare products, on `tokens` latents that lie in memory as in training,
+    channels last."""
+    latents = torch.randn(1, 1, tokens, dim, device=device).permute(0, 3, 1, 2).requires_grad_()
     if name == "products":
         return bare_products(latents, codes)
     quantizer = QUANTIZERS[name](codes, dim).to(device)

@@ -33,16 +33,19 @@ def random_pair(tokens, codes, dim, dtype=torch.float64):
     scale=st.sampled_from([0.5, 5.0, 10.0, 60.0]),
     margin=st.sampled_from([0.0, 0.1, 0.7, 3.0]),
     entries=st.one_of(st.none(), st.integers(1, 1500)),
-    chunk=st.sampled_from([2, 3, 32]),
+    candidate_cost=st.sampled_from([0, 0.1, 16]),
+    group=st.sampled_from([2, 3, 16]),
     seed=st.integers(0, 10**6),
 )
-def test_streaming_equals_plain(tokens, codes, dim, top_k, scale, margin, entries, chunk, seed):
+def test_streaming_equals_plain(tokens, codes, dim, top_k, scale, margin, entries, candidate_cost, group, seed):
     torch.manual_seed(seed)
     latents, codebook = random_pair(tokens, codes, dim)
     options = {"scale": scale, "margin": margin, "top_k": top_k}
     expected, expected_gradient = loss_and_gradient(plain_arc_loss, latents, codebook, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming_arc, "_CHUNK", chunk)  # so that few tokens make many chunks
+        # Few tokens in chunks as large as the tile, of some, or of one each, and few chunks in many groups.
+        patch.setattr(streaming_arc, "_CANDIDATE_COST", candidate_cost)
+        patch.setattr(streaming_arc, "_GROUP", group)
         found, gradient = loss_and_gradient(arc_loss, latents, codebook, **options, tile_entries=entries)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-11)
@@ -137,7 +140,7 @@ def test_the_search_of_the_same_pass_finds_the_codes_and_leaves_the_loss():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("rows", [1, 3, 31, 32, 192, 1000, 2048, 65536])
+@pytest.mark.parametrize("rows", [1, 3, 15, 16, 192, 256, 1000, 2048, 65536])
 def test_the_largest_of_each_column_are_those_of_topk(rows, count):
     # Small integers: ties within and across chunks.
     for table in (torch.randn(rows, 7), torch.randint(0, 9, (rows, 7)).float()):

@@ -18,8 +18,10 @@ from tokenizer.nearest import better, blocks, entries_of_tile, tile_shape
 from tokenizer.products import inner_products
 from tokenizer.unit_vectors import at_least_float32, directions_and_lengths, unit_vectors
 
-# Tokens of a chunk.
-_CHUNK = 32
+# A cosine that is computed again costs as much as this many entries of the table of chunks.
+_CANDIDATE_COST = 16
+# Rows whose maximum is taken before the largest entries are sought among the maxima.
+_GROUP = 16
 # Below every cosine, yet finite, so that differences from it are numbers.
 _BELOW_ALL = -2.0
 # Powers are taken of 2, not of e: where PyTorch's exp is that of Intel's library, on an AMD, exp2 is four times as fast.
@@ -46,7 +48,10 @@ class ArcTerms(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(latents.device.type, enabled=False):
             codes = unit_vectors(at_least_float32(codebook, latents))
-            parts, tile_codes, chunk = _tiling(latents, codes, entries)
+            top_k = min(top_k, len(latents))
+            tile_tokens, tile_codes = tile_shape(latents, codes, entries)
+            chunk = _chunk_size(len(latents), top_k, tile_tokens)
+            parts = list(blocks(len(latents), tile_tokens - tile_tokens % chunk))
             directions, lengths = _directions_and_lengths(latents, parts)
             positives, angles, negatives, best = [], [], [], [None] * len(parts)
             for block in blocks(len(codes), tile_codes):
@@ -57,7 +62,7 @@ class ArcTerms(torch.autograd.Function):
                         best[index] = better(best[index], tile, block.start)
                     chunks.take(tile, part.start)
                     del tile  # or the next one is made beside it, and both do not stay in the cache
-                tokens, others = chunks.split(directions, min(top_k, len(latents)), entries)
+                tokens, others = chunks.split(directions, top_k, entries)
                 positives.append(tokens)
                 negatives.append(others)
             positives = torch.cat(positives, dim=1)  # (P, K)
@@ -81,8 +86,8 @@ class ArcTerms(torch.autograd.Function):
             weight = ctx.scale * terms_gradient * torch.sigmoid(-gap)  # (K,), of both sides of the ratio
             gradient = torch.empty_like(directions)  # (N, D)
             scaled, weighted = ctx.scale / _LN2 * codes, weight.unsqueeze(1) * codes
-            parts, tile_codes, _ = _tiling(directions, codes, ctx.entries)
-            for part in parts:
+            tile_tokens, tile_codes = tile_shape(directions, codes, ctx.entries)
+            for part in blocks(len(directions), tile_tokens):
                 pull = None
                 for block in blocks(len(codes), tile_codes):
                     # Of each token among the negatives of each code, (n, k); the positives are cleared.
@@ -143,19 +148,22 @@ class _Chunks:
         return candidates.gather(0, positives), self.scale * reference + total.log2()
 
 
-def _tiling(tokens: Tensor, codes: Tensor, entries: int | None) -> tuple[list[slice], int, int]:
-    """Parts of the tokens, codes of a tile, and tokens of a chunk, of which all parts but the last are multiples."""
-    tile_tokens, tile_codes = tile_shape(tokens, codes, entries)
-    chunk = min(_CHUNK, tile_tokens)
-    return list(blocks(len(tokens), tile_tokens - tile_tokens % chunk)), tile_codes, chunk
+def _chunk_size(tokens: int, top_k: int, most: int) -> int:
+    """Tokens of a chunk: a power of 2, so that the table of chunks costs about what its closest chunks do."""
+    chunk = 1
+    while 2 * chunk <= most and _CANDIDATE_COST * top_k * (2 * chunk) ** 2 <= tokens:
+        chunk *= 2
+    return chunk
 
 
 def _directions_and_lengths(latents: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
     """`directions_and_lengths` in float32 at least, in parts that a processor's cache holds."""
-    directions = torch.empty_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
+    directions = latents.new_empty(latents.shape, dtype=torch.promote_types(latents.dtype, torch.float32))
     lengths = directions.new_empty(len(latents), 1)
     for part in parts:
-        directions[part], lengths[part] = directions_and_lengths(at_least_float32(latents[part], latents))
+        directions[part], lengths[part] = directions_and_lengths(
+            at_least_float32(latents[part], latents).contiguous()
+        )
     return directions, lengths
 
 
@@ -198,18 +206,18 @@ def _pairs(positives: Tensor, vectors: Tensor, entries: int | None) -> Iterator[
 def _largest(table: Tensor, count: int) -> Tensor:
     """Rows of the `count` largest entries of each column of `table` (n, k), falling: (count, k)."""
     rows, columns = table.shape
-    if rows % _CHUNK or count * _CHUNK >= rows:
+    if rows % _GROUP or count * _GROUP >= rows:
         return table.topk(count, dim=0).indices
-    # They lie in the chunks of the largest maxima, and maxima are found far faster than ranks.
-    chunks = _largest(table.view(rows // _CHUNK, _CHUNK, columns).amax(dim=1), count)
-    candidates = _rows_of(chunks, _CHUNK)
+    # They lie in the groups of the largest maxima, and maxima are found far faster than ranks.
+    groups = _largest(table.view(rows // _GROUP, _GROUP, columns).amax(dim=1), count)
+    candidates = _rows_of(groups, _GROUP)
     return candidates.gather(0, table.gather(0, candidates).topk(count, dim=0).indices)
 
 
-def _rows_of(chunks: Tensor, chunk: int) -> Tensor:
-    """The rows that the chunks (c, k) are made of: (c * chunk, k)."""
-    offsets = torch.arange(chunk, device=chunks.device).view(1, -1, 1)
-    return (chunks.unsqueeze(1) * chunk + offsets).flatten(0, 1)
+def _rows_of(groups: Tensor, size: int) -> Tensor:
+    """The rows that the groups (c, k) of `size` rows each are made of: (c * size, k)."""
+    offsets = torch.arange(size, device=groups.device).view(1, -1, 1)
+    return (groups.unsqueeze(1) * size + offsets).flatten(0, 1)
 
 
 def _clear(tile: Tensor, rows: Tensor) -> None:
