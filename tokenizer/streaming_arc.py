@@ -53,7 +53,7 @@ class ArcTerms(torch.autograd.Function):
             chunk = _chunk_size(len(latents), top_k, tile_tokens)
             parts = list(blocks(len(latents), tile_tokens - tile_tokens % chunk))
             directions, lengths = _directions_and_lengths(latents, parts)
-            positives, angles, negatives, best = [], [], [], [None] * len(parts)
+            positives, negatives, best = [], [], [None] * len(parts)
             for block in blocks(len(codes), tile_codes):
                 chunks = _Chunks(codes[block], scale / _LN2, len(latents), chunk)
                 for index, part in enumerate(parts):
@@ -95,7 +95,7 @@ class ArcTerms(torch.autograd.Function):
                     _clear(share, positives[:, block] - part.start)
                     added = inner_products(share, weighted[block].T)  # (n, D)
                     pull = added if pull is None else pull.add_(added)
-                    del share  # as above
+                    del share  # as the tile above
                 # Only what lies along the sphere turns the latent.
                 pull -= (pull * directions[part]).sum(dim=1, keepdim=True) * directions[part]
                 torch.div(pull, lengths[part], out=gradient[part])
