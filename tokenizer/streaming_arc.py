@@ -161,9 +161,7 @@ def _directions_and_lengths(latents: Tensor, parts: list[slice]) -> tuple[Tensor
     directions = latents.new_empty(latents.shape, dtype=torch.promote_types(latents.dtype, torch.float32))
     lengths = directions.new_empty(len(latents), 1)
     for part in parts:
-        directions[part], lengths[part] = directions_and_lengths(
-            at_least_float32(latents[part], latents).contiguous()
-        )
+        directions[part], lengths[part] = directions_and_lengths(at_least_float32(latents[part], latents).contiguous())
     return directions, lengths
 
 
