@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import Literal
 
+# Share of the steps over which the schedule `cooldown` falls.
+_COOLDOWN = 0.2
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -50,7 +53,8 @@ class OptimConfig:
         batch_size: images per step over all processes; each takes its share.
         lr: peak learning rate.
         warmup_steps: steps over which the learning rate rises linearly from 0.
-        schedule: of the learning rate after that; cosine falls to 0 at max_steps.
+        schedule: of the learning rate after that: `constant`; `cosine`, half a wave down to 0 at max_steps; `cooldown`,
+            constant, then linearly down to 0 over the last fifth of the steps.
         betas: Adam's averages.
         weight_decay: decoupled weight decay.
         max_grad_norm: the gradient's norm is clipped to this; None does not clip.
@@ -60,7 +64,7 @@ class OptimConfig:
     batch_size: int = 128
     lr: float = 3e-4
     warmup_steps: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "cooldown"] = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     max_grad_norm: float | None = None
@@ -72,6 +76,8 @@ class OptimConfig:
         if self.schedule == "constant":
             return self.lr
         progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        if self.schedule == "cooldown":
+            return self.lr * min(1.0, (1 - progress) / _COOLDOWN)
         return self.lr * (1 + cos(pi * progress)) / 2
 
     def check(self) -> None:
