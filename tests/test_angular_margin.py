@@ -192,7 +192,7 @@ def test_autocast_changes_nothing():
     latents.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         loss = arc_loss(latents, codebook)
-    loss.backward()
+        loss.backward()
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected_loss) and torch.equal(latents.grad, expected_gradient)
 

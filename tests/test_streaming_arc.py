@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import pytest
 import torch
@@ -60,6 +61,29 @@ def test_every_tile_size_gives_the_same(tokens):
         found, gradient = loss_and_gradient(arc_loss, latents, codebook, tile_entries=entries)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("candidate_cost", [0, 0.1])
+def test_every_tile_size_gives_the_same_where_chunks_and_parts_do_not_fit_each_other(candidate_cost, monkeypatch):
+    monkeypatch.setattr(streaming_arc, "_CANDIDATE_COST", candidate_cost)  # chunks as large as the tile, or smaller
+    latents, codebook = random_pair(70, 5, 4)
+    expected, expected_gradient = loss_and_gradient(plain_arc_loss, latents, codebook)
+    for entries in range(1, 70 * 5 + 2):
+        found, gradient = loss_and_gradient(arc_loss, latents, codebook, tile_entries=entries)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-11)
+
+
+def test_a_negative_beside_the_positives_does_not_overflow():
+    # Eight tokens near the code, of which three are positives, in chunks that are otherwise at its opposite: against
+    # those, exp of the other five is beyond float32.
+    code = torch.eye(8, dtype=torch.float64)[:1]
+    latents = -code + 0.1 * torch.randn(3000, 8, dtype=torch.float64)
+    latents[:8] = code + 0.1 * torch.randn(8, 8, dtype=torch.float64)
+    expected, expected_gradient = loss_and_gradient(plain_arc_loss, latents, code, scale=100.0)
+    found, gradient = loss_and_gradient(arc_loss, latents.float(), code.float(), scale=100.0)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert (gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
 
 
 def test_a_tile_size_below_one_is_refused():
@@ -131,8 +155,9 @@ def test_gradient_equals_finite_differences(scale, entries):
     assert torch.autograd.gradcheck(lambda z: arc_loss(z, codebook, **options), [latents])
 
 
-def test_the_search_of_the_same_pass_finds_the_codes_and_leaves_the_loss():
-    latents, codebook = random_pair(5000, 300, 16, torch.float32)
+@pytest.mark.parametrize("codes", [300, 1100])  # in one block and in several, and the tokens in several parts
+def test_the_search_of_the_same_pass_finds_the_codes_and_leaves_the_loss(codes):
+    latents, codebook = random_pair(10_000, codes, 8, torch.float32)
     loss, codes = arc_loss_and_codes(latents, codebook, 10.0, 0.1, 3)
     assert torch.equal(codes, most_similar(latents, codebook))
     assert torch.equal(loss, arc_loss(latents, codebook))
@@ -140,7 +165,7 @@ def test_the_search_of_the_same_pass_finds_the_codes_and_leaves_the_loss():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("rows", [1, 3, 15, 16, 192, 256, 1000, 2048, 65536])
+@pytest.mark.parametrize("rows", [1, 3, 15, 16, 49, 192, 256, 1000, 2048, 65536])
 def test_the_largest_of_each_column_are_those_of_topk(rows, count):
     # Small integers: ties within and across chunks.
     for table in (torch.randn(rows, 7), torch.randint(0, 9, (rows, 7)).float()):
@@ -218,29 +243,36 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(arc_loss(latents, codebook), latents, create_graph=True)
 
 
-def test_no_table_of_tokens_and_codes_is_ever_made():
-    latents, codebook = random_pair(4096, 2048, 4, torch.float32)
+@pytest.mark.parametrize("options, share", [({}, 1 / 8), ({"tile_entries": 8192}, 1 / 64), ({"top_k": 60}, 1 / 2)])
+def test_no_table_of_tokens_and_codes_is_ever_held(options, share):
+    latents, codebook = random_pair(4096, 8192, 4, torch.float32)
     latents.requires_grad_()
-    largest = 0
+    live, most, seen = 0, 0, weakref.WeakSet()
 
-    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    def freed(size):
+        nonlocal live
+        live -= size
+
+    class Live(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
+            nonlocal live, most
             result = func(*args, **(kwargs or {}))
             for tensor in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, tensor.numel())
+                if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in seen:
+                    seen.add(storage)
+                    live += storage.nbytes()
+                    most = max(most, live)
+                    weakref.finalize(storage, freed, storage.nbytes())
             return result
 
-    with Largest():
-        loss, _ = arc_loss_and_codes(latents, codebook, 10.0, 0.1, 3)
-        loss.backward()
-    assert 0 < largest <= 4096 * 2048 // 4  # a tile
+    with Live():
+        arc_loss(latents, codebook, **options).backward()
     assert latents.grad.norm() > 0
+    assert 4096 * 8 < most < share * 4096 * 8192 * 4
 
 
 def test_compiles_without_a_graph_break():
-    latents, codebook = random_pair(96, 12, 4, torch.float32)
+    latents, codebook = random_pair(220, 12, 4, torch.float32)  # chunks of 2
     compiled = torch.compile(arc_loss, fullgraph=True, backend="aot_eager")
     for entries in (None, 300):
         expected, expected_gradient = loss_and_gradient(arc_loss, latents, codebook, tile_entries=entries)

@@ -49,7 +49,7 @@ class AssignedRows(torch.autograd.Function):
         refuse_second_derivative("the codebook or commitment loss")
         tokens, rows, codes = ctx.saved_tensors
         to_tokens = from_rows if from_commitment is None else tokens.new_empty(tokens.shape)
-        to_codebook = None if from_codebook is None else tokens.new_zeros(ctx.codebook_size, tokens.shape[1])
+        to_codebook = None if from_codebook is None else rows.new_zeros(ctx.codebook_size, rows.shape[1])
         for part in blocks(len(tokens), _PART):
             difference = tokens[part] - rows[part]
             if from_codebook is not None:

@@ -1,8 +1,9 @@
 """The arc loss of each code, streamed over tiles of the similarity: latents (N, D), codebook (K, D) -> terms (K,).
 
 The K x N similarities never exist together. Of each tile only two numbers per code and chunk of tokens are kept: the
-largest cosine, and the sum of the exponentials beside it. The closest tokens lie in the chunks of the largest cosines,
-which alone are looked into again; the other chunks are negatives as a whole. The backward pass computes the tiles anew.
+largest cosine, and the sum of the exponentials relative to it. The closest tokens lie in the chunks of the largest
+cosines, which alone are looked into again; the other chunks are negatives as a whole. The backward pass computes the
+tiles anew, from the directions of the latents, which are kept.
 """
 
 import math
@@ -24,7 +25,7 @@ _CANDIDATE_COST = 16
 _GROUP = 16
 # Below every cosine, yet finite, so that differences from it are numbers.
 _BELOW_ALL = -2.0
-# Powers are taken of 2, not of e: on an AMD, PyTorch's exp2 takes a quarter of the time of its exp.
+# Powers are taken of 2, not of e: on an AMD, PyTorch's exp takes three to four times as long as its exp2.
 _LN2 = math.log(2)
 
 
@@ -49,12 +50,11 @@ class ArcTerms(torch.autograd.Function):
         with torch.autocast(latents.device.type, enabled=False):
             codes = unit_vectors(at_least_float32(codebook, latents))
             top_k = min(top_k, len(latents))
-            tile_tokens, tile_codes = tile_shape(latents, codes, entries)
-            chunk = _chunk_size(len(latents), top_k, tile_tokens)
-            parts = list(blocks(len(latents), tile_tokens - tile_tokens % chunk))
-            directions, lengths = _directions_and_lengths(latents, parts)
+            chunk, part_size, block_size = _tiling(latents, codes, top_k, entries)
+            parts = list(blocks(len(latents), part_size))
+            directions, lengths = _normalise(latents, parts)
             positives, negatives, best = [], [], [None] * len(parts)
-            for block in blocks(len(codes), tile_codes):
+            for block in blocks(len(codes), block_size):
                 chunks = _Chunks(codes[block], scale / _LN2, len(latents), chunk)
                 for index, part in enumerate(parts):
                     tile = inner_products(directions[part], codes[block])  # (n, k), cos theta
@@ -76,7 +76,7 @@ class ArcTerms(torch.autograd.Function):
         ctx.save_for_backward(directions, lengths, codes, positives, negatives, logits, gap)
         ctx.scale, ctx.margin, ctx.entries, ctx.dtype = scale, margin, entries, latents.dtype
         # log(1 + exp(-gap)): the ratio's -log without the cancellation of log-denominator - log-numerator
-        return -logsigmoid(gap), torch.cat([codes for _, codes in best]) if search else None
+        return -logsigmoid(gap), torch.cat([found for _, found in best]) if search else None
 
     @staticmethod
     def backward(ctx: Any, terms_gradient: Tensor, _codes_gradient: None) -> tuple[Tensor | None, ...]:
@@ -120,9 +120,8 @@ class _Chunks:
 
     def take(self, tile: Tensor, first_token: int) -> None:
         """Takes in the cosines `tile` (n, k) of the tokens from `first_token` on, and uses up the tile."""
-        if missing := -len(tile) % self.chunk:  # of the last tile
-            tile = pad(tile, (0, 0, 0, missing), value=-torch.inf)
-        tile = tile.view(len(tile) // self.chunk, self.chunk, tile.shape[1])
+        tile = _whole(tile, self.chunk)
+        tile = tile.unflatten(0, (len(tile) // self.chunk, self.chunk))
         rows = slice(first_token // self.chunk, first_token // self.chunk + len(tile))
         largest = torch.amax(tile, dim=1, out=self.largest[rows])
         torch.add((-self.scale * largest).unsqueeze(1), tile, alpha=self.scale, out=tile)
@@ -148,16 +147,24 @@ class _Chunks:
         return candidates.gather(0, positives), self.scale * reference + total.log2()
 
 
-def _chunk_size(tokens: int, top_k: int, most: int) -> int:
-    """Tokens of a chunk: a power of 2, so that the table of chunks costs about what its closest chunks do."""
+def _tiling(tokens: Tensor, codes: Tensor, top_k: int, entries: int | None) -> tuple[int, int, int]:
+    """Tokens of a chunk, tokens of a part (whole chunks), and codes of a block.
+
+    The tile of a part and a block has no more than the `entries`, and so has, but for one code, the table of all chunks
+    and a block. That table costs about as much as its closest chunks do.
+    """
+    entries = entries_of_tile(tokens, entries)
     chunk = 1
-    while 2 * chunk <= most and _CANDIDATE_COST * top_k * (2 * chunk) ** 2 <= tokens:
+    while 2 * chunk <= entries and _CANDIDATE_COST * top_k * (2 * chunk) ** 2 <= len(tokens):
         chunk *= 2
-    return chunk
+    chunks = -(-len(tokens) // chunk)
+    block_size = max(1, min(tile_shape(tokens, codes, entries)[1], entries // max(chunk, chunks)))
+    part_size = entries // block_size
+    return chunk, part_size - part_size % chunk, block_size
 
 
-def _directions_and_lengths(latents: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
-    """`directions_and_lengths` in float32 at least, in parts that a processor's cache holds."""
+def _normalise(latents: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
+    """`directions_and_lengths` of the latents (N, D) in float32 at least, part by part."""
     directions = latents.new_empty(latents.shape, dtype=torch.promote_types(latents.dtype, torch.float32))
     lengths = directions.new_empty(len(latents), 1)
     for part in parts:
@@ -195,21 +202,27 @@ def _add_rows(table: Tensor, places: Tensor, rows: Tensor) -> None:
     table.index_add_(0, torch.zeros_like(places).scatter_(0, group, places), sums)
 
 
-def _pairs(positives: Tensor, vectors: Tensor, entries: int | None) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of codes and their positives (P, k), as many as keep (P, k, D) within a tile."""
-    size = max(1, entries_of_tile(vectors, entries) // max(1, len(positives) * vectors.shape[1]))
-    return ((block, positives[:, block]) for block in blocks(positives.shape[1], size))
+def _pairs(tokens: Tensor, vectors: Tensor, entries: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of codes and their tokens (P, k) out of `tokens` (P, K): as many as keep (P, k, D) within a tile."""
+    size = max(1, entries_of_tile(vectors, entries) // max(1, len(tokens) * vectors.shape[1]))
+    return ((block, tokens[:, block]) for block in blocks(tokens.shape[1], size))
 
 
 def _largest(table: Tensor, count: int) -> Tensor:
-    """Rows of the `count` largest entries of each column of `table` (n, k), falling: (count, k)."""
-    rows, columns = table.shape
-    if rows % _GROUP or count * _GROUP >= rows:
+    """Rows of the `count` largest entries of each column of `table` (n, k): (count, k)."""
+    if count * _GROUP >= len(table):
         return table.topk(count, dim=0).indices
     # They lie in the groups of the largest maxima, and maxima are found far faster than ranks.
-    groups = _largest(table.view(rows // _GROUP, _GROUP, columns).amax(dim=1), count)
+    table = _whole(table, _GROUP)
+    groups = _largest(table.unflatten(0, (len(table) // _GROUP, _GROUP)).amax(dim=1), count)
     candidates = _rows_of(groups, _GROUP)
     return candidates.gather(0, table.gather(0, candidates).topk(count, dim=0).indices)
+
+
+def _whole(table: Tensor, size: int) -> Tensor:
+    """`table` (n, k), with rows of -inf at its end where n is no multiple of `size`."""
+    missing = -len(table) % size
+    return pad(table, (0, 0, 0, missing), value=-torch.inf) if missing else table
 
 
 def _rows_of(groups: Tensor, size: int) -> Tensor:
