@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from run_options import OptimConfig  # noqa: E402
+from run_options import OptimConfig
 
 
 @pytest.mark.parametrize(
