@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
