@@ -4,7 +4,6 @@ import copy
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors
@@ -12,13 +11,11 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from torch_fidelity import FeatureExtractorBase, register_feature_extractor
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from pipelines.metrics import Extractor
+from pipelines.extractors import Extractor, register_extractor
 from tokenizer.data import DataConfig, load_images
 
+NAME = "digits-classifier"
 IMAGE_SIZE = 32
 RECIPE = "1"  # names the cached file: count it up when the network, its training or the digits change
 TRAINING_STEPS = 600
@@ -111,82 +108,41 @@ def digit_classifier(cache_dir: str | Path) -> DigitClassifier:
     return classifier.requires_grad_(False).eval()
 
 
-def register_digit_extractor(classifier: DigitClassifier) -> Extractor:
-    """The classifier as an extractor for `generation_metrics`: layers "features" (B, 64) and "logits" (B, 10).
+class DigitExtractor(Extractor):
+    """The classifier as an extractor: features (B, 64), logits (B, 10), of images of 32 pixels."""
 
-    torch-fidelity knows it by its weights: the same classifier may be registered again, and another one never takes
-    its place. It takes uint8 (B, 3, 32, 32), and raises ValueError for images of another size. A copy is kept.
+    def __init__(self, classifier: DigitClassifier, resize: int | None = None):
+        digest = hashlib.sha256()
+        for name, values in sorted(classifier.state_dict().items()):
+            if not torch.isfinite(values).all():
+                raise ValueError(f"weight {name} of the digit classifier is NaN or infinite; train it anew")
+            digest.update(name.encode() + values.cpu().numpy().tobytes())
+        text = "mean of the channels, x / 127.5 - 1"
+        super().__init__(NAME, digest.hexdigest(), smallest=IMAGE_SIZE, input_text=text, resize=resize)
+        self.classifier = copy.deepcopy(classifier)  # it is moved and converted, the given one is not
+
+    def check_size(self, height: int, width: int) -> None:
+        """ValueError for images of another size than 32 pixels."""
+        if (self.resize or height, self.resize or width) != (IMAGE_SIZE, IMAGE_SIZE):
+            size = f"{height}x{width}" if self.resize is None else f"{self.resize} pixels"
+            raise ValueError(
+                f"the digits-classifier reads images of {IMAGE_SIZE} pixels, not of {size}; "
+                f"take another --extractor, or --resize {IMAGE_SIZE}"
+            )
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.classifier(pixels.mean(dim=1, keepdim=True) / 127.5 - 1)
+
+
+register_extractor(NAME, lambda config: DigitExtractor(digit_classifier(config.cache_dir), config.resize))
+
+
+def class_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share in [0, 1] of the images whose largest logit is that of their label: (N, classes) and int64 (N,).
 
     Raises:
-        ValueError: a weight is NaN or infinite.
+        ValueError: no images, or another number of labels.
     """
-    digest = hashlib.sha256()
-    for name, values in sorted(classifier.state_dict().items()):
-        if not torch.isfinite(values).all():
-            raise ValueError(f"weight {name} of the digit classifier is NaN or infinite; train it anew")
-        digest.update(name.encode())
-        digest.update(values.cpu().numpy().tobytes())
-    weights_hash = digest.hexdigest()[:8]
-    registered = f"digits-classifier-{weights_hash}"
-    if registered not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(registered, _extractor_class(copy.deepcopy(classifier).cpu()))
-    return Extractor("digits-classifier", registered, "features", "logits", None, weights_hash)
-
-
-def class_accuracy(classifier: DigitClassifier, images: Tensor | Dataset | Sequence[Tensor], labels: Tensor) -> float:
-    """Share in [0, 1] of the images that the classifier reads as their label.
-
-    Args:
-        classifier: on any device.
-        images: uint8 (N, 3, 32, 32), or a map-style data set or sequence of N uint8 (3, 32, 32).
-        labels: int64 (N,), the class that each image was made for.
-
-    Raises:
-        ValueError: no images, another number of labels, or images of another kind.
-    """
-    if len(images) != len(labels) or len(labels) == 0:
-        raise ValueError(f"{len(images)} images came with {len(labels)} labels; pass one label per image, at least one")
-    device = next(classifier.parameters()).device
-    hits = 0
-    with torch.no_grad():
-        for start in range(0, len(labels), 256):
-            asked = labels[start : start + 256].to(device)
-            batch = torch.stack([images[start + offset] for offset in range(len(asked))])
-            hits += (classifier(_to_grey(batch.to(device)))[1].argmax(dim=1) == asked).sum().item()
-    return hits / len(labels)
-
-
-def _extractor_class(classifier: DigitClassifier) -> type[FeatureExtractorBase]:
-    """torch-fidelity makes its extractors from classes; this one's instances hold copies of `classifier`."""
-
-    class DigitExtractor(FeatureExtractorBase):
-        def __init__(self, name: str, features_list: list[str], **kwargs):  # kwargs: all of calculate_metrics's
-            super().__init__(name, features_list)
-            self.classifier = copy.deepcopy(classifier)  # it is moved to the device of each run
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return "features", "logits"
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "logits" if metric == "isc" else "features"
-
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            layers = dict(zip(("features", "logits"), self.classifier(_to_grey(images)), strict=True))
-            # float64: torch-fidelity averages features in the type that it is given.
-            return tuple(layers[name].double() for name in self.features_list)
-
-    return DigitExtractor
-
-
-def _to_grey(images: Tensor) -> Tensor:
-    """uint8 (B, 3, 32, 32) -> float32 (B, 1, 32, 32) in [-1, 1], the mean of the channels."""
-    if images.dtype != torch.uint8 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-        found = f"{images.dtype} {tuple(images.shape)}"
-        raise ValueError(f"images are {found}, not uint8 (B, 3, 32, 32) as the digit classifier takes; resize first")
-    return images.float().mean(dim=1, keepdim=True) / 127.5 - 1.0
+    if len(logits) != len(labels) or len(labels) == 0:
+        raise ValueError(f"{len(logits)} images came with {len(labels)} labels; pass one label per image, at least one")
+    return (logits.argmax(dim=1) == labels).double().mean().item()

@@ -1,51 +1,88 @@
-"""Measures a trained tokenizer or pipeline => a JSON file with the numbers and their protocol, and pictures.
+"""Measures a tokenizer, a pipeline, a folder of PNG files or an npz => a JSON file with named numbers, and pictures.
 
 python scripts/evaluate.py                                        whatever of runs/ is there
-python scripts/evaluate.py reconstruction runs/tokenizer
-python scripts/evaluate.py generation runs/ldm --num_images 1000
+python scripts/evaluate.py reconstruction runs/tokenizer --lpips alex --extractor alexnet
+python scripts/evaluate.py reconstruction runs/tokenizer --protocol official_jpeg
+python scripts/evaluate.py generation runs/ldm --num_images 50000 --save_images npz
+python scripts/evaluate.py generation samples.npz --protocol adm --reference VIRTUAL_imagenet256_labeled.npz
+python scripts/evaluate.py statistics --reference train           the file that --protocol adm compares with
+accelerate launch --num_processes 8 scripts/evaluate.py ...       the same numbers, sooner
+
+Started again after an interruption, the same command goes on where it was. pipelines/protocols.py lists the protocols.
 """
 
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from command_line import ScriptParser, run_script
+from generation import evaluate_generation
+from image_sources import DataSetImages, FolderImages, ImageSource, NpzImages
 from jsonargparse import Namespace
+from measuring import PACKAGES, default_extractor, make_measuring
 from provenance import provenance
-from sampling import RGBImages, SamplingConfig, default_device, reconstruct, sample_batches
-from stage_one import check_images, load_pipeline, load_tokenizer, note_other_data
+from reconstruction import evaluate_reconstruction
+from reference import write_statistics
+from run_record import ARTEFACTS
+from sampling import SamplingConfig
+from stage_one import note_other_data
 from threads import use_all_cores
 
-from pipelines.features import IMAGE_SIZE, class_accuracy, digit_classifier, register_digit_extractor
-from pipelines.metrics import INCEPTION_SCORE_SPLITS, generation_metrics, inception_extractor
-from pipelines.pictures import plot_codebook, save_class_samples, save_comparison
-from tokenizer.data import DataConfig, ImageDataset, load_images
+from pipelines.protocols import PROTOCOLS
+from tokenizer.data import DataConfig, load_images
+from tokenizer.perceptual import WeightFiles
 
-RECONSTRUCTION, GENERATION = "reconstruction", "generation"
+RECONSTRUCTION, GENERATION, STATISTICS = "reconstruction", "generation", "statistics"
 DEFAULT_FOLDERS = {RECONSTRUCTION: ("runs/tokenizer",), GENERATION: ("runs/ldm", "runs/pixelcnn")}
+# No process waits longer for the others, of which each has its share of the images.
+LONGEST_WAIT = timedelta(days=7)
 
 
 def make_parser() -> ScriptParser:
     """The options of this script."""
-    parser = ScriptParser("Measure a trained tokenizer (reconstruction) or pipeline (generation).")
-    tasks = [*DEFAULT_FOLDERS, "all"]
-    parser.add_argument("task", nargs="?", choices=tasks, default="all", help="all: both, of whatever runs/ holds")
-    parser.add_argument("folder", type=str, nargs="?", default=None, help="saved folder, or its run folder")
-    parser.add_argument("--num_images", type=int, default=500, help="images to generate, equally many of each class")
-    parser.add_argument("--seed", type=int, default=0, help="the images have the seeds from this one on")
+    parser = ScriptParser("Measure a tokenizer (reconstruction), or a pipeline or images in files (generation).")
+    tasks = [*DEFAULT_FOLDERS, STATISTICS, "all"]
+    parser.add_argument("task", nargs="?", choices=tasks, default="all", help="all: whatever of runs/ is there")
+    parser.add_argument(
+        "folder", type=str, nargs="?", default=None, help="saved folder or its run folder, folder of PNG files, or npz"
+    )
+    parser.add_argument(
+        "--protocol", choices=list(PROTOCOLS), default=None, help="None: rfid; of samples torch-fidelity, or adm"
+    )
+    parser.add_argument(
+        "--num_images", type=int | None, default=None, help="None: 500 samples, or all images of the files or the split"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the samples have the seeds from this one on")
+    parser.add_argument("--labels", choices=["balanced", "random"], default="balanced", help="classes of the samples")
     parser.add_argument("--batch_size", type=int, default=100, help="images sampled at once")
-    parser.add_argument("--reference", choices=["train", "test"], default="test", help="real images to compare with")
+    parser.add_argument(
+        "--reference", type=str, default="test", help="train or test split of the data, or a file of statistics"
+    )
     parser.add_argument(
         "--extractor",
-        choices=["inception", "digits-classifier"],
+        type=str | None,
         default=None,
-        help="features of the generation metrics; None: digits-classifier for the digits, else inception",
+        help="inception, alexnet, dinov2 or digits-classifier; None: the last for the digits, inception for samples",
     )
-    parser.add_argument("--inception_weights", type=str, default=None, help="file; None: torch-fidelity's own place")
-    parser.add_argument("--cache_dir", type=str, default="runs/cache", help="where the digits classifier is kept")
+    parser.add_argument("--resize", type=int | None, default=None, help="side of the extractor's images in pixels")
+    parser.add_argument("--dinov2", type=str, default="facebook/dinov2-large", help="id on the Hub, or folder")
+    parser.add_argument(
+        "--lpips", choices=["alex", "vgg", "squeeze"], default=None, help="network of LPIPS; None: none"
+    )
+    parser.add_argument("--ssim_window", choices=["uniform", "gaussian"], default="uniform", help="window of SSIM")
+    parser.add_argument(
+        "--dtype",
+        choices=["float64", "float32"],
+        default="float64",
+        help="of the networks that measure; with float32 the sixth digit depends on the batch",
+    )
+    parser.add_argument("--save_images", choices=["png", "npz"], default=None, help="keep the samples, in this form")
+    parser.add_argument("--cache_dir", type=str, default="runs/cache", help="where features of real images are kept")
     parser.add_argument("--output", type=str, default=None, help="folder of the results; None: FOLDER/evaluation")
+    parser.add_class_arguments(WeightFiles, "weights")
     parser.add_class_arguments(SamplingConfig, "sampling")
     parser.add_class_arguments(DataConfig, "data")
     return parser
@@ -56,18 +93,23 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = make_parser()
     config = parser.parse(args)
     tasks = to_do(config)
+    state = PartialState(timeout=LONGEST_WAIT)
     use_all_cores()
     settings = parser.settings(config)
+    if config.task == STATISTICS:
+        statistics(config, provenance("evaluate", args, PACKAGES), settings)
+        return
     for task, folders in tasks.items():
         for folder in folders:
-            note_other_data(folder, DataConfig(**config.data.as_dict()))
+            if state.is_main_process:
+                note_other_data(folder, DataConfig(**config.data.as_dict()))
+            output = output_folder(folder, config)
             evaluate = evaluate_reconstruction if task == RECONSTRUCTION else evaluate_generation
-            output = Path(config.output or f"{folder}/evaluation")
-            if config.output and config.task == "all":
-                output = output / Path(folder).name
-            result = evaluate(folder, config, output)
-            protocol = {"task": task, "folder": str(folder), **result.pop("protocol"), **provenance("evaluate", args)}
-            write(output / f"{task}.json", {"protocol": protocol, "settings": settings, "numbers": result})
+            result = evaluate(image_source(folder) or folder, config, output)
+            if state.is_main_process:
+                protocol = {"task": task, "folder": str(folder), **result.pop("protocol")}
+                protocol |= provenance("evaluate", args, PACKAGES)
+                write(output / f"{result_name(task, config)}.json", protocol, settings, result)
 
 
 def to_do(config: Namespace) -> dict[str, Sequence[str]]:
@@ -78,6 +120,12 @@ def to_do(config: Namespace) -> dict[str, Sequence[str]]:
     """
     if config.task == "all" and config.folder is not None:
         raise ValueError(f"say what to measure of {config.folder!r}: reconstruction or generation")
+    if config.task == STATISTICS:
+        return {}
+    wrong = config.protocol is not None and PROTOCOLS[config.protocol].measures != config.task
+    if wrong:
+        fitting = ", ".join(name for name, protocol in PROTOCOLS.items() if protocol.measures == config.task)
+        raise ValueError(f"protocol {config.protocol} is none of {config.task}; take {fitting or 'a task'}")
     if config.task != "all":
         return {config.task: (config.folder or DEFAULT_FOLDERS[config.task][0],)}
     if any(value is not None for value in config.sampling.as_dict().values()):
@@ -88,66 +136,72 @@ def to_do(config: Namespace) -> dict[str, Sequence[str]]:
     return found
 
 
-def evaluate_reconstruction(folder: str, config: Namespace, output: Path) -> dict[str, Any]:
-    """PSNR, SSIM, L1, usage and perplexity over the whole test split."""
-    tokenizer = load_tokenizer(folder).to(default_device())
-    images = load_images(DataConfig(**config.data.as_dict()), "test")
-    check_images(tokenizer, images)
-    originals, reconstructions, metrics = reconstruct(tokenizer, images, config.data.num_workers)
+def image_source(folder: str) -> ImageSource | None:
+    """The images of an npz, or of a folder that holds neither a model nor a run; None for those.
+
+    Raises:
+        ValueError: see `FolderImages` and `NpzImages`.
+    """
+    path = Path(folder)
+    if path.is_file() and path.suffix == ".npz":
+        return NpzImages(path)
+    indices = ("config.json", "model_index.json", "config.yaml", *ARTEFACTS, "vqvae")
+    if not path.is_dir() or any((path / index).exists() for index in indices):
+        return None
+    return FolderImages(path)
+
+
+def output_folder(folder: str, config: Namespace) -> Path:
+    """Where the results are written: beside the images of a file or folder, in a saved folder or run."""
+    beside = Path(folder).is_file()
+    output = Path(config.output or (Path(folder).with_suffix("") if beside else Path(folder)) / "evaluation")
+    return output / Path(folder).name if config.output and config.task == "all" else output
+
+
+def result_name(task: str, config: Namespace) -> str:
+    """The result's file, without its ending: the task, and the protocol where it was named."""
+    return task if config.protocol is None else f"{task}-{config.protocol}"
+
+
+def statistics(config: Namespace, facts: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Writes the file of statistics of a split, and what it was made of."""
+    if config.reference not in ("train", "test"):
+        raise ValueError(f"statistics are those of --reference train or test, not of {config.reference}")
+    images = load_images(DataConfig(**config.data.as_dict()), config.reference)
+    measuring = make_measuring(config, PROTOCOLS["adm"], default_extractor(config, "inception"))
+    measuring.extractor.check_size(images.image_size, images.image_size)
+    name = f"{Path(images.name).name}-{images.split}-{measuring.extractor.name}"
+    output = Path(config.output or "runs/statistics")
     output.mkdir(parents=True, exist_ok=True)
-    save_comparison(originals[:32], reconstructions[:32], output / "reconstruction.png")
-    plot_codebook(tokenizer.codebook.detach().cpu(), metrics.counts, output / "codebook.png")
-    return {"protocol": describe(images), **metrics.result()}
+    write_statistics(DataSetImages(images), measuring.extractor, Path(config.cache_dir), output / f"{name}.npz")
+    if PartialState().is_main_process:
+        facts = {"data": images.name, "split": images.split, "fingerprint": images.fingerprint(), **facts}
+        protocol = {"task": STATISTICS, "extractor": measuring.describe()["extractor"], **facts}
+        write(output / f"{name}.json", protocol, settings, {"images": len(images)})
+        print(f"statistics: {output / name}.npz")
 
 
-def evaluate_generation(folder: str, config: Namespace, output: Path) -> dict[str, Any]:
-    """Frechet distance, Inception score, precision and recall of class-balanced samples."""
-    pipeline = load_pipeline(folder).to(default_device())
-    data = DataConfig(**config.data.as_dict())
-    reference = load_images(data, config.reference)
-    check_images(pipeline.vqvae, reference)
-    options = SamplingConfig(**config.sampling.as_dict()).options(pipeline)
-    if config.batch_size < 1 or config.seed < 0:
-        raise ValueError(f"batch_size must be above 0 and seed not below, got {config.batch_size} and {config.seed}")
-    digits = (config.extractor or ("digits-classifier" if data.name == "digits" else "inception")) != "inception"
-    fewest = INCEPTION_SCORE_SPLITS
-    if min(config.num_images, len(reference)) < fewest:
-        raise ValueError(
-            f"the metrics need {fewest} images on each side, got num_images {config.num_images} and {len(reference)} "
-            "reference images"
-        )
-    if digits and reference.image_size != IMAGE_SIZE:
-        raise ValueError(f"the digits-classifier reads images of {IMAGE_SIZE} pixels; take --extractor inception")
-    # Before the sampling: missing weights are no news to have after hours.
-    classifier = digit_classifier(config.cache_dir) if digits else None
-    extractor = register_digit_extractor(classifier) if digits else inception_extractor(config.inception_weights)
-
-    labels = [index % len(pipeline.class_names) for index in range(config.num_images)]
-    seeds = range(config.seed, config.seed + len(labels))
-    images = torch.cat(list(sample_batches(pipeline, labels, seeds, config.batch_size, **options)))
-    rgb = images.expand(-1, 3, -1, -1)
-    device = torch.device(default_device())
-    numbers = generation_metrics(RGBImages(rgb), RGBImages(reference), extractor, device=device)
-    if classifier is not None:
-        accuracy = class_accuracy(classifier, rgb, torch.tensor(labels))
-        numbers[f"class_accuracy[{extractor.name}]"] = accuracy
-    output.mkdir(parents=True, exist_ok=True)
-    save_class_samples(images, labels, pipeline.class_names, output / "generation.png")
-    return {"protocol": describe(reference) | {"seed": config.seed, "sampling": options}, **numbers}
-
-
-def describe(images: ImageDataset) -> dict[str, Any]:
-    """The data set that was measured on or against."""
-    names = {"data": images.name, "split": images.split, "images": len(images), "image_size": images.image_size}
-    return names | {"fingerprint": images.fingerprint()}
-
-
-def write(file: Path, result: dict[str, Any]) -> None:
-    """Writes the JSON and prints the numbers."""
+def write(file: Path, protocol: dict[str, Any], settings: dict[str, Any], numbers: dict[str, Any]) -> None:
+    """Writes the JSON and prints the numbers with what they are of."""
+    result = {"protocol": protocol, "settings": settings, "numbers": numbers}
     file.write_text(json.dumps(result, indent=2, default=str) + "\n")
-    print(f"{file}:")
-    for name, value in result["numbers"].items():
-        print(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
+    print(f"{file}: {described(protocol)}")
+    width = max(map(len, numbers))
+    for name, value in numbers.items():
+        print(f"  {name:{width}}  {value:.4f}" if isinstance(value, float) else f"  {name:{width}}  {value}")
+
+
+def described(protocol: dict[str, Any]) -> str:
+    """The protocol in a line."""
+    number = protocol.get("samples", protocol.get("images"))
+    asked = protocol.get("asked")
+    count = f"{number} images" if asked is None or number >= asked else f"{number} of the {asked} images it asks for"
+    extractor = (protocol.get("extractor") or {}).get("name")
+    parts = [protocol.get("protocol", protocol["task"]), count]
+    parts += [f"{protocol['split']} split of {protocol['data']}"] if "data" in protocol else []
+    parts += [f"against {protocol['reference']}"] if protocol.get("protocol") == "adm" else []
+    parts += [f"features of {extractor}"] if extractor else []
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

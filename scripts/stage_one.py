@@ -75,8 +75,13 @@ def load_tokenizer(folder: str) -> VQTokenizer:
 
 def load_pipeline(folder: str) -> ClassConditionalPipeline:
     """The pipeline in a pipeline folder, or in a run folder of train_ldm.py or train_pixelcnn.py."""
-    path = _find(folder, "model_index.json", ("", "pipeline"), " or ".join(PIPELINES), "train_ldm")
+    path = find_pipeline(folder)
     return PIPELINES[_class_name(path / "model_index.json")].from_pretrained(path)
+
+
+def find_pipeline(folder: str) -> Path:
+    """The pipeline's own folder: `folder`, or the one in a run folder."""
+    return _find(folder, "model_index.json", ("", "pipeline"), " or ".join(PIPELINES), "train_ldm")
 
 
 def _find(folder: str, index: str, places: tuple[str, ...], classes: str, script: str) -> Path:

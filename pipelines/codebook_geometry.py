@@ -1,0 +1,65 @@
+"""A codebook -> what its geometry is: norms, distances between codes, effective rank, share on the ball."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def codebook_geometry(codebook: Tensor, radius: float | None = None) -> dict[str, float]:
+    """Facts about a table of codes, (K, D), floating point; computed in float64.
+
+    Args:
+        codebook: the effective table.
+        radius: of the ball that bounds it; None, or infinite: none.
+
+    Returns:
+        norm_mean, norm_min, norm_max: Euclidean lengths of the codes. distance_mean, distance_min: over all pairs of
+        codes (nan for a single code). effective_rank: exp of the entropy of the singular values of the centred table
+        divided by their sum, from 1 to min(K - 1, D) (Roy and Vetterli 2007); 0 where all codes are equal.
+        share_on_ball: the share of codes whose norm is the radius, only with one.
+
+    Raises:
+        ValueError: not such a table, or one that is not finite.
+    """
+    if codebook.ndim != 2 or not codebook.is_floating_point() or codebook.numel() == 0:
+        raise ValueError(f"the codebook is {codebook.dtype} {tuple(codebook.shape)}, not floating point (K, D)")
+    if not torch.isfinite(codebook).all():
+        raise ValueError("the codebook holds NaN or infinity; the model diverged")
+    table = codebook.detach().double()
+    norms = torch.linalg.vector_norm(table, dim=1)
+    mean, smallest = _distances(table)
+    result = {
+        "norm_mean": norms.mean().item(),
+        "norm_min": norms.min().item(),
+        "norm_max": norms.max().item(),
+        "distance_mean": mean,
+        "distance_min": smallest,
+        "effective_rank": effective_rank(table - table.mean(dim=0)),
+    }
+    if radius is not None and math.isfinite(radius):
+        # The table is float32, and a norm that was set to the radius is off by its rounding.
+        result["share_on_ball"] = (norms >= radius * (1 - 1e-6)).double().mean().item()
+    return result
+
+
+def effective_rank(matrix: Tensor) -> float:
+    """exp of the entropy of the singular values divided by their sum; 0 for a matrix of zeros (Roy and Vetterli 2007)."""
+    values = torch.linalg.svdvals(matrix.double())
+    if values.sum() == 0:
+        return 0.0
+    shares = values / values.sum()
+    return torch.exp(-torch.special.xlogy(shares, shares).sum()).item()
+
+
+def _distances(table: Tensor) -> tuple[float, float]:
+    """Mean and smallest distance over all pairs of rows; a few rows against all at a time, never all pairs at once."""
+    total, smallest = 0.0, math.inf
+    for start in range(0, len(table), 256):
+        rows = table[start : start + 256]
+        distances = torch.cdist(rows, table, compute_mode="donot_use_mm_for_euclid_dist")
+        total += distances.sum().item()
+        distances[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = torch.inf
+        smallest = min(smallest, distances.min().item())
+    pairs = len(table) * (len(table) - 1)
+    return (total / pairs, smallest) if pairs else (math.nan, math.nan)

@@ -1,0 +1,129 @@
+"""Features, logits -> how close two sets of images are: Frechet distance, Inception score.
+
+Precision and recall, which look at neighbours, are in neighbours.py. All sums are float64.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+INCEPTION_SCORE_SPLITS = 10
+INCEPTION_SCORE_SEED = 2020  # torch-fidelity's
+
+
+@dataclass
+class FeatureMoments:
+    """Mean and covariance of features, batch by batch; any order and batch size give one result up to rounding.
+
+    `count` is the number of features, `mean` float64 (D,), `scatter` float64 (D, D) the sum of the outer products of
+    the deviations from the mean.
+    """
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    scatter: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+
+    def update(self, features: Tensor) -> None:
+        """Adds features, (B, D), floating point.
+
+        Raises:
+            ValueError: features of another shape or that are not finite.
+        """
+        if features.ndim != 2 or not features.is_floating_point():
+            raise ValueError(f"features are {features.dtype} {tuple(features.shape)}, not floating point (B, D)")
+        if not torch.isfinite(features).all():
+            raise ValueError("features hold NaN or infinity; check the images and the extractor's weights")
+        if self.count and features.shape[1] != len(self.mean):
+            raise ValueError(f"features have {features.shape[1]} dimensions after {len(self.mean)}; use one extractor")
+        if len(features) == 0:
+            return
+        features = features.double()
+        mean = features.mean(dim=0)
+        deviations = features - mean
+        self.merge(FeatureMoments(len(features), mean, deviations.T @ deviations))
+
+    def merge(self, other: "FeatureMoments") -> None:
+        """Adds what another one has seen, of other images (Chan et al. 1983, the pairwise update)."""
+        if self.count == 0 or other.count == 0:
+            if other.count:
+                self.count, self.mean, self.scatter = other.count, other.mean.clone(), other.scatter.clone()
+            return
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        self.scatter += other.scatter + torch.outer(apart, apart) * (self.count * other.count / count)
+        self.mean = self.mean + apart * (other.count / count)
+        self.count = count
+
+    @property
+    def covariance(self) -> Tensor:
+        """With count - 1 in the denominator, float64 (D, D). ValueError for fewer than 2 features."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs 2 images or more, got {self.count}")
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two Gaussians (Heusel et al. 2017, arXiv 1706.08500).
+
+    The trace of the root is the sum of the singular values of C_a^(1/2) C_b^(1/2). The eigenvalues of C_a C_b have the
+    same roots, but the root of an eigenvalue that is 0 up to rounding is 1e-8 and not 0.
+
+    Args:
+        mean_a, mean_b: (D,).
+        covariance_a, covariance_b: (D, D), symmetric.
+
+    Raises:
+        ValueError: shapes that do not fit, or values that are not finite.
+    """
+    values = [torch.as_tensor(value, dtype=torch.float64) for value in (mean_a, covariance_a, mean_b, covariance_b)]
+    dims = len(values[0]) if values[0].ndim == 1 else 0
+    if [tuple(value.shape) for value in values] != [(dims,), (dims, dims)] * 2 or dims == 0:
+        shapes = ", ".join(str(tuple(value.shape)) for value in values)
+        raise ValueError(f"means and covariances have the shapes {shapes}; they are of different extractors")
+    if not all(torch.isfinite(value).all() for value in values):
+        raise ValueError("a mean or covariance holds NaN or infinity; check the images and the extractor's weights")
+    mean_a, covariance_a, mean_b, covariance_b = values
+    root = torch.linalg.svdvals(_root(covariance_a) @ _root(covariance_b)).sum()
+    distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * root
+    return max(0.0, distance.item())
+
+
+def inception_score(
+    logits: Tensor, splits: int = INCEPTION_SCORE_SPLITS, seed: int | None = INCEPTION_SCORE_SEED
+) -> tuple[float, float]:
+    """exp of the mean divergence of p(y|x) from p(y), mean and standard deviation over splits (arXiv 1606.03498).
+
+    Samples come sorted by class, and a split of one class has score 1: they are shuffled first, as torch-fidelity does.
+
+    Args:
+        logits: (N, classes), floating point, N at least `splits`.
+        splits: parts of equal size up to one.
+        seed: of the shuffle; None: none.
+
+    Raises:
+        ValueError: logits of another shape or that are not finite, or fewer than `splits`.
+    """
+    if logits.ndim != 2 or not logits.is_floating_point() or not torch.isfinite(logits).all():
+        raise ValueError(f"logits are {logits.dtype} {tuple(logits.shape)}, not finite floating point (N, classes)")
+    number = len(logits)
+    if number < splits or splits < 1:
+        raise ValueError(f"{number} images are too few for {splits} splits of the Inception score; pass more")
+    if seed is not None:
+        order = np.random.RandomState(seed).permutation(number)  # noqa: NPY002: the generator that published scores use
+        logits = logits[torch.from_numpy(order).to(logits.device)]
+    scores = []
+    for index in range(splits):
+        part = logits[index * number // splits : (index + 1) * number // splits].double().log_softmax(dim=1)
+        marginal = part.logsumexp(dim=0) - np.log(len(part))  # the log of a mean, finite where every p(y|x) underflows
+        divergence = (part.exp() * (part - marginal)).sum(dim=1).mean()
+        scores.append(divergence.exp().item())
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric square root; eigenvalues that are 0 up to rounding are taken as 0."""
+    values, vectors = torch.linalg.eigh(covariance)
+    rounding = len(values) * torch.finfo(torch.float64).eps * values.abs().max()
+    return vectors * torch.where(values > rounding, values, 0.0).sqrt() @ vectors.T

@@ -1,0 +1,155 @@
+"""Long measurements in chunks: computed once by whichever process and thread comes to them, kept on disk, read in order.
+
+A chunk is a range of images and what was measured of them. It is a function of the range alone: what the main process
+reads is the same for any number of processes, and after any interruption.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+T = TypeVar("T")
+Measure = Callable[[range], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The chunks of one measurement, in a folder that `settings` name: with other settings it is another folder.
+
+    Args:
+        parent: where that folder is.
+        title: begins its name, and tells what the progress bar counts.
+        settings: all that the values depend on, JSON-able.
+        images: how many.
+        size: images of a chunk; the last one may have fewer.
+    """
+
+    parent: Path
+    title: str
+    settings: dict[str, Any]
+    images: int
+    size: int
+
+    @property
+    def folder(self) -> Path:
+        key = hashlib.sha256(json.dumps(self.settings | {"chunk": self.size}, sort_keys=True).encode()).hexdigest()
+        return self.parent / f"{self.title}-{key[:16]}"
+
+    def ranges(self) -> list[range]:
+        """The images of each chunk."""
+        return [range(start, min(start + self.size, self.images)) for start in range(0, self.images, self.size)]
+
+    def compute(self, make_measure: Callable[[], Measure]) -> None:
+        """Computes this process's share of the chunks that are not there yet, with a progress bar on the main one.
+
+        Every process calls it; none returns before all chunks are there. `make_measure` is called once for each thread
+        and gives the function that measures the images of a range; its models are the thread's own.
+
+        Raises:
+            OSError: a process does not find the chunks of the others: the folder is not a shared one.
+        """
+        state = PartialState()
+        if state.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=2) + "\n")
+        state.wait_for_everyone()
+        missing = [chunk for chunk in self.ranges() if not self._is_whole(chunk)]
+        state.wait_for_everyone()  # nobody writes before all have looked: each must see the same chunks missing
+        ours = missing[state.process_index :: state.num_processes]
+        done = self.images - sum(map(len, missing))
+        with tqdm(
+            total=self.images, initial=done, desc=self.title, unit="image", disable=not state.is_main_process
+        ) as bar:
+            for chunk in _in_threads(ours, lambda measure, chunk: self._write(chunk, measure(chunk)), make_measure):
+                bar.update(len(chunk) * min(state.num_processes, len(missing)))
+        state.wait_for_everyone()
+        if lost := [chunk for chunk in self.ranges() if not self._file(chunk).is_file()]:
+            raise OSError(f"{self._file(lost[0])} is not there: all processes need one folder, shared by all machines")
+
+    def read(self) -> Iterator[dict[str, Tensor]]:
+        """The values of all chunks, in order."""
+        for chunk in self.ranges():
+            yield safetensors.torch.load_file(self._file(chunk))
+
+    def column(self, name: str) -> Tensor | None:
+        """One of the values of all images, concatenated; None where the chunks do not have it."""
+        parts = [values.get(name) for values in self.read()]
+        return None if parts[0] is None else torch.cat(parts)
+
+    def remove(self) -> None:
+        """Deletes the folder."""
+        shutil.rmtree(self.folder)
+
+    def _file(self, chunk: range) -> Path:
+        return self.folder / f"{chunk.start:08d}-{chunk.stop:08d}.safetensors"
+
+    def _is_whole(self, chunk: range) -> bool:
+        try:
+            with safetensors.safe_open(self._file(chunk), "pt"):  # the header says how long the file is
+                return True
+        except (OSError, safetensors.SafetensorError):
+            return False
+
+    def _write(self, chunk: range, values: dict[str, Tensor]) -> None:
+        """Written aside and renamed: a killed process leaves a whole chunk or none."""
+        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(safetensors.torch.save({name: value.contiguous() for name, value in values.items()}))
+            Path(temporary).replace(self._file(chunk))
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def sharing_weights(thing: T, *modules: nn.Module) -> T:
+    """A copy of a module, or of a pipeline with these modules, for one thread: its own state, the same weights."""
+    tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    return copy.deepcopy(thing, {id(tensor): tensor for tensor in tensors})
+
+
+def _in_threads(
+    chunks: list[range], work: Callable[[Measure, range], None], make_measure: Callable[[], Measure]
+) -> Iterator[range]:
+    """Does each chunk in one thread of the CPU, as many at once as there are threads; yields them as they are done.
+
+    Kernels round as the number of their threads has them split the work: a chunk that one thread computes is the same
+    in any process. On a GPU one thread feeds the device.
+    """
+    threads = torch.get_num_threads()
+    own = threading.local()
+
+    def do(chunk: range) -> range:
+        if not hasattr(own, "measure"):
+            torch.set_num_threads(1)
+            own.measure = make_measure()
+        work(own.measure, chunk)
+        return chunk
+
+    with ThreadPoolExecutor(1 if torch.cuda.is_available() else threads) as pool:
+        waiting = {pool.submit(do, chunk) for chunk in chunks}
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(threads)

@@ -1,0 +1,93 @@
+"""What measuring reconstructions and samples share: the networks that measure, and what a result says of them."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from image_sources import ImageSource
+from jsonargparse import Namespace
+
+from pipelines.extractors import Extractor, ExtractorConfig, make_extractor
+from pipelines.features import IMAGE_SIZE
+from pipelines.features import NAME as DIGITS
+from pipelines.protocols import Protocol
+from tokenizer.perceptual import LPIPS, WeightFiles
+
+CHUNK = 64  # images measured at once, where they are not sampled
+PACKAGES = ("numpy", "pillow", "transformers")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The networks that measure, on the CPU: `extractor` and `perceptual`, either of which may be none."""
+
+    protocol: Protocol
+    extractor: Extractor | None
+    perceptual: LPIPS | None
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol, and the networks with the hashes of their weights."""
+        facts = self.protocol.describe()
+        facts["extractor"] = None
+        if self.extractor is not None:
+            dtype = str(next(self.extractor.parameters()).dtype).removeprefix("torch.")
+            facts["extractor"] = {
+                "name": self.extractor.name,
+                "sha256": self.extractor.sha256,
+                "input": self.extractor.input_text,
+                "dtype": dtype,
+            }
+        if self.perceptual is not None:
+            dtype = str(self.perceptual.shift.dtype).removeprefix("torch.")
+            facts["lpips"] = {"name": self.perceptual.name, "sha256": self.perceptual.hashes, "dtype": dtype}
+        return facts
+
+
+def make_measuring(config: Namespace, protocol: Protocol, extractor: str | None) -> Measuring:
+    """The networks that the options ask for; the main process downloads what is not there.
+
+    Raises:
+        ValueError: an unknown extractor, or weights that are missing, truncated or of the wrong hash.
+    """
+    weights = WeightFiles(**{field.name: config.weights[field.name] for field in fields(WeightFiles)})
+    double = config.dtype == "float64"
+    with PartialState().main_process_first():
+        made = extractor and make_extractor(
+            extractor,
+            ExtractorConfig(
+                resize=config.resize,
+                dinov2=config.dinov2,
+                weights=weights,
+                double=double,
+                fid_input_229=protocol.fid_input_229,
+                cache_dir=config.cache_dir,
+            ),
+        )
+        perceptual = LPIPS(config.lpips, weights) if config.lpips else None
+    return Measuring(protocol, made or None, perceptual.double() if perceptual and double else perceptual)
+
+
+def default_extractor(config: Namespace, otherwise: str | None) -> str | None:
+    """The extractor that was named, the digits' classifier for the digits as it reads them, else `otherwise`."""
+    digits = config.data.name == "digits" and config.data.image_size in (None, IMAGE_SIZE)
+    return config.extractor or (DIGITS if digits else otherwise)
+
+
+def environment() -> dict[str, Any]:
+    """What a value that is kept on disk depends on beside its settings: another machine may round otherwise."""
+    return {"torch": torch.__version__, "device": PartialState().device.type}
+
+
+def check_count(number: int | None, there: int, what: str) -> int:
+    """The number of images to measure: `number`, or all `there` are. ValueError where it is not between 1 and those."""
+    if number is not None and not 1 <= number <= there:
+        raise ValueError(f"num_images is {number}, but there are {there} {what}; take 1 to {there}")
+    return there if number is None else number
+
+
+def check_same_images(images: ImageSource, others: ImageSource) -> None:
+    """ValueError where two sources cannot be compared image by image."""
+    if images.image_size != others.image_size or len(images) != len(others):
+        ours, theirs = ("{} of {}x{}".format(len(these), *these.image_size) for these in (images, others))
+        raise ValueError(f"{images.name} holds {ours} images and {others.name} {theirs}; they must be one for one")

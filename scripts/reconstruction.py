@@ -1,0 +1,134 @@
+"""Reconstructions of a held-out split, by a tokenizer or read from files => what they lack of the originals."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from chunks import Chunks, Measure, sharing_weights
+from image_sources import DataSetImages, ImageSource
+from jsonargparse import Namespace
+from measuring import CHUNK, Measuring, check_count, check_same_images, default_extractor, environment, make_measuring
+from provenance import commit
+from stage_one import check_images, load_tokenizer
+from torch import Tensor
+
+from pipelines.codebook_geometry import codebook_geometry
+from pipelines.distributions import INCEPTION_SCORE_SPLITS
+from pipelines.metrics import ReconstructionMetrics, distribution_metrics, metric_name, moments_of, pair_metrics
+from pipelines.pictures import plot_codebook, save_comparison
+from pipelines.protocols import PROTOCOLS, number_name
+from priors.latents import tokenizer_fingerprint
+from tokenizer import VQTokenizer
+from tokenizer.data import DataConfig, ImageDataset, load_images
+from tokenizer.usage import code_counts
+
+SHOWN = 32  # originals in the picture
+
+
+def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output: Path) -> dict[str, Any]:
+    """The protocol and the numbers of a tokenizer's folder, or of reconstructions in files, in the split's order.
+
+    psnr, ssim, l1 and, with --lpips, LPIPS; the codebook's usage, perplexity and geometry; with an extractor the
+    Frechet distance to the originals and, where it has logits, the Inception score.
+    """
+    images = load_images(DataConfig(**config.data.as_dict()), "test")
+    number = check_count(config.num_images, len(images), f"images in the test split of {images.name}")
+    measuring = make_measuring(config, PROTOCOLS[config.protocol or "rfid"], default_extractor(config, None))
+    if measuring.extractor is not None:
+        measuring.extractor.check_size(images.image_size, images.image_size)
+        if number < INCEPTION_SCORE_SPLITS:
+            raise ValueError(f"an extractor's numbers need {INCEPTION_SCORE_SPLITS} images, got num_images {number}")
+    tokenizer = None
+    if isinstance(source, str):
+        tokenizer = load_tokenizer(source).to(PartialState().device)
+        check_images(tokenizer, images)
+        described = {"tokenizer": tokenizer_fingerprint(tokenizer)}
+    else:
+        check_same_images(source, DataSetImages(images))
+        described = {"reconstructions": source.fingerprint}
+
+    facts = measuring.describe() | {"ssim_window": config.ssim_window}
+    facts |= described | {
+        "data": images.name,
+        "split": images.split,
+        "images": number,
+        "image_size": images.image_size,
+        "fingerprint": images.fingerprint(),
+    }
+    chunks = Chunks(output, "reconstruction", facts | environment() | {"commit": commit()}, number, CHUNK)
+    chunks.compute(lambda: _measure(measuring, images, tokenizer or source, config.ssim_window))
+    if not PartialState().is_main_process:
+        return {}
+    numbers, counts, first = _numbers(chunks, measuring, tokenizer, len(images))
+    save_comparison(first["originals"][:SHOWN], first["reconstructions"][:SHOWN], output / "reconstruction.png")
+    if tokenizer is not None:
+        plot_codebook(tokenizer.codebook.detach().cpu(), counts, output / "codebook.png")
+    chunks.remove()
+    return {"protocol": facts | {"asked": len(images)}, **numbers}
+
+
+def _measure(
+    measuring: Measuring, images: ImageDataset, reconstructions: VQTokenizer | ImageSource, ssim_window: str
+) -> Measure:
+    """The function that measures the images of a range, with networks of its own thread."""
+    device = PartialState().device
+    extractor, perceptual = measuring.extractor, measuring.perceptual
+    extractor = extractor and sharing_weights(extractor.to(device), extractor)
+    perceptual = perceptual and sharing_weights(perceptual.to(device), perceptual)
+    tokenizer = None
+    if isinstance(reconstructions, VQTokenizer):
+        tokenizer = sharing_weights(reconstructions, reconstructions)
+
+    @torch.no_grad()
+    def measure(chunk: range) -> dict[str, Tensor]:
+        floats = images[list(chunk)]["images"]
+        values = {}
+        if tokenizer is None:
+            made = reconstructions.batch(chunk).float() / 127.5 - 1
+        else:
+            codes = tokenizer.encode_codes(floats.to(device))
+            values["counts"] = code_counts(codes, tokenizer.config.codebook_size).cpu()
+            made = tokenizer.decode_codes(codes)
+        if not torch.isfinite(made).all():
+            raise ValueError(
+                f"reconstructions of images {chunk.start} to {chunk.stop - 1} hold NaN or infinity; the model diverged"
+            )
+        pair = [measuring.protocol.to_bytes(these.cpu()).to(device) for these in (floats, made)]
+        values |= {name: of_images.cpu() for name, of_images in pair_metrics(*pair, perceptual, ssim_window).items()}
+        if extractor is not None:
+            values["original_features"], _ = extractor.extract(pair[0])
+            values["features"], logits = extractor.extract(pair[1])
+            if logits is not None:
+                values["logits"] = logits
+        if chunk.start == 0:
+            values["originals"], values["reconstructions"] = (these.cpu() for these in pair)
+        return values
+
+    return measure
+
+
+def _numbers(
+    chunks: Chunks, measuring: Measuring, tokenizer: VQTokenizer | None, asked: int
+) -> tuple[dict[str, float | int], Tensor, dict[str, Tensor]]:
+    """The named numbers, how often each code occurred, and the first chunk."""
+    others = {"counts", "original_features", "features", "logits", "originals", "reconstructions"}
+    metrics = ReconstructionMetrics(1 if tokenizer is None else tokenizer.config.codebook_size)
+    first: dict[str, Tensor] = {}
+    for values in chunks.read():
+        first = first or values
+        pairs = {name: of_images for name, of_images in values.items() if name not in others}
+        metrics.add(pairs, values.get("counts", torch.zeros(1, dtype=torch.int64)))
+    found = metrics.result()
+    number = found.pop("images")
+    of_codes = {name: found.pop(name) for name in ("usage", "perplexity")}
+    if measuring.extractor is not None:
+        features, logits = chunks.column("features"), chunks.column("logits")
+        compared = distribution_metrics(features, logits, None, moments_of(chunks.column("original_features")))
+        found |= {metric_name(name, measuring.extractor): value for name, value in compared.items()}
+    numbers = {number_name(name, measuring.protocol, number, asked): value for name, value in found.items()}
+    if tokenizer is not None:
+        radius = getattr(tokenizer.bottleneck, "radius", None)
+        numbers |= {name if number >= asked else f"{name}@{number}": value for name, value in of_codes.items()}
+        numbers |= codebook_geometry(tokenizer.codebook, None if radius is None else radius.item())
+    return numbers | {"images": number}, metrics.counts, first
