@@ -44,7 +44,7 @@ def codebook_geometry(codebook: Tensor, radius: float | None = None) -> dict[str
 
 
 def effective_rank(matrix: Tensor) -> float:
-    """exp of the entropy of the singular values divided by their sum; 0 for a matrix of zeros (Roy and Vetterli 2007)."""
+    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007); 0 for a matrix of zeros."""
     values = torch.linalg.svdvals(matrix.double())
     if values.sum() == 0:
         return 0.0

@@ -1,6 +1,6 @@
-"""Features, logits -> how close two sets of images are: Frechet distance, Inception score.
+"""Features, logits -> how close two sets of images are: Frechet distance, Inception score, with precision and recall.
 
-Precision and recall, which look at neighbours, are in neighbours.py. All sums are float64.
+The last two, which look at neighbours, are in neighbours.py. All sums are float64.
 """
 
 from dataclasses import dataclass, field
@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.neighbours import precision_recall
+
+NEIGHBOURS = 3  # k of precision and recall
 INCEPTION_SCORE_SPLITS = 10
 INCEPTION_SCORE_SEED = 2020  # torch-fidelity's
 
@@ -120,6 +123,39 @@ def inception_score(
         divergence = (part.exp() * (part - marginal)).sum(dim=1).mean()
         scores.append(divergence.exp().item())
     return float(np.mean(scores)), float(np.std(scores))
+
+
+def distribution_metrics(
+    features: Tensor, logits: Tensor | None, reference: Tensor | None, moments: FeatureMoments | None = None
+) -> dict[str, float]:
+    """frechet_distance, precision and recall (k = 3) and, where there are logits, inception_score (10 splits).
+
+    Args:
+        features: of the samples, (N, D), in the order in which the Inception score's shuffle is drawn.
+        logits: of the samples, (N, classes).
+        reference: features of the reference, (M, D); None: neither precision nor recall.
+        moments: of the reference where they are not those of `reference`, as from a file of statistics.
+
+    Raises:
+        ValueError: too few images or features that are not finite.
+    """
+    if moments is None:
+        moments = moments_of(reference)
+    ours = moments_of(features)
+    result = {"frechet_distance": frechet_distance(ours.mean, ours.covariance, moments.mean, moments.covariance)}
+    if reference is not None:
+        result["precision"], result["recall"] = precision_recall(features, reference, NEIGHBOURS)
+    if logits is not None:
+        result["inception_score"], result["inception_score_std"] = inception_score(logits)
+    return result
+
+
+def moments_of(features: Tensor) -> FeatureMoments:
+    """Their mean and covariance, in one go."""
+    moments = FeatureMoments()
+    for part in features.split(4096):
+        moments.update(part)
+    return moments
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ as it was, is FID. `register_extractor` adds one under a name of its own.
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ class ExtractorConfig:
 
     resize: int | None = None
     dinov2: str = "facebook/dinov2-large"
-    weights: WeightFiles = WeightFiles()  # noqa: RUF009: frozen
+    weights: WeightFiles = field(default_factory=WeightFiles)
     double: bool = True
     fid_input_229: bool = False
     cache_dir: str | Path = "runs/cache"
@@ -84,7 +84,7 @@ class Extractor(nn.Module):
         """ValueError where images of this size are too small: before any image is made or read."""
         if self.resize is None and min(height, width) < self.smallest:
             raise ValueError(
-                f"images of {height}x{width} are too small for {self.name}, which takes {self.smallest} pixels and more; "
+                f"images of {height}x{width} are too small for {self.name}, which takes {self.smallest} pixels on; "
                 "name a larger size with --resize, which is recorded with the numbers"
             )
 
@@ -162,7 +162,7 @@ class AlexNetExtractor(Extractor):
 
 
 class DINOv2Extractor(Extractor):
-    """DINOv2 (arXiv 2304.07193) through transformers, at 224 pixels: its class token, as Stein et al. 2023 compare it."""
+    """DINOv2 (arXiv 2304.07193) at 224 pixels: its class token, as in Stein et al. 2023 (arXiv 2306.04675)."""
 
     SIZE = 224
 

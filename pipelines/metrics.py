@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.codebook_geometry import codebook_geometry
-from pipelines.distributions import FeatureMoments, frechet_distance, inception_score
+from pipelines.distributions import (
+    FeatureMoments,
+    distribution_metrics,
+    frechet_distance,
+    inception_score,
+    moments_of,
+)
 from pipelines.extractors import Extractor
 from pipelines.neighbours import precision_recall
 from tokenizer.perceptual import LPIPS
@@ -32,6 +38,7 @@ __all__ = [
     "inception_score",
     "l1",
     "lpips",
+    "moments_of",
     "pair_metrics",
     "perplexity",
     "precision_recall",
@@ -43,7 +50,6 @@ __all__ = [
 
 SSIM_WINDOW = 11
 GAUSSIAN_SIGMA = 1.5  # pixels
-NEIGHBOURS = 3  # k of precision and recall
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -80,9 +86,10 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor, window: Literal["uniform", "gaussian"] = "uniform") -> Tensor:
     """Structural similarity of each pair of images, float64 (B,) in [-1, 1]. `a` and `b`: uint8 (B, C, H, W).
 
-    K1 = 0.01, K2 = 0.03, an 11-pixel window, the mean over channels and over the positions where it fits. As scikit-image's
-    `structural_similarity(data_range=255, win_size=11, channel_axis=...)`: `uniform` with its sample covariance, as the
-    public ArcVQ-VAE code has it; `gaussian` with gaussian_weights, sigma 1.5 and without, as Wang et al. 2004 define it.
+    K1 = 0.01, K2 = 0.03, an 11-pixel window, the mean over channels and over the positions where it fits. As in
+    scikit-image's `structural_similarity(data_range=255, win_size=11, channel_axis=...)`: `uniform` with the sample
+    covariance, as the public ArcVQ-VAE code has it; `gaussian` with gaussian_weights, sigma 1.5 and
+    use_sample_covariance=False, as Wang et al. 2004 define it.
 
     Raises:
         ValueError: an image is smaller than the window, or another window.
@@ -119,7 +126,7 @@ def pair_metrics(
     perceptual: LPIPS | None = None,
     ssim_window: Literal["uniform", "gaussian"] = "uniform",
 ) -> dict[str, Tensor]:
-    """psnr, ssim, l1 and, of the network given, LPIPS under its name, of each pair of uint8 images: float64 (B,) each."""
+    """psnr, ssim, l1 and, under its network's name, LPIPS of each pair of uint8 images: float64 (B,) each."""
     values = {
         "psnr": psnr(originals, reconstructions),
         "ssim" if ssim_window == "uniform" else f"ssim-{ssim_window}": ssim(originals, reconstructions, ssim_window),
@@ -176,39 +183,6 @@ class ReconstructionMetrics:
         means = {name: total / self.images for name, total in self._sums.items()}
         codes = {"usage": usage(self.counts).item(), "perplexity": perplexity(self.counts).item()}
         return means | codes | {"images": self.images}
-
-
-def distribution_metrics(
-    features: Tensor, logits: Tensor | None, reference: Tensor | None, moments: FeatureMoments | None = None
-) -> dict[str, float]:
-    """frechet_distance, precision and recall (k = 3) and, where there are logits, inception_score (10 splits).
-
-    Args:
-        features: of the samples, (N, D), in the order in which the Inception score's shuffle is drawn.
-        logits: of the samples, (N, classes).
-        reference: features of the reference, (M, D); None: neither precision nor recall.
-        moments: of the reference where they are not those of `reference`, as from a file of statistics.
-
-    Raises:
-        ValueError: too few images or features that are not finite.
-    """
-    if moments is None:
-        moments = moments_of(reference)
-    ours = moments_of(features)
-    result = {"frechet_distance": frechet_distance(ours.mean, ours.covariance, moments.mean, moments.covariance)}
-    if reference is not None:
-        result["precision"], result["recall"] = precision_recall(features, reference, NEIGHBOURS)
-    if logits is not None:
-        result["inception_score"], result["inception_score_std"] = inception_score(logits)
-    return result
-
-
-def moments_of(features: Tensor) -> FeatureMoments:
-    """Their mean and covariance, in one go."""
-    moments = FeatureMoments()
-    for part in features.split(4096):
-        moments.update(part)
-    return moments
 
 
 def extract_features(images: Dataset, extractor: Extractor, batch_size: int = 64) -> tuple[Tensor, Tensor | None]:
@@ -268,9 +242,8 @@ def _gaussian_average(values: Tensor) -> Tensor:
     weights = weights / weights.sum()
     flat = values.flatten(0, 1).unsqueeze(1)
     rows = F.conv2d(flat, weights.view(1, 1, 1, -1))
-    return F.conv2d(rows, weights.view(1, 1, -1, 1)).view(
-        *values.shape[:2], *(s - SSIM_WINDOW + 1 for s in values.shape[2:])
-    )
+    averages = F.conv2d(rows, weights.view(1, 1, -1, 1))
+    return averages.view(*values.shape[:2], *averages.shape[2:])
 
 
 def _as_float64(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

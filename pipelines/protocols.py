@@ -77,7 +77,7 @@ PROTOCOLS = {
 def truncated(images: Tensor) -> Tensor:
     """Images, float (B, C, H, W) in [-1, 1], as uint8 (B, C, H, W) in the float32 steps of the public ArcVQ-VAE code.
 
-    Its cut falls below the value itself for 63 of the 256 levels: an original that it stores is darker by one level there.
+    Rounding puts 63 of the 256 levels just below themselves: there the cut takes one off, and originals are darker.
     """
     return (((images.float() + 1.0) / 2.0).clamp(0, 1) * 255).to(torch.uint8)
 

@@ -4,6 +4,7 @@ python scripts/benchmark.py                                          everything
 python scripts/benchmark.py quantizers --grid 65536x512x64 --output runs/benchmark.json
 python scripts/benchmark.py step --rounds 5
 python scripts/benchmark.py sampling
+python scripts/benchmark.py precision_recall --rounds 1 --repeats 1 --warmup 0
 python scripts/benchmark.py quantizers --grid 65536x262144x8 --cases arc --rounds 1 --repeats 1 --warmup 1
 
 Every case runs in a process of its own, all of them in turn (A B A B), `rounds` times. Peers that are not installed are
@@ -47,6 +48,8 @@ STEP_CASES: dict[str, dict[str, Any]] = {
     "arc bf16 compiled": {"name": "arc", "precision": "bf16", "compiled": True},
 }
 SAMPLING_CASES = ("ldm", "ldm-calls", "pixelcnn", "pixelcnn-calls")
+FEATURES = "50000x10000x2048"
+PRECISION_RECALL_CASES = ("ours", "torch-fidelity")
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,16 @@ class Case:
 def make_parser() -> ScriptParser:
     """The options of this script."""
     parser = ScriptParser("Measure speed and memory against named peers.")
-    groups = ["all", "quantizers", "step", "sampling"]
+    groups = ["all", "quantizers", "step", "sampling", "precision_recall"]
     parser.add_argument("group", nargs="?", choices=groups, default="all", help="what is measured")
     parser.add_argument("--grid", type=str, default=GRID, help="tokens x codes x dimensions of the quantizers")
     parser.add_argument("--cases", type=str | None, default=None, help="cases by name, with commas; None: all")
     parser.add_argument("--batch_size", type=int, default=1024, help="images of a training step")
     parser.add_argument("--sampling_batch", type=int, default=16, help="images sampled at once")
     parser.add_argument("--sampling_steps", type=int, default=50, help="DDIM steps of the latent diffusion")
+    parser.add_argument(
+        "--features", type=str, default=FEATURES, help="samples x reference x dimensions of the features"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="processes of each case")
     parser.add_argument("--repeats", type=int, default=5, help="runs in each process that are counted")
     parser.add_argument("--warmup", type=int, default=3, help="runs in each process before those")
@@ -84,8 +90,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the cases, prints a table per group, and writes the JSON after each."""
     config = make_parser().parse(args)
     for name in ("rounds", "repeats", "warmup", "batch_size", "sampling_batch", "sampling_steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+        least = 0 if name == "warmup" else 1
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
     tables = make_tables(config)
     known = {name for cases in tables.values() for name in cases}
     chosen = known if config.cases is None else set(config.cases.split(","))
@@ -125,17 +132,29 @@ def make_tables(config: Namespace) -> dict[str, dict[str, Case]]:
         tables[f"sampling, batch {config.sampling_batch}, {config.sampling_steps} DDIM steps, images"] = {
             name: Case("sampling", {"name": name, **sizes}, config.sampling_batch) for name in SAMPLING_CASES
         }
+    if config.group in ("all", "precision_recall"):
+        samples, reference, dim = numbers_of("features", config.features, FEATURES)
+        sizes = {"samples": samples, "reference": reference, "dim": dim}
+        tables[f"precision and recall {config.features}, samples"] = {
+            name: Case("precision_recall", {"name": name, **sizes}, samples) for name in PRECISION_RECALL_CASES
+        }
     return tables
+
+
+def numbers_of(option: str, sizes: str, example: str) -> list[int]:
+    """Three sizes written as AxBxC."""
+    try:
+        numbers = [int(size) for size in sizes.split("x")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3 or min(numbers) < 1:
+        raise ValueError(f"{option} takes three sizes of at least 1, such as {example}, got {sizes!r}")
+    return numbers
 
 
 def quantizer_cases(sizes: str) -> dict[str, Case]:
     """The cases of one place of the grid, N x K x D."""
-    try:
-        tokens, codes, dim = (int(size) for size in sizes.split("x"))
-    except ValueError as error:
-        raise ValueError(f"grid takes NxKxD, such as {GRID.split(',')[0]}, got {sizes!r}") from error
-    if min(tokens, codes, dim) < 1:
-        raise ValueError(f"grid takes sizes of at least 1, got {sizes!r}")
+    tokens, codes, dim = numbers_of("grid", sizes, GRID.split(",")[0])
     arguments = {"tokens": tokens, "codes": codes, "dim": dim}
     return {
         name: Case("quantizers", {"name": name.removesuffix(" kept"), **arguments}, tokens, name != "plain")
@@ -178,6 +197,7 @@ def summary(measured: list[dict[str, Any]], case: Case) -> dict[str, Any]:
         "fastest_s": min(medians),
         "slowest_s": max(medians),
         "memory_mb": None if None in memory else statistics.median(memory),
+        "peak_mb": None if None in memory else max(run["peak_mb"] for run in measured),
         "items_per_s": case.items / statistics.median(medians),
         "threads": measured[0]["threads"],
         "keep_freed_memory": case.keep_freed_memory,

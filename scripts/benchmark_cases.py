@@ -26,9 +26,12 @@ from fast_training import on_device, prepare_model
 from run_options import OptimConfig
 from threads import use_all_cores
 from torch import Tensor, nn
+from torch_fidelity.metric_prc import prc_features_to_metric
 from train_tokenizer import total_loss
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
+from pipelines.distributions import NEIGHBOURS
+from pipelines.neighbours import precision_recall
 from priors.diffusion import make_scheduler, make_unet
 from priors.pixelcnn import PixelCNN
 from tokenizer import VQTokenizer
@@ -149,7 +152,17 @@ def without_gradient(work: Work) -> Work:
     return torch.no_grad()(work)
 
 
+def precision_recall_case(name: str, samples: int, reference: int, dim: int, device: torch.device) -> Work:
+    """Precision and recall of normal features, ours or torch-fidelity's own without a whole table of distances."""
+    features = [torch.randn(number, dim, device=device) for number in (samples, reference)]
+    if name == "ours":
+        return lambda: precision_recall(*features)
+    options = {"prc_neighborhood": NEIGHBOURS, "save_cpu_ram": True, "verbose": False}
+    return lambda: prc_features_to_metric(*features, **options)
+
+
 CASES: dict[str, Callable[..., Work]] = {
+    "precision_recall": precision_recall_case,
     "quantizers": quantizer_case,
     "step": step_case,
     "sampling": sampling_case,
@@ -158,13 +171,12 @@ CASES: dict[str, Callable[..., Work]] = {
 
 def measure(group: str, arguments: dict[str, Any], device: torch.device, warmup: int, repeats: int) -> dict[str, Any]:
     """Seconds of each of `repeats` runs after `warmup` others, in which the optimiser's state and the heap take shape,
-    and the memory in MB that these added to what their inputs take."""
+    the memory in MB that these added to what their inputs take, and the most that the process took."""
     torch.manual_seed(0)
     work = CASES[group](**arguments, device=device)
     before = memory(device, reset=True)
     for _ in range(warmup):
         work()
-    after = memory(device, reset=False)
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -172,7 +184,10 @@ def measure(group: str, arguments: dict[str, Any], device: torch.device, warmup:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": seconds, "memory_mb": None if before is None else (after - before) / 1e6}
+    if before is None:
+        return {"seconds": seconds, "memory_mb": None, "peak_mb": None}
+    after = memory(device, reset=False)
+    return {"seconds": seconds, "memory_mb": (after - before) / 1e6, "peak_mb": after / 1e6}
 
 
 def memory(device: torch.device, reset: bool) -> int | None:

@@ -1,4 +1,4 @@
-"""Long measurements in chunks: computed once by whichever process and thread comes to them, kept on disk, read in order.
+"""Long measurements in chunks: computed once, by whichever process and thread comes to them, kept, read in order.
 
 A chunk is a range of images and what was measured of them. It is a function of the range alone: what the main process
 reads is the same for any number of processes, and after any interruption.

@@ -91,7 +91,7 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
         extractor.check_size(*source.image_size)
         facts |= {"samples_fingerprint": source.fingerprint}
     if number < INCEPTION_SCORE_SPLITS:
-        raise ValueError(f"the metrics need {INCEPTION_SCORE_SPLITS} images on each side, got num_images {number}")
+        raise ValueError(f"the metrics need {INCEPTION_SCORE_SPLITS} images or more, got num_images {number}")
 
     if isinstance(source, str):
         settings = facts | environment() | {"commit": commit(), "kept": keep}
@@ -112,7 +112,7 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
         save_class_samples(shown, labels[: len(shown)], pipeline.class_names, output / "generation.png")
         if keep:
             images = (image for values in chunks.read() for image in values["images"])
-            _keep_images(_kept_images(output, config.save_images), images, labels)
+            _keep_images(kept_images, images, labels)
     else:
         save_samples(source.batch(range(min(len(source), 100))), output / "generation.png")
     chunks.remove()
@@ -177,10 +177,6 @@ def _numbers(
     if labels is not None and measuring.extractor.name.startswith(DIGITS):
         numbers[f"class_accuracy[{measuring.extractor.name}]"] = class_accuracy(logits, labels[:number])
     return numbers | {"samples": number, **{k: v for k, v in reference.facts.items() if k == "reference_images"}}
-
-
-def _kept_images(output: Path, form: str) -> Path:
-    return output / ("images" if form == "png" else "samples.npz")
 
 
 def _keep_images(place: Path, images: Sequence[Tensor], labels: Tensor) -> None:

@@ -117,7 +117,7 @@ def _numbers(
     first: dict[str, Tensor] = {}
     for values in chunks.read():
         first = first or values
-        pairs = {name: of_images for name, of_images in values.items() if name not in others}
+        pairs = {name: values[name] for name in sorted(values, key=_place) if name not in others}
         metrics.add(pairs, values.get("counts", torch.zeros(1, dtype=torch.int64)))
     found = metrics.result()
     number = found.pop("images")
@@ -132,3 +132,8 @@ def _numbers(
         numbers |= {name if number >= asked else f"{name}@{number}": value for name, value in of_codes.items()}
         numbers |= codebook_geometry(tokenizer.codebook, None if radius is None else radius.item())
     return numbers | {"images": number}, metrics.counts, first
+
+
+def _place(name: str) -> tuple[bool, bool, bool, str]:
+    """Sorts pair metrics: psnr, ssim, l1, then the rest."""
+    return not name.startswith("psnr"), not name.startswith("ssim"), name != "l1", name

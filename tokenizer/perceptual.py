@@ -1,7 +1,7 @@
 """LPIPS: images, reconstructions -> a perceptual distance (Zhang et al. 2018, arXiv 1801.03924, version 0.1).
 
-The features of an ImageNet network at several depths, each position scaled to length 1, are subtracted, squared, weighted
-by channel with learned non-negative weights, averaged over positions and summed over depths.
+The features of an ImageNet network at several depths, each position scaled to length 1, are subtracted, squared,
+weighted by channel with learned non-negative weights, averaged over positions and summed over depths.
 """
 
 from collections.abc import Callable
