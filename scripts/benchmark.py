@@ -13,7 +13,6 @@ left out and named: pip install -e '.[benchmark]'.
 
 import importlib.util
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import psutil
 import torch
 from command_line import ScriptParser, run_script
 from jsonargparse import Namespace
-from provenance import provenance
+from provenance import machine, provenance
 from tqdm.auto import tqdm
 
 from tokenizer import VQTokenizer
@@ -232,22 +231,6 @@ def left_out(case: Case) -> str | None:
         if needed > there:
             return f"not run: would need about {needed / 2**30:.0f} GiB, {there / 2**30:.0f} GiB are free"
     return None
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = [line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")]
-    return {
-        "processor": model[0] if model else platform.processor(),
-        "cores": psutil.cpu_count(logical=False),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-    }
-
-
-def cpu_lines() -> list[str]:
-    """What Linux says of the processor; nothing elsewhere."""
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []
 
 
 def as_text(title: str, table: dict[str, Any]) -> str:

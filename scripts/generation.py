@@ -71,10 +71,9 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
         facts |= {"data": real.name, "split": split, "images": len(real), "image_size": real.image_size}
         facts |= {"fingerprint": real.fingerprint()}
     keep = config.save_images is not None
-    if keep and _kept_images(output, config.save_images).exists():
-        raise ValueError(
-            f"{_kept_images(output, config.save_images)} is there already; remove it, or name another --output"
-        )
+    kept_images = output / ("samples.npz" if config.save_images == "npz" else "images")
+    if keep and kept_images.exists():
+        raise ValueError(f"{kept_images} is there already; remove it, or name another --output")
 
     if isinstance(source, str):
         pipeline = load_pipeline(source).to(PartialState().device)

@@ -1,5 +1,6 @@
 """Where a number comes from."""
 
+import platform
 import shlex
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "torch-fidelity")
@@ -32,3 +34,19 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + "+" * changed
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = [line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")]
+    return {
+        "processor": model[0] if model else platform.processor(),
+        "cores": psutil.cpu_count(logical=False),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+    }
+
+
+def cpu_lines() -> list[str]:
+    """What Linux says of the processor; nothing elsewhere."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []
