@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipelines.metrics import to_uint8
 from tokenizer.data import ImageDataset
+from tokenizer.image_files import convert
 
 
 class ImageSource(ABC):
@@ -76,7 +77,7 @@ class FolderImages(ImageSource):
     """The PNG files of a folder and of the folders in it, by name.
 
     Raises:
-        ValueError: no PNG files, files that are no images, or images of several sizes; when read, a broken file.
+        ValueError: no PNG files, files that are no images, or images of several kinds; when read, a broken file.
     """
 
     def __init__(self, folder: Path):
@@ -88,19 +89,19 @@ class FolderImages(ImageSource):
             raise ValueError(
                 f"folder {str(folder)!r} has no PNG files: {found}; save the images as PNG, which loses nothing"
             )
-        sizes: dict[tuple[str, tuple[int, int]], Path] = {}
+        kinds: dict[tuple[int, int, int], Path] = {}
         for file in self.files:
             with _opened(file) as image:
-                sizes.setdefault(("grey" if image.mode in ("1", "L") else "RGB", image.size), file)
-        if len(sizes) > 1:
-            (kind, (width, height)), (other, (other_width, other_height)) = list(sizes)[:2]
-            first, second = list(sizes.values())[:2]
+                grey = image.mode in ("1", "L") or image.mode.startswith("I")
+                kinds.setdefault((1 if grey else 3, image.height, image.width), file)
+        if len(kinds) > 1:
+            (first, file), (second, other) = list(kinds.items())[:2]
             raise ValueError(
-                f"folder {str(folder)!r} holds images of several sizes: {first.name} is {kind} {width}x{height}, "
-                f"{second.name} is {other} {other_width}x{other_height}; make them one size"
+                f"folder {str(folder)!r} holds several kinds of images: {file.name} has (channels, height, width) "
+                f"{first}, {other.name} has {second}; make them one kind"
             )
-        ((self._kind, (width, height)),) = sizes
-        self.image_size = (height, width)
+        ((self._channels, *size),) = kinds
+        self.image_size = tuple(size)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -109,10 +110,11 @@ class FolderImages(ImageSource):
         file = self.files[index]
         with _opened(file) as image:
             try:
-                pixels = np.asarray(image.convert("L" if self._kind == "grey" else "RGB"))
+                image.load()
             except (OSError, SyntaxError, ValueError) as error:
                 raise ValueError(f"image {file} is broken: {error}; remove it or save it again") from error
-        return torch.from_numpy(np.array(pixels)).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+            pixels = np.asarray(convert(image, self._channels, f"image {file}"))
+        return torch.from_numpy(np.array(pixels)).reshape(*self.image_size, self._channels).permute(2, 0, 1)
 
 
 class NpzImages(ImageSource):
@@ -136,7 +138,7 @@ class NpzImages(ImageSource):
                 self.images = _mapped(file, archive.getinfo("arr_0.npy"))
             with np.load(file, allow_pickle=False) as arrays:
                 self.images = arrays["arr_0"] if self.images is None else self.images
-                self.labels = torch.from_numpy(arrays["arr_1"].astype(np.int64)) if "arr_1" in names else None
+                self.labels = torch.from_numpy(arrays["arr_1"].astype(np.int64)) if "arr_1.npy" in names else None
         except (OSError, zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"{file} cannot be read as an npz: {error}; save images with numpy.savez") from error
         shape, dtype = self.images.shape, self.images.dtype

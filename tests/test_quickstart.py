@@ -24,7 +24,7 @@ def test_the_demo_goes_from_images_to_a_report_and_does_not_train_twice(tmp_path
     for prior in ("ldm", "pixelcnn"):
         assert results[prior]["numbers"]["samples"] == 20
         assert 0 <= results[prior]["numbers"]["class_accuracy[digits-classifier]"] <= 1
-        assert f"{prior}: frechet_distance[digits-classifier]" in second.stdout
+        assert f"{prior}: frechet_distance[digits-classifier]@20" in second.stdout
     page = (folder / "report.html").read_text()
     titles = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
     assert titles == ["Overview", "Reconstruction", "Codebook", "Latent diffusion", "PixelCNN", "Curves", "Again"]

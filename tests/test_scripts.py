@@ -278,7 +278,7 @@ def test_evaluation_writes_named_numbers_with_their_protocol(home):
     assert reconstruction["protocol"]["split"] == "test"
     assert len(reconstruction["protocol"]["fingerprint"]) == 64
     assert 0 <= generation["numbers"]["class_accuracy[digits-classifier]"] <= 1
-    assert generation["numbers"]["frechet_distance[digits-classifier]"] > 0
+    assert generation["numbers"]["frechet_distance[digits-classifier]@20"] > 0
     assert "fid" not in " ".join(generation["numbers"])
     assert generation["protocol"]["sampling"] == {"num_inference_steps": 2}
 
