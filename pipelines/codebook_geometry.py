@@ -35,7 +35,7 @@ def codebook_geometry(codebook: Tensor, radius: float | None = None) -> dict[str
         "norm_max": norms.max().item(),
         "distance_mean": mean,
         "distance_min": smallest,
-        "effective_rank": effective_rank(table - table.mean(dim=0)),
+        "effective_rank": effective_rank(table - table.mean(dim=0), rounding=_rounding(table)),
     }
     if radius is not None and math.isfinite(radius):
         # The table is float32, and a norm that was set to the radius is off by its rounding.
@@ -43,13 +43,18 @@ def codebook_geometry(codebook: Tensor, radius: float | None = None) -> dict[str
     return result
 
 
-def effective_rank(matrix: Tensor) -> float:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007); 0 for a matrix of zeros."""
+def effective_rank(matrix: Tensor, rounding: float = 0.0) -> float:
+    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007); 0 if none is above `rounding`."""
     values = torch.linalg.svdvals(matrix.double())
-    if values.sum() == 0:
+    if values.max() <= rounding:
         return 0.0
     shares = values / values.sum()
     return torch.exp(-torch.special.xlogy(shares, shares).sum()).item()
+
+
+def _rounding(table: Tensor) -> float:
+    """What the subtraction of a mean may leave of a table of equal codes."""
+    return torch.finfo(torch.float64).eps * table.numel() * table.abs().max().item()
 
 
 def _distances(table: Tensor) -> tuple[float, float]:

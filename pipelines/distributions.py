@@ -114,7 +114,7 @@ def inception_score(
     if number < splits or splits < 1:
         raise ValueError(f"{number} images are too few for {splits} splits of the Inception score; pass more")
     if seed is not None:
-        order = np.random.RandomState(seed).permutation(number)  # noqa: NPY002: the generator that published scores use
+        order = np.random.RandomState(seed).permutation(number)  # the legacy generator: torch-fidelity's
         logits = logits[torch.from_numpy(order).to(logits.device)]
     scores = []
     for index in range(splits):
@@ -140,6 +140,8 @@ def distribution_metrics(
         ValueError: too few images or features that are not finite.
     """
     if moments is None:
+        if reference is None:
+            raise ValueError("there is nothing to compare with; pass the reference's features, or its moments")
         moments = moments_of(reference)
     ours = moments_of(features)
     result = {"frechet_distance": frechet_distance(ours.mean, ours.covariance, moments.mean, moments.covariance)}

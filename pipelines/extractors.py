@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -74,6 +75,8 @@ class Extractor(nn.Module):
         self.name = name if resize is None else f"{name}-{resize}px"
         self.sha256, self.smallest, self.resize = sha256, smallest, resize
         self.is_fid = is_fid and resize is None
+        # Follows the module to its device and dtype, also where a subclass has no weights.
+        self.register_buffer("place", torch.zeros(()), persistent=False)
         self.input_text = (f"bicubic antialiased to {resize}, uint8; " if resize else "") + input_text
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -101,8 +104,8 @@ class Extractor(nn.Module):
         self.check_size(*images.shape[-2:])
         if self.resize is not None:
             images = resized(images, self.resize)
-        weight = next(self.parameters())
-        features, logits = self(images.to(weight.device).expand(-1, 3, -1, -1).to(weight.dtype))
+        with torch.autocast(self.place.device.type, enabled=False):
+            features, logits = self(images.to(self.place.device).expand(-1, 3, -1, -1).to(self.place.dtype))
         # Rounded to float32: what is left of another order of float64 sums is gone.
         return features.float().cpu(), None if logits is None else logits.float().cpu()
 
@@ -124,12 +127,13 @@ class InceptionExtractor(Extractor):
         tensors, digest, published = config.weights.read(INCEPTION)
         published_text = "299, bilinear as TensorFlow 1, (x - 128) / 128"
         official_text = "229, PIL bilinear, uint8; 299, bilinear, 2 x / 255 - 1"
+        name = "inception-v3-compat" if published else f"inception-{digest[:8]}"
         super().__init__(
-            "inception-v3-compat" if published else f"inception-{digest[:8]}",
+            f"{name}-229" if config.fid_input_229 else name,
             digest,
             smallest=1,
             input_text=official_text if config.fid_input_229 else published_text,
-            is_fid=published,
+            is_fid=published and not config.fid_input_229,
             resize=config.resize,
         )
         network = _inception(tensors)
@@ -169,8 +173,8 @@ class DINOv2Extractor(Extractor):
     def __init__(self, config: ExtractorConfig):
         try:
             model = Dinov2Model.from_pretrained(config.dinov2, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"no DINOv2 weights in {config.dinov2!r} ({reason}); name its id on the Hub, or a folder with "
                 "config.json and model.safetensors, with --dinov2"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 TILE = 2048  # rows and columns of the distances held at once
 _SPARE = 4  # candidates kept beyond the k nearest, so that rounding seldom makes a row ambiguous
+_LARGEST = 1e140
 _EXACT_VALUES = 2**22  # differences held at once where distances are computed from them
 
 
@@ -29,9 +30,28 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[fl
     Raises:
         ValueError: features of another shape or that are not finite, or fewer than k + 1 in a set.
     """
-    _check(samples, reference, k)
+    _check("samples", samples, k)
+    _check("reference", reference, k)
+    if samples.shape[1] != reference.shape[1]:
+        raise ValueError(f"features have {samples.shape[1]} and {reference.shape[1]} dimensions; take one extractor")
+    with torch.autocast(samples.device.type, enabled=False):
+        return _precision_recall(samples, reference, k)
+
+
+def neighbour_distances(features: Tensor, k: int) -> Tensor:
+    """Squared distance of each feature to its k-th nearest other one: (N, D) => float64 (N,).
+
+    Raises:
+        ValueError: features of another shape or that are not finite, or fewer than k + 1.
+    """
+    _check("images'", features, k)
+    with torch.autocast(features.device.type, enabled=False):
+        return _neighbour_distances(features, k, _Screen(features))
+
+
+def _precision_recall(samples: Tensor, reference: Tensor, k: int) -> tuple[float, float]:
     screen = _Screen(reference, samples)
-    radii = [neighbour_distances(features, k, screen) for features in (samples, reference)]
+    radii = [_neighbour_distances(features, k, screen) for features in (samples, reference)]
     covered = [torch.zeros(len(features), dtype=torch.bool, device=samples.device) for features in (samples, reference)]
     for rows, tile_rows in _tiles(samples):
         a, a_squares = screen(tile_rows)
@@ -56,9 +76,7 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[fl
     return precision, recall
 
 
-def neighbour_distances(features: Tensor, k: int, screen: "_Screen | None" = None) -> Tensor:
-    """Squared distance of each feature to its k-th nearest other one: (N, D) => float64 (N,)."""
-    screen = screen or _Screen(features)
+def _neighbour_distances(features: Tensor, k: int, screen: "_Screen") -> Tensor:
     number = len(features)
     kept = min(number - 1, k + _SPARE)
     nearest = torch.full((number, kept), torch.inf, dtype=screen.dtype, device=features.device)
@@ -100,8 +118,7 @@ class _Screen:
 
     def __init__(self, *sets: Tensor):
         self.mean = sum(part.double().sum(dim=0) for _, part in _tiles(sets[0])) / len(sets[0])
-        # A lower precision, which the user may have set for all float32 products, would break the bound.
-        self.dtype = torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
+        self.dtype = torch.float32 if _float32_products_are_float32() else torch.float64
         parts = (part.double() - self.mean for features in sets for _, part in _tiles(features))
         largest = max(part.square().sum(dim=1).max().item() for part in parts)
         self.scale = 2.0 ** -round(math.log2(max(largest, 1e-300)) / 2)  # a power of two: it rounds nothing
@@ -147,7 +164,7 @@ def _within(
     while len(doubtful):
         rows = inside[doubtful]
         values, column = rows.max(dim=1)
-        possible = values >= -slack[doubtful]
+        possible = (values >= -slack[doubtful]) & (values > -torch.inf)
         doubtful, column = doubtful[possible], column[possible]
         found = _squared_distances(points[doubtful], centres[column]) <= radii[column]
         hits[doubtful[found]] = True
@@ -176,13 +193,22 @@ def _tiles(features: Tensor) -> list[tuple[slice, Tensor]]:
     return [(slice(*ends_of), features[slice(*ends_of)]) for ends_of in ends]
 
 
-def _check(samples: Tensor, reference: Tensor, k: int) -> None:
-    for role, features in (("samples", samples), ("reference", reference)):
-        if features.ndim != 2 or not features.is_floating_point():
-            raise ValueError(f"{role} features are {features.dtype} {tuple(features.shape)}, not floating point (N, D)")
-        if len(features) <= k:
-            raise ValueError(f"{len(features)} {role} are too few for {k} neighbours; pass at least {k + 1}")
-        if not all(torch.isfinite(part).all() for _, part in _tiles(features)):
-            raise ValueError(f"{role} features hold NaN or infinity; check the images and the extractor's weights")
-    if samples.shape[1] != reference.shape[1]:
-        raise ValueError(f"features have {samples.shape[1]} and {reference.shape[1]} dimensions; take one extractor")
+def _float32_products_are_float32() -> bool:
+    """Not where the user has set a lower precision for all float32 products, which would break the bound."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was set for one backend alone
+        return False
+
+
+def _check(role: str, features: Tensor, k: int) -> None:
+    if features.ndim != 2 or not features.is_floating_point() or features.shape[1] == 0:
+        raise ValueError(f"{role} features are {features.dtype} {tuple(features.shape)}, not floating point (N, D)")
+    if k < 1 or len(features) <= k:
+        raise ValueError(f"{len(features)} {role} are too few for {k} neighbours; pass at least {max(k, 1) + 1}")
+    # Their squares would be infinite.
+    if not all((part.abs() < _LARGEST).all() for _, part in _tiles(features)):
+        raise ValueError(
+            f"{role} features hold NaN or infinity, or values above {_LARGEST:.0e}; check the images "
+            "and the extractor's weights"
+        )

@@ -79,18 +79,16 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
         pipeline = load_pipeline(source).to(PartialState().device)
         check_images(pipeline.vqvae, real)
         options = SamplingConfig(**config.sampling.as_dict()).options(pipeline)
-        number = DEFAULT_SAMPLES if config.num_images is None else config.num_images
+        number = check_enough(DEFAULT_SAMPLES if config.num_images is None else config.num_images)
         labels = class_labels(number, len(pipeline.class_names), config.labels, config.seed)
         extractor.check_size(real.image_size, real.image_size)
         facts |= {"seed": config.seed, "labels": config.labels, "classes": len(pipeline.class_names)}
         facts |= {"sampling": options, "pipeline": folder_fingerprint(find_pipeline(source))}
     else:
-        number = check_count(config.num_images, len(source), f"images in {source.name}")
+        number = check_enough(check_count(config.num_images, len(source), f"images in {source.name}"))
         labels = getattr(source, "labels", None)
         extractor.check_size(*source.image_size)
         facts |= {"samples_fingerprint": source.fingerprint}
-    if number < INCEPTION_SCORE_SPLITS:
-        raise ValueError(f"the metrics need {INCEPTION_SCORE_SPLITS} images or more, got num_images {number}")
 
     if isinstance(source, str):
         settings = facts | environment() | {"commit": commit(), "kept": keep}
@@ -115,7 +113,18 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
     else:
         save_samples(source.batch(range(min(len(source), 100))), output / "generation.png")
     chunks.remove()
-    return {"protocol": facts | reference.facts | {"samples": number, "asked": protocol.asked}, **numbers}
+    counted = {"samples": number, "asked": protocol.asked}
+    if labels is not None:
+        of_classes = labels[:number].bincount(minlength=facts.get("classes", 0))
+        counted["samples_per_class"] = [of_classes.min().item(), of_classes.max().item()]
+    return {"protocol": facts | reference.facts | counted, **numbers}
+
+
+def check_enough(number: int) -> int:
+    """The number of samples. ValueError where it is too small for the metrics."""
+    if number < INCEPTION_SCORE_SPLITS:
+        raise ValueError(f"the metrics need {INCEPTION_SCORE_SPLITS} images or more, got num_images {number}")
+    return number
 
 
 def class_labels(number: int, classes: int, scheme: str, seed: int) -> Tensor:

@@ -31,7 +31,7 @@ class Measuring:
         facts = self.protocol.describe()
         facts["extractor"] = None
         if self.extractor is not None:
-            dtype = str(next(self.extractor.parameters()).dtype).removeprefix("torch.")
+            dtype = str(self.extractor.place.dtype).removeprefix("torch.")
             facts["extractor"] = {
                 "name": self.extractor.name,
                 "sha256": self.extractor.sha256,

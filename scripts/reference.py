@@ -35,7 +35,7 @@ def features_of(images: ImageSource, extractor: Extractor, folder: Path) -> tupl
         "images": images.fingerprint,
         "extractor": extractor.sha256,
         "input": extractor.input_text,
-        "dtype": str(next(extractor.parameters()).dtype),
+        "dtype": str(extractor.place.dtype),
     }
     chunks = Chunks(folder, "features", settings | environment(), len(images), CHUNK)
 

@@ -98,6 +98,7 @@ def test_every_number_carries_what_it_takes_to_compare_it(reconstruction, genera
         assert extractor["name"] == "digits-classifier" and extractor["dtype"] == "float64"
         assert len(extractor["sha256"]) == 64 and "127.5" in extractor["input"]
     assert reconstruction["protocol"]["protocol"] == "rfid" and generation["protocol"]["protocol"] == "torch-fidelity"
+    assert generation["protocol"]["samples_per_class"] == [5, 5]
     facts = {"seed": 0, "labels": "balanced", "classes": 10, "samples": 50, "asked": 50_000, "images": 360}
     assert {name: generation["protocol"][name] for name in facts} == facts
     assert len(generation["protocol"]["pipeline"]) == len(reconstruction["protocol"]["tokenizer"]) == 64

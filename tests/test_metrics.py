@@ -1,30 +1,36 @@
 import math
-import pickle
-import urllib.error
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
-import torch_fidelity
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import nn
 from torch.utils.data import Dataset, TensorDataset
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from pipelines import metrics
+from pipelines import distributions
+from pipelines.extractors import Extractor
+from pipelines.features import DigitExtractor, train_digit_classifier
 from pipelines.metrics import (
-    Extractor,
+    FeatureMoments,
     ReconstructionMetrics,
+    distribution_metrics,
+    extract_features,
     generation_metrics,
-    inception_extractor,
+    inception_score,
     l1,
+    lpips,
+    moments_of,
+    pair_metrics,
     psnr,
     ssim,
     to_uint8,
 )
+from tokenizer.data import DataConfig, load_images
 
 GOLDEN = Path(__file__).parent / "golden"
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def golden_images(name):
@@ -39,6 +45,41 @@ def test_image_metrics_equal_the_golden_numbers(name):
     np.testing.assert_allclose(psnr(originals, distorted).numpy(), golden["psnr"], rtol=1e-7)
     np.testing.assert_allclose(ssim(originals, distorted).numpy(), golden["ssim_uniform11"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(l1(originals, distorted).numpy(), golden["l1"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_psnr_and_both_windows_of_ssim_equal_scikit_image(name):
+    originals, distorted, _ = golden_images(name)
+    gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    windows = {"uniform": {}, "gaussian": gaussian}
+    for window, options in windows.items():
+        expected = [
+            structural_similarity(
+                *(image.permute(1, 2, 0).numpy() for image in pair),
+                data_range=255,
+                win_size=11,
+                channel_axis=-1,
+                **options,
+            )
+            for pair in zip(originals, distorted, strict=True)
+        ]
+        np.testing.assert_allclose(ssim(originals, distorted, window).numpy(), expected, rtol=0, atol=1e-10)
+    expected = [
+        peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=255) for a, b in zip(originals, distorted, strict=True)
+    ]
+    np.testing.assert_allclose(psnr(originals, distorted).numpy(), expected, rtol=1e-12)
+    torch.testing.assert_close(ssim(originals, distorted), ssim(originals, distorted, "uniform"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("window", ["uniform", "gaussian"])
+def test_ssim_of_images_that_are_not_square_is_that_of_the_images_turned(window):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(256, (2, 3, 12, 19), generator=generator, dtype=torch.uint8) for _ in range(2))
+    torch.testing.assert_close(ssim(a, b, window), ssim(a.mT, b.mT, window), rtol=1e-12, atol=0)
+    pair = [side[1].permute(1, 2, 0).numpy() for side in (a, b)]
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False} if window == "gaussian" else {}
+    expected = structural_similarity(*pair, data_range=255, win_size=11, channel_axis=-1, **options)
+    assert ssim(a, b, window)[1].item() == pytest.approx(expected, abs=1e-10)
 
 
 def test_ssim_equals_the_formula_window_by_window():
@@ -84,6 +125,8 @@ def test_ssim_refuses_images_smaller_than_its_window():
     images = torch.zeros(2, 3, 10, 16, dtype=torch.uint8)
     with pytest.raises(ValueError, match="10x16 are smaller than the 11-pixel window"):
         ssim(images, images)
+    with pytest.raises(ValueError, match="no window 'hann'; take uniform or gaussian"):
+        ssim(images, images, "hann")
 
 
 def test_to_uint8_rounds_and_clamps():
@@ -149,6 +192,61 @@ def test_reconstruction_metrics_refuse_nothing_and_mismatched_codes():
         stream.update(images, images, torch.zeros(3, 4, dtype=torch.int64))
 
 
+class Difference(nn.Module):
+    """In place of LPIPS: the mean absolute difference of what it is given."""
+
+    name = "lpips-of-test"
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, images, reconstructions):
+        assert images.dtype == reconstructions.dtype == self.shift.dtype
+        self.seen = images
+        return (images - reconstructions).abs().mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lpips_sees_images_from_minus_one_to_one_in_its_own_precision(dtype):
+    originals, distorted, _ = golden_images("cifar10")
+    network = Difference().to(dtype)
+    found = lpips(originals, distorted, network)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, 2 * l1(originals, distorted), rtol=1e-5, atol=0)
+    assert network.seen.min() == -1 and network.seen.max() == 1
+    with pytest.raises(ValueError, match="use to_uint8"):
+        lpips(originals.float(), distorted.float(), network)
+
+
+def test_pair_metrics_are_named_by_their_window_and_network():
+    originals, distorted, _ = golden_images("cifar10")
+    plain = pair_metrics(originals, distorted)
+    assert list(plain) == ["psnr", "ssim", "l1"]
+    full = pair_metrics(originals, distorted, Difference(), "gaussian")
+    assert list(full) == ["psnr", "ssim-gaussian", "l1", "lpips-of-test"]
+    assert all(values.shape == (24,) and values.dtype == torch.float64 for values in (plain | full).values())
+    assert torch.equal(plain["ssim"], ssim(originals, distorted))
+    assert torch.equal(full["ssim-gaussian"], ssim(originals, distorted, "gaussian"))
+    assert not torch.equal(plain["ssim"], full["ssim-gaussian"])
+
+
+def test_reconstruction_metrics_carry_window_and_network_and_take_what_was_measured_elsewhere():
+    originals, distorted, _ = golden_images("cifar10")
+    codes = torch.arange(24).view(24, 1) % 5
+    network = Difference()
+    updated, added = (ReconstructionMetrics(8, network, "gaussian") for _ in range(2))
+    for rows in (slice(0, 10), slice(10, 24)):
+        updated.update(originals[rows], distorted[rows], codes[rows])
+        counts = torch.bincount(codes[rows].flatten(), minlength=8)
+        added.add(pair_metrics(originals[rows], distorted[rows], network, "gaussian"), counts)
+    result = updated.result()
+    assert added.result() == result
+    assert updated.counts.tolist() == [5, 5, 5, 5, 4, 0, 0, 0]
+    assert set(result) == {"psnr", "ssim-gaussian", "l1", "lpips-of-test", "usage", "perplexity", "images"}
+    assert result["lpips-of-test"] == pytest.approx(2 * result["l1"], rel=1e-12)
+
+
 class Indexed(Dataset):
     """Images that say which row of a table their features are: (table, row // 256, row % 256) in the first pixels."""
 
@@ -164,231 +262,192 @@ class Indexed(Dataset):
         return image
 
 
-@pytest.fixture
-def table_extractor(monkeypatch):
-    """Registers an extractor whose features and logits are given: two tables, samples' and reference's."""
+class Table(Extractor):
+    """Features and logits that are given: two tables, samples' and reference's."""
 
-    def register(features, logits):
-        class TableExtractor(torch_fidelity.FeatureExtractorBase):
-            def __init__(self, name, features_list, **kwargs):
-                super().__init__(name, features_list)
+    def __init__(self, features, logits=None, is_fid=False):
+        super().__init__("table", "0123abcd" * 8, smallest=2, input_text="as it is", is_fid=is_fid)
+        self.features, self.logits = features, logits
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64), requires_grad=False)
 
-            @staticmethod
-            def get_provided_features_list():
-                return "features", "logits"
-
-            @staticmethod
-            def can_be_compiled():
-                return False
-
-            def forward(self, images):
-                table, high, low = images[:, :, 0, 0].long().unbind(dim=1)
-                layers = {"features": features, "logits": logits}
-                rows = [
-                    {name: layers[name][t][r] for name in layers}
-                    for t, r in zip(table.tolist(), (256 * high + low).tolist(), strict=True)
-                ]
-                return tuple(torch.stack([row[name] for row in rows]) for name in self.features_list)
-
-        monkeypatch.setitem(torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY, "table-of-test", TableExtractor)
-        return Extractor("table", "table-of-test", "features", "logits", None, "0123abcd")
-
-    return register
+    def forward(self, pixels):
+        table, high, low = pixels[:, :, 0, 0].long().unbind(dim=1)
+        places = list(zip(table.tolist(), (256 * high + low).tolist(), strict=True))
+        layers = (self.features, self.logits)
+        features, logits = (layer and torch.stack([layer[table][row] for table, row in places]) for layer in layers)
+        return features, logits
 
 
 def run(extractor, samples, reference, **kwargs):
     return generation_metrics(Indexed(0, samples), Indexed(1, reference), extractor, **kwargs)
 
 
-def frechet_distance(a, b):
-    """In float64, by the definition."""
-    root = scipy.linalg.sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False)).real
-    means = a.mean(axis=0) - b.mean(axis=0)
-    return means @ means + np.trace(np.cov(a, rowvar=False) + np.cov(b, rowvar=False) - 2 * root)
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_generation_metrics_equal_the_golden_numbers(table_extractor, monkeypatch):
+def test_generation_metrics_equal_the_golden_numbers(monkeypatch):
     golden = np.load(GOLDEN / "feature_metrics.npz")
     fake, real, logits = (torch.from_numpy(golden[key]) for key in ("fake", "real", "logits"))
-    assert golden["neighbours"] == metrics.NEIGHBOURS
-    result = run(table_extractor((fake, real), (logits, logits)), len(fake), len(real), batch_size=100)
-    assert result["frechet_distance[table]"] == pytest.approx(float(golden["frechet"]), rel=1e-9)
-    assert result["precision[table]"] == pytest.approx(float(golden["precision"]), rel=1e-6)  # a float32 mean
-    assert result["recall[table]"] == pytest.approx(float(golden["recall"]), rel=1e-6)
-
-    monkeypatch.setattr(metrics, "INCEPTION_SCORE_SPLITS", 1)
-    features = torch.randn(len(logits), 4, generator=torch.Generator().manual_seed(0))
-    result = run(table_extractor((features, features), (logits, logits)), len(logits), 50)
+    assert golden["neighbours"] == 3
+    for result in (
+        run(Table((fake, real)), len(fake), len(real), batch_size=100),
+        {f"{name}[table]": value for name, value in distribution_metrics(fake, None, real).items()},
+    ):
+        assert list(result) == ["frechet_distance[table]", "precision[table]", "recall[table]"]
+        assert result["frechet_distance[table]"] == pytest.approx(float(golden["frechet"]), rel=1e-6)
+        assert result["precision[table]"] == pytest.approx(float(golden["precision"]), rel=1e-9)
+        assert result["recall[table]"] == pytest.approx(float(golden["recall"]), rel=1e-9)
+    monkeypatch.setattr(distributions, "inception_score", lambda logits: inception_score(logits, splits=1))
+    result = run(Table((logits, logits), (logits, logits)), len(logits), 50)
     score = float(golden["inception_score_one_split"])
-    assert result["inception_score[table]"] == pytest.approx(score, rel=1e-9)
+    assert result["inception_score[table]"] == pytest.approx(score, rel=1e-6)
 
 
-def test_frechet_distance_equals_its_definition_and_is_zero_for_one_set(table_extractor):
-    generator = torch.Generator().manual_seed(1)
-    fake = torch.randn(120, 12, generator=generator, dtype=torch.float64).cumsum(dim=1)
-    real = torch.randn(150, 12, generator=generator, dtype=torch.float64) + 0.5
-    logits = torch.randn(150, 10, generator=generator, dtype=torch.float64)
-    result = run(table_extractor((fake, real), (logits, logits)), 120, 150)
-    assert result["frechet_distance[table]"] == pytest.approx(frechet_distance(fake.numpy(), real.numpy()), rel=1e-9)
-    assert result["frechet_distance[table]"] > 1
-
-    result = run(table_extractor((real, real), (logits, logits)), 150, 150)
-    assert abs(result["frechet_distance[table]"]) < 1e-9
-    assert result["precision[table]"] == result["recall[table]"] == 1.0
+def test_only_the_extractor_of_fid_leaves_its_name_out():
+    features, logits = (normal(20, 4), normal(20, 4, seed=1)), (normal(20, 10), normal(20, 10))
+    fid = run(Table(features, logits, is_fid=True), 20, 15)
+    other = run(Table(features, logits), 20, 15)
+    assert list(fid) == ["fid", "precision", "recall", "inception_score", "inception_score_std"]
+    assert list(other) == [f"{name}[table]".replace("fid", "frechet_distance") for name in fid]
+    assert list(fid.values()) == list(other.values())
+    assert list(run(Table(features, is_fid=True), 20, 15)) == ["fid", "precision", "recall"]
 
 
-def test_collapsed_samples_are_precise_and_recall_nothing(table_extractor):
-    generator = torch.Generator().manual_seed(2)
-    real = torch.randn(200, 8, generator=generator, dtype=torch.float64)
-    fake = real[:1] + 1e-3 * torch.randn(100, 8, generator=generator, dtype=torch.float64)
-    logits = torch.zeros(200, 10, dtype=torch.float64)
-    result = run(table_extractor((fake, real), (logits, logits)), 100, 200)
-    assert result["precision[table]"] == 1.0
-    assert result["recall[table]"] <= 0.01
-    assert result["inception_score[table]"] == pytest.approx(1.0)  # every image is read alike
+def test_precision_is_of_the_samples_and_the_inception_score_too():
+    real = normal(200, 8)
+    fake = real[:1] + 1e-3 * normal(100, 8, seed=1)
+    varied, alike = 50.0 * torch.eye(10).repeat(20, 1), torch.zeros(200, 10)
+    result = run(Table((fake, real), (alike, varied)), 100, 200)
+    assert result["precision[table]"] == 1.0 and result["recall[table]"] <= 0.01
+    assert result["inception_score[table]"] == pytest.approx(1.0)
+    assert run(Table((real, fake), (varied, alike)), 200, 100)["inception_score[table]"] > 8
+    same = run(Table((real, real)), 200, 200)
+    assert same["frechet_distance[table]"] == pytest.approx(0, abs=1e-9)
+    assert same["precision[table]"] == same["recall[table]"] == 1.0
 
 
-def test_scores_of_samples_sorted_by_class_do_not_fall(table_extractor):
-    logits = 50.0 * torch.eye(10, dtype=torch.float64).repeat_interleave(40, dim=0)
-    features = torch.randn(400, 4, generator=torch.Generator().manual_seed(3))
-    result = run(table_extractor((features, features), (logits, logits)), 400, 20)
-    assert 8 < result["inception_score[table]"] <= 10  # unshuffled, each split would be one class and score 1
+def test_moments_of_a_larger_reference_take_the_place_of_the_features():
+    features, reference, larger = normal(40, 4), normal(30, 4, seed=1), normal(100, 4, seed=2) + 1
+    moments = FeatureMoments()
+    moments.update(larger)
+    expected = distribution_metrics(features, None, larger)["frechet_distance"]
+    assert distribution_metrics(features, None, None, moments) == {"frechet_distance": expected}
+    both = distribution_metrics(features, None, reference, moments)
+    alone = distribution_metrics(features, None, reference)
+    assert both == alone | {"frechet_distance": expected} != alone
 
 
-def test_numbers_of_other_extractors_are_never_called_fid(table_extractor):
-    features, logits = torch.randn(20, 4), torch.randn(20, 10)
-    result = run(table_extractor((features, features), (logits, logits)), 20, 15)
-    scores = ("frechet_distance", "inception_score", "inception_score_std", "precision", "recall")
-    facts = {"samples": 20, "reference_images": 15, "extractor": "table", "extractor_hash": "0123abcd"}
-    assert set(result) == {f"{score}[table]" for score in scores} | set(facts)
-    assert not any("fid" in name for name in result)
-    assert {name: result[name] for name in facts} == facts
+def test_moments_of_many_features_are_those_of_all_at_once():
+    features = normal(4096 + 100, 3) + torch.arange(4196)[:, None] / 1000
+    found = moments_of(features)
+    assert found.count == 4196
+    np.testing.assert_allclose(found.covariance, np.cov(features.numpy(), rowvar=False), rtol=1e-10)
 
 
-def test_inception_is_asked_for_every_metric_and_its_distance_is_fid(monkeypatch):
-    asked = {}
-
-    def calculate_metrics(**kwargs):
-        asked.update(kwargs)
-        keys = ("frechet_inception_distance", "inception_score_mean", "inception_score_std", "precision", "recall")
-        return dict(zip(keys, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))
-
-    monkeypatch.setattr(torch_fidelity, "calculate_metrics", calculate_metrics)
-    extractor = Extractor(metrics.INCEPTION, metrics.INCEPTION, "2048", "logits_unbiased", Path("w.pth"), "6726825d")
-    samples, reference = Indexed(0, 20), Indexed(1, 15)
-    result = generation_metrics(samples, reference, extractor, batch_size=7)
-    scores = {"fid": 1.0, "inception_score": 2.0, "inception_score_std": 3.0, "precision": 4.0, "recall": 5.0}
-    facts = {"samples": 20, "reference_images": 15, "extractor": metrics.INCEPTION, "extractor_hash": "6726825d"}
-    assert result == scores | facts
-    assert asked["input1"] is samples and asked["input2"] is reference
-    default_layer = FeatureExtractorInceptionV3.get_default_feature_layer_for_metric
-    assert asked["feature_layer_isc"] == default_layer("isc")
-    assert asked["feature_layer_fid"] == asked["feature_layer_prc"] == default_layer("fid")
-    assert asked["feature_extractor"] == "inception-v3-compat" and asked["feature_extractor_weights_path"] == "w.pth"
-    assert not asked["cache"] and not asked["cuda"] and not asked["verbose"] and asked["batch_size"] == 7
-    assert set(asked) <= set(torch_fidelity.defaults.DEFAULTS)  # unknown arguments are ignored in silence
+def digit_images(split, number):
+    dataset = load_images(DataConfig(name="digits"), split)
+    return to_uint8(torch.stack([dataset[index]["images"] for index in range(number)]))
 
 
-def test_generation_metrics_leave_random_state_caches_and_screen_alone(table_extractor, monkeypatch, tmp_path, capfd):
+class Images(Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+@pytest.fixture(scope="module")
+def digit_extractor():
+    return DigitExtractor(train_digit_classifier(steps=100)).double()
+
+
+def test_no_batch_size_changes_a_result_and_the_process_is_left_alone(digit_extractor, monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    features, logits = torch.randn(20, 4), torch.randn(20, 10)
-    extractor = table_extractor((features, features), (logits, logits))
-    state = torch.get_rng_state()
-    first = run(extractor, 20, 20)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert run(extractor, 20, 20, batch_size=3) == first
+    samples, reference = Images(digit_images("test", 70)), Images(digit_images("train", 80))
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    first = generation_metrics(samples, reference, digit_extractor)
+    for batch_size in (1, 7, 64):
+        found = generation_metrics(samples, reference, digit_extractor, batch_size=batch_size)
+        assert found == pytest.approx(first, rel=1e-9)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert random.getstate() == states[2]
     assert not list(tmp_path.iterdir())
     assert capfd.readouterr() == ("", "")
 
 
-def test_unusable_images_are_refused_before_time_is_spent(table_extractor, monkeypatch):
-    features, logits = torch.randn(20, 4), torch.randn(20, 10)
-    extractor = table_extractor((features, features), (logits, logits))
-    monkeypatch.setattr(torch_fidelity, "calculate_metrics", lambda **kwargs: pytest.fail("time is spent"))
-    with pytest.raises(ValueError, match=r"9 samples images are too few .* at least 10"):
-        run(extractor, 9, 20)
-    with pytest.raises(ValueError, match=r"3 reference images are too few .* at least 4"):
-        run(extractor, 20, 3)
-    for images, found in (
-        (torch.zeros(20, 3, 8, 8), r"torch.float32 \(3, 8, 8\)"),
-        (torch.zeros(20, 1, 8, 8, dtype=torch.uint8), r"torch.uint8 \(1, 8, 8\)"),
+def test_more_blur_of_digits_is_worse_by_every_metric(digit_extractor):
+    originals = digit_images("test", 100)
+    features, _ = extract_features(Images(originals), digit_extractor)
+    worse = {"psnr": -1, "ssim": -1, "l1": 1, "ssim-gaussian": -1, "frechet_distance": 1}
+    found = {name: [] for name in worse}
+    for sigma in (0.5, 1.0, 1.5, 2.0, 3.0):
+        blurred = torch.from_numpy(gaussian_filter(originals.numpy(), (0, 0, sigma, sigma)))
+        pairs = pair_metrics(originals, blurred) | pair_metrics(originals, blurred, ssim_window="gaussian")
+        for name, values in pairs.items():
+            found[name].append(values.mean().item())
+        blurred_features, _ = extract_features(Images(blurred), digit_extractor)
+        found["frechet_distance"].append(distribution_metrics(blurred_features, None, features)["frechet_distance"])
+    for name, direction in worse.items():
+        assert (direction * np.diff(found[name]) > 0).all(), (name, found[name])
+
+
+def test_features_come_in_the_order_of_the_images_in_single_precision_on_the_cpu():
+    table = normal(300, 4)
+    features, logits = extract_features(Indexed(0, 300), Table((table,), (2 * table,)), batch_size=7)
+    assert torch.equal(features, table.float()) and torch.equal(logits, (2 * table).float())
+    assert extract_features(Indexed(0, 30), Table((table,)))[1] is None
+
+
+def test_too_few_images_are_refused():
+    features, logits = (normal(20, 4),) * 2, (normal(20, 10),) * 2
+    with pytest.raises(ValueError, match="9 images are too few for 10 splits"):
+        run(Table(features, logits), 9, 20)
+    with pytest.raises(ValueError, match="3 reference are too few for 3 neighbours; pass at least 4"):
+        run(Table(features, logits), 20, 3)
+    with pytest.raises(ValueError, match="3 samples are too few for 3 neighbours"):
+        run(Table(features), 3, 20)
+    for samples, reference in ((1, 20), (20, 1)):
+        with pytest.raises(ValueError, match="2 images or more, got 1"):
+            run(Table(features, logits), samples, reference)
+    for samples, reference in ((0, 20), (20, 0)):
+        with pytest.raises(ValueError, match="there are no images"):
+            run(Table(features, logits), samples, reference)
+
+
+def test_images_of_another_kind_are_refused():
+    extractor = Table((normal(20, 4),) * 2)
+    good = Indexed(0, 20)
+    for wrong, reason in (
+        (Images(torch.zeros(20, 3, 8, 8)), r"torch.float32 \(20, 3, 8, 8\), not uint8"),
+        (Images(torch.zeros(20, 2, 8, 8, dtype=torch.uint8)), r"torch.uint8 \(20, 2, 8, 8\), not uint8"),
+        (TensorDataset(torch.zeros(20, 3, 8, 8, dtype=torch.uint8)), "the images are list, not uint8 tensors"),
+        (Images(torch.zeros(20, 3, 1, 1, dtype=torch.uint8)), "images of 1x1 are too small for table"),
     ):
-        with pytest.raises(ValueError, match=f"samples images are {found}, not uint8"):
-            generation_metrics(images, Indexed(1, 20), extractor)
-    with pytest.raises(ValueError, match="reference images are tuple"):
-        generation_metrics(Indexed(0, 20), TensorDataset(torch.zeros(20, 3, 8, 8)), extractor)
-    with pytest.raises(ValueError, match="on cpu or cuda, not on mps"):
-        run(extractor, 20, 20, device="mps")
+        for sets in ((wrong, good), (good, wrong)):
+            with pytest.raises(ValueError, match=reason):
+                generation_metrics(*sets, extractor)
 
 
-def test_a_metric_that_is_not_finite_is_an_error(table_extractor):
-    features = torch.randn(20, 4)
-    logits = 1e4 * torch.eye(10, dtype=torch.float64)[torch.zeros(20, dtype=torch.int64)]  # probabilities of exactly 0
-    with pytest.raises(ValueError, match=r"inception_score is nan: .*table"):
-        run(table_extractor((features, features), (logits, logits)), 20, 20)
+def test_features_and_logits_that_are_not_finite_are_refused():
+    good = normal(20, 4)
+    for value in (math.nan, math.inf):
+        bad = good.clone()
+        bad[7, 2] = value
+        for tables in ((bad, good), (good, bad)):
+            with pytest.raises(ValueError, match="features hold NaN or infinity"):
+                run(Table(tables), 20, 20)
+        with pytest.raises(ValueError, match="not finite floating point"):
+            run(Table((good, good), (bad, bad)), 20, 20)
 
 
-@pytest.fixture
-def torch_home(monkeypatch, tmp_path):
-    """An empty hub folder, and no network."""
-
-    def download(*args, **kwargs):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    return tmp_path
-
-
-def test_missing_inception_weights_are_one_line_with_file_place_and_remedy(torch_home):
-    with pytest.raises(ValueError) as error:
-        inception_extractor()
-    message = str(error.value)
-    place = str(torch_home / "hub" / "checkpoints")
-    for part in (INCEPTION_FILE, place, "no network", URL_INCEPTION_V3, "--inception_weights PATH"):
-        assert part in message
-    assert "\n" not in message
-
-
-def test_damaged_and_foreign_inception_weights_are_refused_and_never_unpickled(torch_home):
-    class Payload:
-        def __reduce__(self):
-            return Path.touch, (torch_home / "executed",)
-
-    given = torch_home / INCEPTION_FILE
-    default = torch_home / "hub" / "checkpoints" / INCEPTION_FILE
-    default.parent.mkdir(parents=True)
-    for content in (b"", b"truncated", pickle.dumps(Payload())):
-        given.write_bytes(content)
-        default.write_bytes(content)
-        for weights, path in ((given, given), (str(given), given), (None, default)):
-            with pytest.raises(ValueError, match=r"truncated or another file .*; download https") as error:
-                inception_extractor(weights)
-            assert str(path) in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"no Inception weights absent.pth in .*--inception_weights PATH"):
-        inception_extractor(torch_home / "absent.pth")
-    assert not (torch_home / "executed").exists()
-
-
-def test_inception_weights_are_found_or_downloaded_once(torch_home, monkeypatch):
-    sha256 = "3a6eb0790f39ac87c94f3856b2dd2c5d110e6811602261a9a923d3bb23adc8b7"  # of b"data"
-    monkeypatch.setattr(metrics, "INCEPTION_SHA256", sha256)
-    default = torch_home / "hub" / "checkpoints" / INCEPTION_FILE
-    calls = []
-
-    def download(url, path, hash_prefix, progress):
-        calls.append((url, path, hash_prefix, progress))
-        Path(path).write_bytes(b"data")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    for _ in range(2):
-        extractor = inception_extractor()
-        assert extractor.weights == default and extractor.weights_hash == "3a6eb079"
-        assert extractor.name == extractor.torch_fidelity_name == "inception-v3-compat"
-    assert calls == [(URL_INCEPTION_V3, str(default), sha256, False)]
-    assert URL_INCEPTION_V3.endswith(f"/{INCEPTION_FILE}")
-
-
-def test_the_expected_hash_is_the_one_in_the_files_name():
-    assert len(metrics.INCEPTION_SHA256) == 64
-    assert INCEPTION_FILE.endswith(f"-{metrics.INCEPTION_SHA256[:8]}.pth")
+def test_logits_so_far_apart_that_probabilities_are_zero_still_give_a_score():
+    features = normal(40, 4)
+    logits = 1e4 * torch.eye(10).repeat(4, 1)
+    result = run(Table((features, features), (logits, logits)), 40, 40)
+    assert 1 < result["inception_score[table]"] <= 4  # splits of four

@@ -205,9 +205,6 @@ def pretrained_features(
     """
     with torch.device("meta"):
         layers = build(weights=None).features[: last + 1]
-    for layer in layers:
-        if isinstance(layer, nn.ReLU):
-            layer.inplace = False  # the values before it are read too
     prefix = "features."
     expected = layers.state_dict()
     found = {name: tensors.get(prefix + name) for name in expected}

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,9 @@ def read_weights(
         if place.suffix == ".safetensors":
             tensors = safetensors.torch.load(content)
         else:
-            tensors = torch.load(place, map_location="cpu", weights_only=True)
+            tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file.title} weights {place} cannot be read: {reason}; {remedy}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{file.title} weights {place} hold no tensors by name; {remedy}")
