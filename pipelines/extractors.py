@@ -104,10 +104,14 @@ class Extractor(nn.Module):
         self.check_size(*images.shape[-2:])
         if self.resize is not None:
             images = resized(images, self.resize)
+        found: list[tuple[Tensor, Tensor | None]] = []
         with torch.autocast(self.place.device.type, enabled=False):
-            features, logits = self(images.to(self.place.device).expand(-1, 3, -1, -1).to(self.place.dtype))
+            # A few at a time: Inception's float64 layers take 80 MB for an image, in each thread.
+            for part in images.to(self.place.device).split(8 if self.place.device.type == "cpu" else len(images)):
+                found.append(self(part.expand(-1, 3, -1, -1).to(self.place.dtype)))
         # Rounded to float32: what is left of another order of float64 sums is gone.
-        return features.float().cpu(), None if logits is None else logits.float().cpu()
+        features, logits = ([of_part[index] for of_part in found] for index in range(2))
+        return torch.cat(features).float().cpu(), None if logits[0] is None else torch.cat(logits).float().cpu()
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -182,7 +186,7 @@ class DINOv2Extractor(Extractor):
         digest = hashlib.sha256()
         for name, value in sorted(model.state_dict().items()):
             digest.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
-        name = Path(config.dinov2).name
+        name = f"{Path(config.dinov2).name}-{digest.hexdigest()[:8]}"  # a folder may hold anything under this name
         text = f"bicubic antialiased to {self.SIZE}, ImageNet's mean and deviation"
         super().__init__(name, digest.hexdigest(), smallest=1, input_text=text, resize=config.resize)
         self.model = model

@@ -11,6 +11,7 @@ A number is comparable with another one where all of this is equal; `describe` i
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -92,14 +93,15 @@ def jpeg(images: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
 
 
-def number_name(metric: str, protocol: Protocol, images: int, asked: int) -> str:
+def number_name(metric: str, protocol: Protocol, images: int, asked: int, remarks: Sequence[str] = ()) -> str:
     """What a number is called: a protocol that alters the images stands in its name, and a count below what is asked.
 
     psnr; psnr[official_jpeg]; fid@5000 for the FID of 5,000 images where 50,000 are asked for; rfid for the FID of
-    reconstructions.
+    reconstructions. `remarks` say in what else it is not what the protocol asks for.
     """
     if protocol.measures == "reconstruction" and metric == "fid":
         metric = "rfid"
-    if (protocol.quantisation, protocol.storage) != ("round", "lossless"):
-        metric = f"{metric[:-1]},{protocol.name}]" if metric.endswith("]") else f"{metric}[{protocol.name}]"
+    altered = (protocol.quantisation, protocol.storage) != ("round", "lossless")
+    for remark in [*([protocol.name] if altered else []), *remarks]:
+        metric = f"{metric[:-1]},{remark}]" if metric.endswith("]") else f"{metric}[{remark}]"
     return metric if images >= asked else f"{metric}@{images}"

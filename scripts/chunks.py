@@ -82,15 +82,16 @@ class Chunks:
         if lost := [chunk for chunk in self.ranges() if not self._file(chunk).is_file()]:
             raise OSError(f"{self._file(lost[0])} is not there: all processes need one folder, shared by all machines")
 
-    def read(self) -> Iterator[dict[str, Tensor]]:
-        """The values of all chunks, in order."""
+    def read(self, *names: str) -> Iterator[dict[str, Tensor]]:
+        """The values of all chunks, in order: those that are named and there, or all of them."""
         for chunk in self.ranges():
-            yield safetensors.torch.load_file(self._file(chunk))
+            with safetensors.safe_open(self._file(chunk), "pt") as values:
+                yield {name: values.get_tensor(name) for name in values.keys() if not names or name in names}  # noqa: SIM118
 
     def column(self, name: str) -> Tensor | None:
         """One of the values of all images, concatenated; None where the chunks do not have it."""
-        parts = [values.get(name) for values in self.read()]
-        return None if parts[0] is None else torch.cat(parts)
+        parts = [values[name] for values in self.read(name) if values]
+        return torch.cat(parts) if parts else None
 
     def remove(self) -> None:
         """Deletes the folder."""

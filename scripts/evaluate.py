@@ -13,16 +13,19 @@ Started again after an interruption, the same command goes on where it was. pipe
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import timedelta
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from command_line import ScriptParser, run_script
 from generation import evaluate_generation
 from image_sources import DataSetImages, FolderImages, ImageSource, NpzImages
 from jsonargparse import Namespace
-from measuring import PACKAGES, default_extractor, make_measuring
+from measuring import PACKAGES, check_count, default_extractor, make_measuring
 from provenance import provenance
 from reconstruction import evaluate_reconstruction
 from reference import write_statistics
@@ -35,8 +38,23 @@ from pipelines.protocols import PROTOCOLS
 from tokenizer.data import DataConfig, load_images
 from tokenizer.perceptual import WeightFiles
 
+# Options of the sampling, which change nothing of samples in files.
+SAMPLED = (
+    "seed",
+    "labels",
+    "batch_size",
+    "save_images",
+    *(f"sampling.{field.name}" for field in fields(SamplingConfig)),
+)
 RECONSTRUCTION, GENERATION, STATISTICS = "reconstruction", "generation", "statistics"
 DEFAULT_FOLDERS = {RECONSTRUCTION: ("runs/tokenizer",), GENERATION: ("runs/ldm", "runs/pixelcnn")}
+# Options that compare images with originals.
+PAIRED = ("lpips", "ssim_window")
+UNUSED = {
+    RECONSTRUCTION: (*SAMPLED, "reference"),
+    GENERATION: PAIRED,
+    STATISTICS: (*SAMPLED, *PAIRED, "protocol"),
+}
 # No process waits longer for the others, of which each has its share of the images.
 LONGEST_WAIT = timedelta(days=7)
 
@@ -95,21 +113,35 @@ def main(args: Sequence[str] | None = None) -> None:
     tasks = to_do(config)
     state = PartialState(timeout=LONGEST_WAIT)
     use_all_cores()
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
     settings = parser.settings(config)
     if config.task == STATISTICS:
+        refuse_unused(config, parser.get_defaults(), UNUSED[STATISTICS], "of statistics")
         statistics(config, provenance("evaluate", args, PACKAGES), settings)
         return
     for task, folders in tasks.items():
         for folder in folders:
+            source = image_source(folder)
+            if config.task != "all":
+                of_files = SAMPLED if source is not None and task == GENERATION else ()
+                refuse_unused(config, parser.get_defaults(), (*UNUSED[task], *of_files), f"of {task}, {folder}")
             if state.is_main_process:
                 note_other_data(folder, DataConfig(**config.data.as_dict()))
             output = output_folder(folder, config)
             evaluate = evaluate_reconstruction if task == RECONSTRUCTION else evaluate_generation
-            result = evaluate(image_source(folder) or folder, config, output)
-            if state.is_main_process:
-                protocol = {"task": task, "folder": str(folder), **result.pop("protocol")}
+            measured = evaluate(folder if source is None else source, config, output)
+            if measured is not None:
+                protocol = {"task": task, "folder": str(folder), **measured.protocol}
                 protocol |= provenance("evaluate", args, PACKAGES)
-                write(output / f"{result_name(task, config)}.json", protocol, settings, result)
+                write(output / f"{result_name(task, config)}.json", protocol, settings, measured.numbers)
+                measured.chunks.remove()  # not before their numbers are on disk
+
+
+def refuse_unused(config: Namespace, defaults: Namespace, names: Sequence[str], what: str) -> None:
+    """ValueError where an option was set that changes nothing of what is asked for."""
+    for name in names:
+        if config[name] != defaults[name]:
+            raise ValueError(f"--{name} {config[name]} changes nothing {what}: leave it out")
 
 
 def to_do(config: Namespace) -> dict[str, Sequence[str]]:
@@ -152,39 +184,59 @@ def image_source(folder: str) -> ImageSource | None:
 
 
 def output_folder(folder: str, config: Namespace) -> Path:
-    """Where the results are written: beside the images of a file or folder, in a saved folder or run."""
-    beside = Path(folder).is_file()
-    output = Path(config.output or (Path(folder).with_suffix("") if beside else Path(folder)) / "evaluation")
+    """Where the results are written: within a saved folder or run, but beside a file or folder of images."""
+    path = Path(folder)
+    beside = path.with_name(f"{path.stem if path.is_file() else path.name}-evaluation")
+    output = Path(config.output or (path / "evaluation" if image_source(folder) is None else beside))
     return output / Path(folder).name if config.output and config.task == "all" else output
 
 
 def result_name(task: str, config: Namespace) -> str:
-    """The result's file, without its ending: the task, and the protocol where it was named."""
-    return task if config.protocol is None else f"{task}-{config.protocol}"
+    """The result's file, without its ending: the task, and what was named of protocol, extractor and reference."""
+    named = [config.protocol, config.extractor, Path(config.reference).stem if config.reference != "test" else None]
+    return "-".join([task, *(name for name in named if name)])
 
 
 def statistics(config: Namespace, facts: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Writes the file of statistics of a split, and what it was made of."""
+    """Writes the file of statistics of a split, or of images in files, and what it was made of."""
     if config.reference not in ("train", "test"):
         raise ValueError(f"statistics are those of --reference train or test, not of {config.reference}")
-    images = load_images(DataConfig(**config.data.as_dict()), config.reference)
+    source = None if config.folder is None else image_source(config.folder)
+    if source is None and config.folder is not None:
+        raise ValueError(
+            f"{config.folder!r} is neither a folder of PNG files nor an npz; leave it out for the data set"
+        )
+    if source is None:
+        images = load_images(DataConfig(**config.data.as_dict()), config.reference)
+        source, name = DataSetImages(images), f"{Path(images.name).name}-{images.split}"
+        facts = {"data": images.name, "split": images.split, **facts}
+    else:
+        name = Path(config.folder).stem
+    source = source.first(check_count(config.num_images, len(source), f"images in {source.name}"))
     measuring = make_measuring(config, PROTOCOLS["adm"], default_extractor(config, "inception"))
-    measuring.extractor.check_size(images.image_size, images.image_size)
-    name = f"{Path(images.name).name}-{images.split}-{measuring.extractor.name}"
+    measuring.extractor.check_size(*source.image_size)
+    name = f"{name}-{measuring.extractor.name}"
     output = Path(config.output or "runs/statistics")
     output.mkdir(parents=True, exist_ok=True)
-    write_statistics(DataSetImages(images), measuring.extractor, Path(config.cache_dir), output / f"{name}.npz")
+    write_statistics(source, measuring.extractor, Path(config.cache_dir), output / f"{name}.npz")
     if PartialState().is_main_process:
-        facts = {"data": images.name, "split": images.split, "fingerprint": images.fingerprint(), **facts}
+        facts = {"images": len(source), "fingerprint": source.fingerprint, **facts}
         protocol = {"task": STATISTICS, "extractor": measuring.describe()["extractor"], **facts}
-        write(output / f"{name}.json", protocol, settings, {"images": len(images)})
+        write(output / f"{name}.json", protocol, settings, {"images": len(source)})
         print(f"statistics: {output / name}.npz")
 
 
 def write(file: Path, protocol: dict[str, Any], settings: dict[str, Any], numbers: dict[str, Any]) -> None:
     """Writes the JSON and prints the numbers with what they are of."""
-    result = {"protocol": protocol, "settings": settings, "numbers": numbers}
-    file.write_text(json.dumps(result, indent=2, default=str) + "\n")
+    # JSON has no infinity, which the PSNR of equal images is.
+    plain = {
+        name: str(value) if isinstance(value, float) and not isfinite(value) else value
+        for name, value in numbers.items()
+    }
+    result = {"protocol": protocol, "settings": settings, "numbers": plain}
+    unfinished = file.with_name(f".{file.name}.tmp")
+    unfinished.write_text(json.dumps(result, indent=2, default=str) + "\n")
+    unfinished.replace(file)
     print(f"{file}: {described(protocol)}")
     width = max(map(len, numbers))
     for name, value in numbers.items():
@@ -198,8 +250,8 @@ def described(protocol: dict[str, Any]) -> str:
     count = f"{number} images" if asked is None or number >= asked else f"{number} of the {asked} images it asks for"
     extractor = (protocol.get("extractor") or {}).get("name")
     parts = [protocol.get("protocol", protocol["task"]), count]
-    parts += [f"{protocol['split']} split of {protocol['data']}"] if "data" in protocol else []
-    parts += [f"against {protocol['reference']}"] if protocol.get("protocol") == "adm" else []
+    parts += [f"{protocol['split']} split of {protocol['data']}"] if protocol["task"] == RECONSTRUCTION else []
+    parts += [f"against {protocol['reference']}"] if protocol["task"] == GENERATION else []
     parts += [f"features of {extractor}"] if extractor else []
     return ", ".join(parts)
 

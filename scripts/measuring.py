@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from chunks import Chunks
 from image_sources import ImageSource
 from jsonargparse import Namespace
 
@@ -29,19 +30,31 @@ class Measuring:
     def describe(self) -> dict[str, Any]:
         """The protocol, and the networks with the hashes of their weights."""
         facts = self.protocol.describe()
-        facts["extractor"] = None
-        if self.extractor is not None:
-            dtype = str(self.extractor.place.dtype).removeprefix("torch.")
-            facts["extractor"] = {
-                "name": self.extractor.name,
-                "sha256": self.extractor.sha256,
-                "input": self.extractor.input_text,
-                "dtype": dtype,
-            }
+        facts["extractor"] = None if self.extractor is None else extractor_facts(self.extractor)
         if self.perceptual is not None:
             dtype = str(self.perceptual.shift.dtype).removeprefix("torch.")
             facts["lpips"] = {"name": self.perceptual.name, "sha256": self.perceptual.hashes, "dtype": dtype}
         return facts
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured: the protocol with all that it was measured on, the numbers, and the chunks behind them."""
+
+    protocol: dict[str, Any]
+    numbers: dict[str, float | int]
+    chunks: Chunks
+
+
+def extractor_facts(extractor: Extractor) -> dict[str, Any]:
+    """What features depend on beside the images."""
+    return {
+        "name": extractor.name,
+        "class": f"{type(extractor).__module__}.{type(extractor).__qualname__}",
+        "sha256": extractor.sha256,
+        "input": extractor.input_text,
+        "dtype": str(extractor.place.dtype).removeprefix("torch."),
+    }
 
 
 def make_measuring(config: Namespace, protocol: Protocol, extractor: str | None) -> Measuring:
@@ -88,6 +101,9 @@ def check_count(number: int | None, there: int, what: str) -> int:
 
 def check_same_images(images: ImageSource, others: ImageSource) -> None:
     """ValueError where two sources cannot be compared image by image."""
-    if images.image_size != others.image_size or len(images) != len(others):
-        ours, theirs = ("{} of {}x{}".format(len(these), *these.image_size) for these in (images, others))
-        raise ValueError(f"{images.name} holds {ours} images and {others.name} {theirs}; they must be one for one")
+    ours, theirs = ((len(these), *these[0].shape) for these in (images, others))
+    if ours != theirs:
+        raise ValueError(
+            f"{images.name} holds {ours} images (number, channels, height, width) and {others.name} {theirs}; make "
+            "them equal: see --num_images, --data.channels and --data.image_size"
+        )

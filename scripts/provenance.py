@@ -1,5 +1,6 @@
 """Where a number comes from."""
 
+import hashlib
 import platform
 import shlex
 import subprocess
@@ -26,14 +27,14 @@ def provenance(script: str, args: Sequence[str] | None, packages: Sequence[str] 
 
 
 def commit() -> str | None:
-    """The commit of this code, with + behind it where files were changed since; None outside a git checkout."""
+    """The commit of this code, with + and a hash of what was changed since; None outside a git checkout."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
+        changes = subprocess.run([*git, "diff", "HEAD"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + "+" * changed
+    return f"{head}+{hashlib.sha256(changes).hexdigest()[:8]}" if changes else head
 
 
 def machine() -> dict[str, Any]:

@@ -1,14 +1,22 @@
 """Reconstructions of a held-out split, by a tokenizer or read from files => what they lack of the originals."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from chunks import Chunks, Measure, sharing_weights
 from image_sources import DataSetImages, ImageSource
 from jsonargparse import Namespace
-from measuring import CHUNK, Measuring, check_count, check_same_images, default_extractor, environment, make_measuring
+from measuring import (
+    CHUNK,
+    Measured,
+    Measuring,
+    check_count,
+    check_same_images,
+    default_extractor,
+    environment,
+    make_measuring,
+)
 from provenance import commit
 from stage_one import check_images, load_tokenizer
 from torch import Tensor
@@ -26,8 +34,8 @@ from tokenizer.usage import code_counts
 SHOWN = 32  # originals in the picture
 
 
-def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output: Path) -> dict[str, Any]:
-    """The protocol and the numbers of a tokenizer's folder, or of reconstructions in files, in the split's order.
+def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output: Path) -> Measured | None:
+    """A tokenizer's folder, or reconstructions in files in the split's order, measured; None but on the main process.
 
     psnr, ssim, l1 and, with --lpips, LPIPS; the codebook's usage, perplexity and geometry; with an extractor the
     Frechet distance to the originals and, where it has logits, the Inception score.
@@ -45,7 +53,7 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
         check_images(tokenizer, images)
         described = {"tokenizer": tokenizer_fingerprint(tokenizer)}
     else:
-        check_same_images(source, DataSetImages(images))
+        check_same_images(source, DataSetImages(images, number))
         described = {"reconstructions": source.fingerprint}
 
     facts = measuring.describe() | {"ssim_window": config.ssim_window}
@@ -59,13 +67,12 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
     chunks = Chunks(output, "reconstruction", facts | environment() | {"commit": commit()}, number, CHUNK)
     chunks.compute(lambda: _measure(measuring, images, tokenizer or source, config.ssim_window))
     if not PartialState().is_main_process:
-        return {}
+        return None
     numbers, counts, first = _numbers(chunks, measuring, tokenizer, len(images))
     save_comparison(first["originals"][:SHOWN], first["reconstructions"][:SHOWN], output / "reconstruction.png")
     if tokenizer is not None:
         plot_codebook(tokenizer.codebook.detach().cpu(), counts, output / "codebook.png")
-    chunks.remove()
-    return {"protocol": facts | {"asked": len(images)}, **numbers}
+    return Measured(facts | {"asked": len(images)}, numbers, chunks)
 
 
 def _measure(

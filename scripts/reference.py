@@ -10,13 +10,15 @@ import torch
 from accelerate import PartialState
 from chunks import Chunks, Measure, sharing_weights
 from image_sources import ImageSource, NpzImages
-from measuring import CHUNK, environment
+from measuring import CHUNK, environment, extractor_facts
+from provenance import commit
 from torch import Tensor
 
-from pipelines.distributions import FeatureMoments
+from pipelines.distributions import NEIGHBOURS, FeatureMoments
 from pipelines.extractors import Extractor
 from pipelines.metrics import moments_of
 
+STORED = ("name", "sha256", "input")  # of the extractor, in a file of statistics
 REFERENCE_IMAGES = 10_000  # of a file of statistics: those that precision and recall look at, as ADM takes them
 
 
@@ -29,14 +31,9 @@ class Reference:
     facts: dict[str, Any]
 
 
-def features_of(images: ImageSource, extractor: Extractor, folder: Path) -> tuple[Chunks, dict[str, Any]]:
-    """Features and logits of images, in chunks kept below `folder`, and the settings that they were made with."""
-    settings = {
-        "images": images.fingerprint,
-        "extractor": extractor.sha256,
-        "input": extractor.input_text,
-        "dtype": str(extractor.place.dtype),
-    }
+def features_of(images: ImageSource, extractor: Extractor, folder: Path) -> Chunks:
+    """Features and logits of images, in chunks below `folder`, which are kept under all that they depend on."""
+    settings = {"images": images.fingerprint, "commit": commit(), **extractor_facts(extractor)}
     chunks = Chunks(folder, "features", settings | environment(), len(images), CHUNK)
 
     def make_measure() -> Measure:
@@ -49,12 +46,12 @@ def features_of(images: ImageSource, extractor: Extractor, folder: Path) -> tupl
         return measure
 
     chunks.compute(make_measure)
-    return chunks, settings
+    return chunks
 
 
 def data_set_reference(images: ImageSource, extractor: Extractor, cache_dir: Path) -> Reference | None:
     """The images' features, kept in `cache_dir` under their contents; None on all but the main process."""
-    chunks, _ = features_of(images, extractor, cache_dir)
+    chunks = features_of(images, extractor, cache_dir)
     if not PartialState().is_main_process:
         return None
     features = chunks.column("features")
@@ -82,27 +79,41 @@ def read_statistics(path: str, extractor: Extractor) -> StatisticsFile:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = set(arrays.files)
-            found = {name: arrays[name] for name in ("mu", "sigma", "sha256", "count") if name in names}
+            found = {name: arrays[name] for name in ("mu", "sigma", "count", *STORED) if name in names}
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as an npz: {error}") from error
     dims = found["mu"].shape[0] if "mu" in found and found["mu"].ndim == 1 else 0
     if dims == 0 or "sigma" not in found or found["sigma"].shape != (dims, dims):
         raise ValueError(f"{path} holds no mu (D,) and sigma (D, D), only {', '.join(sorted(names))}")
-    if "sha256" in found and str(found["sha256"]) != extractor.sha256:
-        raise ValueError(
-            f"{path} holds statistics of the extractor {str(found['sha256'])[:16]}..., not of {extractor.name} "
-            f"{extractor.sha256[:16]}...; write them anew with: evaluate.py statistics"
-        )
+    facts = extractor_facts(extractor)
+    for name in STORED:
+        if name in found and str(found[name]) != str(facts[name]):
+            raise ValueError(
+                f"{path} holds statistics of another extractor: its {name} is {str(found[name])[:80]!r}, that of "
+                f"{extractor.name} is {str(facts[name])[:80]!r}; write them anew with: evaluate.py statistics"
+            )
     if "sha256" not in found and not extractor.is_fid:
         raise ValueError(
-            f"{path} does not say whose features it is of, which stands for Inception's; {extractor.name} is not"
+            f"{path} does not name its extractor, as files of Inception's do; write one of {extractor.name} with: "
+            "evaluate.py statistics"
+        )
+    images = NpzImages(Path(path)) if "arr_0" in names else None
+    if images is not None and len(images) <= NEIGHBOURS:
+        raise ValueError(f"{path} holds {len(images)} images, too few for {NEIGHBOURS} neighbours; take more or none")
+    # One blank image tells the width.
+    height, width = (extractor.smallest,) * 2 if images is None else images.image_size
+    extractor.check_size(height, width)
+    blank = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    expected = extractor.extract(blank)[0].shape[1]
+    if dims != expected or not all(np.isfinite(found[name]).all() for name in ("mu", "sigma")):
+        raise ValueError(
+            f"mu and sigma of {path} are not {expected} finite numbers and their covariance; write them anew"
         )
     moments = FeatureMoments()
     moments.count = int(found.get("count", 2))  # the covariance is what the file says, whatever the count
     moments.mean = torch.from_numpy(found["mu"]).double()
     moments.scatter = torch.from_numpy(found["sigma"]).double() * (moments.count - 1)
-    facts = {"reference": path, "reference_sha256": _sha256(path)}
-    return StatisticsFile(Path(path), moments, NpzImages(Path(path)) if "arr_0" in names else None, facts)
+    return StatisticsFile(Path(path), moments, images, {"reference": path, "reference_sha256": _sha256(path)})
 
 
 def statistics_reference(file: StatisticsFile, extractor: Extractor, cache_dir: Path) -> Reference | None:
@@ -129,8 +140,7 @@ def write_statistics(images: ImageSource, extractor: Extractor, cache_dir: Path,
         sigma=found.moments.covariance.numpy(),
         count=found.moments.count,
         arr_0=arrays,
-        extractor=extractor.name,
-        sha256=extractor.sha256,
+        **{name: extractor_facts(extractor)[name] for name in STORED},
         fingerprint=images.fingerprint,
     )
     unfinished.replace(file)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,14 @@ class SamplingConfig:
             raise ValueError(f"{type(pipeline).__name__} has no option sampling.{foreign[0]}; it has {its}")
         return given
 
+    @staticmethod
+    def all_options(pipeline: ClassConditionalPipeline) -> dict[str, Any]:
+        """The options that this pipeline has, with its own defaults."""
+        parameters = inspect.signature(pipeline.__call__).parameters
+        return {
+            field.name: parameters[field.name].default for field in fields(SamplingConfig) if field.name in parameters
+        }
+
 
 def default_device() -> str:
     """The accelerator where there is one, else the CPU."""
@@ -77,6 +85,8 @@ def sample_batches(
             images = pipeline(
                 labels, generator=generators(seeds[start : start + batch_size]), output_type="pt", **options
             ).images
+            if not torch.isfinite(images).all():
+                raise ValueError(f"samples of seeds {seeds[start]} and on hold NaN or infinity; the model diverged")
             bar.update(len(labels))
             yield (images * 255).round().to(torch.uint8).cpu()
 

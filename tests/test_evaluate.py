@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from evaluate import main
 
 from pipelines import ArcVQPixelCNNPipeline
+from pipelines.extractors import EXTRACTORS
+from pipelines.features import DigitExtractor, digit_classifier
 from priors import PixelCNN
 from tokenizer import VQTokenizer
 
@@ -176,8 +178,8 @@ def test_adm_compares_with_a_file_of_statistics(home):
     file = home / "statistics" / f"{name}.npz"
     with np.load(file, allow_pickle=False) as arrays:
         assert arrays["mu"].shape == (64,) and arrays["sigma"].shape == (64, 64) and len(arrays["arr_0"]) == 1437
-    against_split = evaluated(home, "split", *GENERATION, "--reference", "train")
-    against_file = evaluated(home, "file", *GENERATION, "--reference", file)
+    against_split = evaluated(home, "split", *GENERATION, "--reference", "train", name="generation-train")
+    against_file = evaluated(home, "file", *GENERATION, "--reference", file, name=f"generation-{name}")
     assert against_file["protocol"]["protocol"] == "adm" and len(against_file["protocol"]["reference_sha256"]) == 64
     for name, value in against_split["numbers"].items():
         assert against_file["numbers"][name] == pytest.approx(value, rel=1e-9), name
@@ -201,7 +203,7 @@ def test_reconstructions_in_files_are_measured_against_the_split(home):
     assert written["numbers"]["images"] == 360
     file = home / "statistics-test" / f"{name}.npz"  # its images are the split itself
     numbers = evaluated(home, "itself", "reconstruction", file, "--data.channels", 3)["numbers"]
-    assert numbers["psnr"] == float("inf") and numbers["l1"] == 0
+    assert numbers["psnr"] == "inf" and numbers["l1"] == 0
     assert numbers["ssim"] == pytest.approx(1) and numbers["frechet_distance[digits-classifier]"] < 1e-9
     assert "usage" not in numbers
 
@@ -247,10 +249,13 @@ def bad(home):
         (("generation", "broken"), "07.png is broken"),
         (("generation", "sizes"), "holds several kinds of images: 00.png"),
         (("generation", "empty"), "has no PNG files: it is empty"),
-        (("reconstruction", "broken"), "broken holds 12 of 32x32 images and test split of digits 360 of 32x32"),
+        (("reconstruction", "broken"), "broken holds (12, 1, 32, 32) images"),
         (("reconstruction", "nan"), "hold NaN or infinity; the model diverged"),
         (("generation", "pipeline", "--reference", "none.npz"), "no file of statistics 'none.npz'"),
-        (("generation", "pipeline", "--reference", "other.npz"), "statistics of the extractor 0000000000000000"),
+        (
+            ("generation", "pipeline", "--reference", "other.npz"),
+            "another extractor: its sha256 is '00000000",
+        ),
         (("generation", "pipeline", "--protocol", "adm"), "not with --reference test"),
         (("generation", "pipeline", "--protocol", "rfid"), "protocol rfid is none of generation"),
         (("generation", "pipeline", "--num_images", 5), "need 10 images or more, got num_images 5"),
@@ -279,3 +284,75 @@ def test_kept_images_are_never_written_over(home, monkeypatch):
     monkeypatch.chdir(home)
     with pytest.raises(ValueError, match="images is there already; remove it, or name another --output"):
         main([*map(str, GENERATION), "--output", "there", "--save_images", "png"])
+
+
+def test_nan_samples_are_an_error_and_no_number(home, monkeypatch):
+    pipeline = ArcVQPixelCNNPipeline.from_pretrained(home / "pipeline")
+    with torch.no_grad():
+        pipeline.vqvae.decoder.conv_out.bias.fill_(torch.nan)
+    pipeline.save_pretrained(home / "nan-pipeline")
+    monkeypatch.chdir(home)
+    with pytest.raises(ValueError, match="samples of seeds 0 and on hold NaN or infinity"):
+        main(["generation", "nan-pipeline", "--num_images", "20", "--output", "nan-samples"])
+    assert not (home / "nan-samples" / "generation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("reconstruction", "tokenizer", "--labels", "random"), "--labels random"),
+        (("reconstruction", "tokenizer", "--sampling.eta", "1"), "--sampling.eta 1"),
+        (("reconstruction", "tokenizer", "--reference", "train"), "--reference train"),
+        (("generation", "pipeline", "--lpips", "alex"), "--lpips alex"),
+        (("generation", "pngs", "--seed", "7"), "--seed 7"),
+        (("generation", "pngs", "--save_images", "npz"), "--save_images npz"),
+        (("statistics", "--protocol", "adm"), "--protocol adm"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(home, arguments, option, monkeypatch):
+    (home / "pngs").mkdir(exist_ok=True)
+    Image.new("L", (32, 32)).save(home / "pngs" / "0.png")
+    monkeypatch.chdir(home)
+    with pytest.raises(ValueError, match=f"{option}.* changes nothing of {arguments[0]}"):
+        main([*arguments, "--output", "refused"])
+
+
+def test_a_folder_of_images_can_be_evaluated_twice(home):
+    (home / "twice").mkdir()
+    for index in range(20):
+        pixels = np.random.default_rng(index).integers(256, size=(32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(home / "twice" / f"{index:02d}.png")
+    file = home / "twice-evaluation" / "generation.json"
+    with contextlib.chdir(home):
+        main(["generation", "twice"])
+        first = json.loads(file.read_text())["numbers"]
+        main(["generation", "twice"])
+        assert json.loads(file.read_text())["numbers"] == first and first["samples"] == 20
+        main(["generation", "twice", "--num_images", "12"])
+    assert json.loads(file.read_text())["numbers"]["samples"] == 12
+
+
+def test_unequal_classes_are_marked_under_adm(home):
+    name = "digits-test-digits-classifier"
+    file = home / "statistics-adm" / f"{name}.npz"
+    evaluated(home, "statistics-adm", "statistics", "--reference", "test", name=name)
+    arguments = ("--reference", file, "--protocol", "adm", "--labels", "random")
+    found = evaluated(home, "unequal", *GENERATION, *arguments, name=f"generation-adm-{name}")
+    assert "frechet_distance[digits-classifier,unbalanced]@50" in found["numbers"]
+
+
+def test_features_of_another_layer_are_never_taken_from_the_cache(home, monkeypatch):
+    """The same file of weights, size and input: the class tells the two apart."""
+
+    class Half(DigitExtractor):
+        def forward(self, pixels):
+            features, logits = super().forward(pixels)
+            return features[:, :32], logits
+
+    monkeypatch.setitem(EXTRACTORS, "half", lambda config: Half(digit_classifier(config.cache_dir)))
+    evaluated(home, "whole", *GENERATION)
+    found = evaluated(home, "half", *GENERATION, "--extractor", "half", name="generation-half")
+    again = evaluated(
+        home, "half-2", *GENERATION, "--extractor", "half", "--cache_dir", "fresh", name="generation-half"
+    )
+    assert found["numbers"] == pytest.approx(again["numbers"], rel=1e-9)

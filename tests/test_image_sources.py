@@ -68,12 +68,17 @@ def test_an_npz_of_numpy_is_read_stored_or_compressed(tmp_path, save):
 def test_the_fingerprint_is_of_the_pixels_and_their_order(tmp_path):
     images = random_images(5)
     folder = FolderImages(save_pngs(images, tmp_path / "a"))
-    write_npz(tmp_path / "b.npz", iter(images), torch.zeros(5, dtype=torch.int64))
-    assert folder.fingerprint == NpzImages(tmp_path / "b.npz").fingerprint
+    assert folder.fingerprint == FolderImages(save_pngs(images, tmp_path / "b")).fingerprint
     changed = images.clone()
     changed[4, 2, 5, 4] ^= 1
     for index, other in enumerate((changed, images.flip(0), images[:4])):
         assert FolderImages(save_pngs(other, tmp_path / f"c{index}")).fingerprint != folder.fingerprint
+        npz = [tmp_path / f"{name}{index}.npz" for name in "de"]
+        for file, written in zip(npz, (images, other), strict=True):
+            write_npz(file, iter(written), torch.zeros(len(written), dtype=torch.int64))
+        assert NpzImages(npz[0]).fingerprint != NpzImages(npz[1]).fingerprint
+    assert folder.first(4).fingerprint == FolderImages(save_pngs(images[:4], tmp_path / "f")).fingerprint
+    assert len(folder) == 5 and torch.equal(folder.first(2).batch(range(2)), images[:2])
 
 
 def test_the_first_images_of_a_split_have_a_fingerprint_of_their_own():

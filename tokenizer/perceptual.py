@@ -104,8 +104,8 @@ class WeightFiles:
         vgg16: torchvision's VGG16.
         squeezenet: torchvision's SqueezeNet 1.1.
         lpips: the weights that LPIPS gives to the channels of its network.
-        accept_sha256: the SHA-256 (hex) of a file to take in place of a published one; what is measured with it is
-            named by this hash and neither FID nor LPIPS.
+        accept_sha256: the SHA-256 (hex) of a file to take in place of a published one, or several with commas; what
+            is measured with them is named by these hashes and is neither FID nor LPIPS-VGG.
     """
 
     inception: str | None = None

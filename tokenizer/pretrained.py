@@ -46,7 +46,7 @@ def read_weights(
         file: which one.
         path: where it is, as .safetensors or as PyTorch saves; None: its place in torch's hub folder, to which it is
             downloaded if it is not there.
-        accept_sha256: the hash of a file to take in place of the published one.
+        accept_sha256: the hash of a file to take in place of the published one, or several with commas.
 
     Raises:
         ValueError: there is no such file and it cannot be downloaded, it is truncated, its hash is another one, or it
@@ -62,10 +62,11 @@ def read_weights(
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise ValueError(f"no {file.title} weights: {place} is not there ({error}); {remedy}") from error
     digest = hashlib.sha256(content).hexdigest()
-    if digest not in (accept_sha256, *file.sha256):
+    accepted = accept_sha256.split(",") if accept_sha256 else []
+    if digest not in (*accepted, *file.sha256):
         raise ValueError(
             f"{file.title} weights {place} are truncated or another file: SHA-256 {digest[:16]}..., "
-            f"expected {(accept_sha256 or file.sha256[0])[:16]}...; {remedy}"
+            f"expected {(accepted or file.sha256)[0][:16]}...; {remedy}"
         )
     try:
         if place.suffix == ".safetensors":
