@@ -63,6 +63,8 @@ def make_measuring(config: Namespace, protocol: Protocol, extractor: str | None)
     Raises:
         ValueError: an unknown extractor, or weights that are missing, truncated or of the wrong hash.
     """
+    if config.resize is not None and extractor is None:
+        raise ValueError(f"--resize {config.resize} is that of an extractor's images: name one with --extractor")
     weights = WeightFiles(**{field.name: config.weights[field.name] for field in fields(WeightFiles)})
     double = config.dtype == "float64"
     with PartialState().main_process_first():

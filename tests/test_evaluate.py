@@ -246,6 +246,10 @@ def bad(home):
         (("generation", "pipeline", "--extractor", "dinov2", "--dinov2", "empty"), "no DINOv2 weights in 'empty'"),
         (("generation", "pipeline", "--extractor", "vgg"), "no extractor 'vgg'; take one of inception, alexnet"),
         (("generation", "pipeline", "--resize", 64), "reads images of 32 pixels, not of 64 pixels"),
+        (
+            ("reconstruction", "tokenizer", "--data.image_size", 16, "--resize", 64),
+            "--resize 64 is that of an extractor",
+        ),
         (("generation", "broken"), "07.png is broken"),
         (("generation", "sizes"), "holds several kinds of images: 00.png"),
         (("generation", "empty"), "has no PNG files: it is empty"),
