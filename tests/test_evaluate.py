@@ -106,6 +106,23 @@ def test_every_number_carries_what_it_takes_to_compare_it(reconstruction, genera
     assert len(generation["protocol"]["pipeline"]) == len(reconstruction["protocol"]["tokenizer"]) == 64
 
 
+def test_image_i_is_that_of_label_i_and_seed_i(home, generation):
+    pipeline = ArcVQPixelCNNPipeline.from_pretrained(home / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    with np.load(home / "alone-g" / "samples.npz", allow_pickle=False) as arrays:
+        for index in (0, 9, 10, 37):
+            generator = [torch.Generator().manual_seed(index)]
+            image = pipeline([index % 10], generator=generator, output_type="pt").images[0]
+            expected = (image * 255).round().to(torch.int64).expand(3, -1, -1).permute(1, 2, 0).numpy()
+            assert (
+                np.abs(arrays["arr_0"][index].astype(np.int64) - expected).max() <= 1
+            )  # another batch rounds otherwise
+
+
+def test_reconstructions_are_compared_with_their_originals(reconstruction):
+    assert reconstruction["numbers"]["frechet_distance[digits-classifier]"] > 1  # of a random tokenizer
+
+
 def test_fewer_samples_than_the_protocol_asks_for_are_marked(home, reconstruction, generation):
     of_samples = {name for name in generation["numbers"] if "digits-classifier" in name and "accuracy" not in name}
     assert of_samples and all(name.endswith("]@50") for name in of_samples)
