@@ -62,7 +62,6 @@ def data_set_reference(images: ImageSource, extractor: Extractor, cache_dir: Pat
 class StatisticsFile:
     """An npz with `mu`, `sigma` and perhaps reference images, `arr_0`, as ADM's evaluator reads it."""
 
-    path: Path
     moments: FeatureMoments
     images: NpzImages | None
     facts: dict[str, Any]
@@ -113,7 +112,7 @@ def read_statistics(path: str, extractor: Extractor) -> StatisticsFile:
     moments.count = int(found.get("count", 2))  # the covariance is what the file says, whatever the count
     moments.mean = torch.from_numpy(found["mu"]).double()
     moments.scatter = torch.from_numpy(found["sigma"]).double() * (moments.count - 1)
-    return StatisticsFile(Path(path), moments, images, {"reference": path, "reference_sha256": _sha256(path)})
+    return StatisticsFile(moments, images, {"reference": path, "reference_sha256": _sha256(path)})
 
 
 def statistics_reference(file: StatisticsFile, extractor: Extractor, cache_dir: Path) -> Reference | None:

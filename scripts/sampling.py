@@ -16,7 +16,7 @@ from pipelines.class_labels import ClassConditionalPipeline
 from pipelines.metrics import ReconstructionMetrics, to_uint8
 from pipelines.pictures import save_class_samples
 from tokenizer import VQTokenizer
-from tokenizer.data import ImageDataset, evaluation_batches
+from tokenizer.data import evaluation_batches
 
 
 @dataclass(frozen=True)
@@ -122,31 +122,13 @@ def read_final_samples(folder: Path) -> Tensor:
     return (images * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
 
 
-class RGBImages(Dataset):
-    """Images as uint8 (3, H, W), grey ones repeated: uint8 (n, C, H, W), or a data set of floats in [-1, 1]."""
-
-    def __init__(self, images: Tensor | ImageDataset):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image = self.images[index]
-        if isinstance(image, dict):
-            image = to_uint8(image["images"])
-        return image.expand(3, -1, -1)
-
-
 @torch.no_grad()
-def reconstruct(
-    tokenizer: VQTokenizer, images: Dataset, num_workers: int = 0
-) -> tuple[Tensor, Tensor, ReconstructionMetrics]:
+def reconstruct(tokenizer: VQTokenizer, images: Dataset) -> tuple[Tensor, Tensor, ReconstructionMetrics]:
     """The first 64 originals and reconstructions, uint8 (n, C, H, W), and the metrics over all images."""
     tokenizer.eval()
     metrics = ReconstructionMetrics(tokenizer.config.codebook_size)
     shown: list[tuple[Tensor, Tensor]] = []
-    for batch in evaluation_batches(images, batch_size=64, num_workers=num_workers):
+    for batch in evaluation_batches(images, batch_size=64):
         codes = tokenizer.encode_codes(batch["images"].to(tokenizer.device))
         originals, reconstructions = to_uint8(batch["images"]), to_uint8(tokenizer.decode_codes(codes).cpu())
         metrics.update(originals, reconstructions, codes.cpu())

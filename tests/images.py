@@ -1,8 +1,9 @@
-"""Images for the tests of pictures and report."""
+"""Images for the tests of pictures, report and metrics."""
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 
 def noise(n, channels=3, height=5, width=7, seed=0):
@@ -18,3 +19,16 @@ def pixels(picture):
 
 def is_png(path):
     return path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+class Images(Dataset):
+    """A map-style data set of the images of a tensor."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]

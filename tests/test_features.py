@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from images import Images
 
 from pipelines import features
 from pipelines.extractors import ExtractorConfig, make_extractor
@@ -23,17 +23,6 @@ def digits(split):
     dataset = load_images(DataConfig(name="digits"), split)
     images = torch.stack([dataset[index]["images"] for index in range(len(dataset))])
     return to_uint8(images).repeat(1, 3, 1, 1), dataset.labels
-
-
-class Images(Dataset):
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index]
 
 
 @pytest.fixture(scope="session")

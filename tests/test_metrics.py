@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from images import Images
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
@@ -348,17 +349,6 @@ def test_moments_of_many_features_are_those_of_all_at_once():
 def digit_images(split, number):
     dataset = load_images(DataConfig(name="digits"), split)
     return to_uint8(torch.stack([dataset[index]["images"] for index in range(number)]))
-
-
-class Images(Dataset):
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index]
 
 
 @pytest.fixture(scope="module")
