@@ -21,8 +21,8 @@ import yaml
 from accelerate import Accelerator
 from checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
 from diffusers.training_utils import EMAModel
-from fast_training import on_device, prepare_model
-from run_log import RunLog
+from fast_training import Trained, on_device
+from run_log import LoaderClock, Means, RunLog
 from run_options import OptimConfig, RunConfig
 from run_record import refuse_other_run
 from threads import use_all_cores
@@ -54,13 +54,15 @@ class Run:
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # what None has turned out to be
         self.settings = settings
+        optim.check_batch(self.accelerator.num_processes)
         refuse_other_run(self.folder / "config.yaml", settings)
         use_all_cores()
         torch.manual_seed(config.seed)
         self.step = 0
         self.ema: EMAModel | None = None
-        self._sums: dict[str, Tensor] = {}
-        self._summed_steps = 0
+        self._trained: list[Trained] = []
+        self._parts_done = 0  # of the step in progress
+        self._means = Means()
 
     @property
     def is_main(self) -> bool:
@@ -111,27 +113,41 @@ class Run:
             (self.folder / "inputs.yaml").write_text(yaml.safe_dump(inputs))
             print(f"run folder: {self.folder}")
         self.model = model
-        wrapped, self.optimizer = prepare_model(self.accelerator, model, self.optim, self.config.compile)
+        self._main = self.train(model, "model")
         if ema_decay is not None:
             self.ema = EMAModel(model.parameters(), decay=ema_decay)
         self.step = self._resume()
-        return wrapped
+        return self._main.wrapped
 
-    def steps(self) -> Iterator[dict[str, Tensor]]:
-        """The batches of the steps that remain, each on the device; seeds, logs and saves around every step."""
-        total = self.optim.max_steps
+    def train(self, module: nn.Module, name: str) -> Trained:
+        """A module that is trained beside the run's model; to be asked for before `prepare`, which loads its state."""
+        self._trained.append(Trained(self.accelerator, module, name, self.optim, self.config))
+        return self._trained[-1]
+
+    def steps(self, whole: bool = False) -> Iterator[dict[str, Tensor]]:
+        """The batches of the steps that remain, each on the device; seeds, logs and saves around every step.
+
+        Each step has `optim.accumulation` batches, and `update` is to be called after each; or, if `whole`, one batch,
+        whose parts are left to the caller, who calls `complete`.
+        """
+        total, parts = self.optim.max_steps, 1 if whole else self.optim.accumulation
         self._run_log = RunLog(self.folder, self.step) if self.is_main else None
         self._bar = tqdm(total=total, initial=self.step, desc=self.config.name, disable=not self.is_main)
-        for batch in self._batches(self.dataset, start_step=self.step):
+        self._clock = LoaderClock()
+        batches = self._batches(self.dataset, start_step=self.step)
+        for batch in self._clock.timed(batches, self.optim.batch_size):
             # All randomness of a step is a function of (seed, rank, step), so a resumed run repeats it.
             torch.manual_seed(_mix(self.config.seed, self.accelerator.process_index, self.step))
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.optim.learning_rate(self.step)
-            self.model.train()
-            yield {name: on_device(tensor, self.device) for name, tensor in batch.items()}
+            for trained in self._trained:
+                trained.begin(self.optim.learning_rate(self.step))
+            batch = {name: on_device(tensor, self.device) for name, tensor in batch.items()}
+            pieces = zip(*(tensor.chunk(parts) for tensor in batch.values()), strict=True)
+            for index, piece in enumerate(pieces, start=1):
+                with self._main.alone(index < parts):
+                    yield dict(zip(batch, piece, strict=True))
             self._bar.update()
             if self.step % self.config.checkpoint_every == 0 or self.step == total:
-                named = self.model.named_parameters()
+                named = [pair for trained in self._trained for pair in trained.module.named_parameters()]
                 self._refuse_broken([name for name, weight in named if not weight.isfinite().all()])
                 save_checkpoint(
                     self.accelerator, self.folder, self.step, self._averages(), keep=self.config.keep_checkpoints
@@ -141,33 +157,39 @@ class Run:
             self._run_log.close()
 
     def update(self, loss: Tensor) -> None:
-        """One optimiser step down the gradient of `loss`; the step is then completed."""
-        self.accelerator.backward(loss)
-        if self.optim.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.optim.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
+        """The gradient of a batch of `steps`; with the last one of a step, the optimiser's step down their mean."""
+        self._main.backward(loss / self.optim.accumulation)
+        self._parts_done += 1
+        if self._parts_done == self.optim.accumulation:
+            self.complete(self._main.descend())
+
+    def complete(self, updated: bool) -> None:
+        """Ends the step. Where the model was not `updated`, its average stays as it is."""
+        if updated and self.ema is not None:
             self.ema.step(self.model.parameters())
+        for trained in self._trained:
+            if updated and trained.gradient_norm is not None:
+                self._means.add({f"gradient_norm_{trained.name}": trained.gradient_norm})
+        if self.accelerator.scaler is not None:
+            self._means.add({"skipped": torch.tensor(float(not updated), device=self.device)})
+        self._parts_done = 0
         self.step += 1
 
     def due(self, interval: int) -> bool:
-        """Whether the completed step ends an interval, or the run."""
-        return self.step % interval == 0 or self.step == self.optim.max_steps
+        """Whether a step has just been completed that ends an interval, or the run."""
+        return self._parts_done == 0 and (self.step % interval == 0 or self.step == self.optim.max_steps)
 
     def log(self, **scalars: Tensor) -> None:
-        """Adds the step's scalars to their sums; the means over steps and processes are written every `log_every`."""
-        for name, value in scalars.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._summed_steps += 1
+        """Adds scalars to their means; those over steps and processes are written every `log_every` steps."""
+        self._means.add(scalars)
         if self.due(self.config.log_every):
-            means = self.accelerator.reduce(torch.stack(list(self._sums.values())) / self._summed_steps, "mean")
-            by_name = dict(zip(self._sums, means.tolist(), strict=True))
+            names, means = self._means.take()
+            by_name = dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
             self._refuse_broken([name for name, value in by_name.items() if not isfinite(value)])
-            self.write({**by_name, "lr": self.optim.learning_rate(self.step - 1)})
-            self._bar.set_postfix({name: f"{value:.3g}" for name, value in by_name.items()})
-            self._sums, self._summed_steps = {}, 0
+            times = self._clock.take()
+            self.write({**by_name, "lr": self.optim.learning_rate(self.step - 1), **times})
+            shown = {name: f"{value:.3g}" for name, value in by_name.items()}
+            self._bar.set_postfix(shown | {"loader": f"{times['loader_share']:.0%}"})
 
     def write(self, scalars: dict[str, float]) -> None:
         """Writes numbers of the completed step to the log, on the main process."""

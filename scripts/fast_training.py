@@ -1,26 +1,69 @@
-"""What makes a step fast and leaves its result: memory layout, optimiser, compilation."""
+"""A module in training: wrapped for this machine, made fast without another result, with its optimiser."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from run_options import OptimConfig
+from diffusers import ModelMixin
+from run_options import OptimConfig, RunConfig
 from torch import Tensor, nn
 
 
-def prepare_model(
-    accelerator: Accelerator, model: nn.Module, optim: OptimConfig, compiled: bool
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model wrapped for this machine, and AdamW over its parameters.
+class Trained:
+    """A module and its AdamW.
 
     Convolutions' weights are laid out channels-last, in which convolutions are fastest; the optimiser's update is
-    fused into one pass; `compiled` compiles the model when it is first called.
+    fused into one pass; compiled, if at all, is the module when it is first called.
+
+    Args:
+        module: as its author wrote it.
+        name: tells it from others in the log.
+
+    Attributes:
+        wrapped: the module for this machine; to be called where its parameters are to get gradients.
+        optimizer: over its parameters.
+        gradient_norm: of the last update, before it was clipped; None where it was not.
     """
-    model = model.to(memory_format=torch.channels_last)
-    if compiled:
-        model.compile()  # in place: the parameters keep their names, so a checkpoint is the same either way
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
-    )
-    return accelerator.prepare(model, optimizer)
+
+    def __init__(self, accelerator: Accelerator, module: nn.Module, name: str, optim: OptimConfig, config: RunConfig):
+        self.module = module.to(memory_format=torch.channels_last)
+        self.name = name
+        if config.gradient_checkpointing and isinstance(module, ModelMixin):
+            module.enable_gradient_checkpointing()
+        if config.compile:
+            module.compile()  # in place: the parameters keep their names, so a checkpoint is the same either way
+        # Fused, the optimiser itself leaves out a step for which the fp16 scaler has found an overflow, and tells no one.
+        fused = accelerator.scaler is None
+        optimizer = torch.optim.AdamW(
+            module.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused
+        )
+        self.wrapped, self.optimizer = accelerator.prepare(module, optimizer)
+        self.gradient_norm: Tensor | None = None
+        self._accelerator = accelerator
+        self._max_grad_norm = optim.max_grad_norm
+
+    def begin(self, learning_rate: float) -> None:
+        """To be called before every step."""
+        self.module.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def alone(self, alone: bool) -> AbstractContextManager:
+        """Around a forward and backward pass; if `alone`, the processes do not exchange their gradients yet."""
+        return self._accelerator.no_sync(self.wrapped) if alone else nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a loss, scaled where the precision is fp16."""
+        self._accelerator.backward(loss)
+
+    def descend(self) -> bool:
+        """One optimiser step down the gradients, which are then gone; False where the fp16 scaler left it out."""
+        self.gradient_norm = None
+        if self._max_grad_norm is not None:
+            self.gradient_norm = self._accelerator.clip_grad_norm_(self.module.parameters(), self._max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return not self.optimizer.step_was_skipped
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,9 +1,16 @@
 """The numbers of a run by step: metrics.jsonl, and TensorBoard events in tensorboard/."""
 
 import json
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+T = TypeVar("T")
 
 
 class RunLog:
@@ -31,6 +38,57 @@ class RunLog:
     def close(self) -> None:
         """Writes out what is left."""
         self._events.close()
+
+
+class Means:
+    """Means of scalars since they were last taken. They stay on the device until then."""
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        """Adds one value of each of these."""
+        for name, value in scalars.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> tuple[list[str], Tensor]:
+        """The names, and the mean of each over the values that were added; begins anew."""
+        means = torch.stack([total / self._counts[name] for name, total in self._sums.items()])
+        names = list(self._sums)
+        self._sums, self._counts = {}, {}
+        return names, means
+
+
+class LoaderClock:
+    """How much of the time goes into waiting for the next batch."""
+
+    def __init__(self):
+        self._began = time.perf_counter()
+        self._waited = 0.0
+        self._images = 0
+
+    def timed(self, batches: Iterable[T], images: int) -> Iterator[T]:
+        """The same batches; each counts for so many images."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - before
+            self._images += images
+            yield batch
+
+    def take(self) -> dict[str, float]:
+        """`loader_share` of the time since this was last asked, and `images_per_second` over it; begins anew."""
+        passed = time.perf_counter() - self._began
+        numbers = {"loader_share": self._waited / passed, "images_per_second": self._images / passed}
+        self.__init__()
+        return numbers
 
 
 def _step_of(line: str) -> int:

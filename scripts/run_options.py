@@ -23,6 +23,8 @@ class RunConfig:
         mixed_precision: of the networks; None is what `accelerate launch` was told.
         compile: whether torch.compile makes the model faster. It takes a minute or two at the start, and far longer
             with a tokenizer whose codes and tokens make more than some 10^9 pairs.
+        gradient_checkpointing: whether the networks compute their activations again in the backward pass instead of
+            keeping them, for less memory and about a third more time.
     """
 
     name: str
@@ -34,6 +36,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     compile: bool = False
+    gradient_checkpointing: bool = False
 
     def check(self) -> None:
         """Raises ValueError for a number that cannot work."""
@@ -51,7 +54,10 @@ class OptimConfig:
     Args:
         max_steps: optimiser steps.
         batch_size: images per step over all processes; each takes its share.
+        accumulation: parts of a process's share that go through the networks one after the other, for less memory; the
+            step is that of the whole batch.
         lr: peak learning rate.
+        scale_lr: whether lr is multiplied by batch_size.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         schedule: of the learning rate after that: `constant`; `cosine`, half a wave down to 0 at max_steps; `cooldown`,
             constant, then linearly down to 0 over the last fifth of the steps.
@@ -62,7 +68,9 @@ class OptimConfig:
 
     max_steps: int = 10_000
     batch_size: int = 128
+    accumulation: int = 1
     lr: float = 3e-4
+    scale_lr: bool = False
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "cooldown"] = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
@@ -71,18 +79,19 @@ class OptimConfig:
 
     def learning_rate(self, step: int) -> float:
         """Of the step with this number, counted from 0."""
+        peak = self.lr * self.batch_size if self.scale_lr else self.lr
         if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
+            return peak * (step + 1) / self.warmup_steps
         if self.schedule == "constant":
-            return self.lr
+            return peak
         progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
         if self.schedule == "cooldown":
-            return self.lr * min(1.0, (1 - progress) / _COOLDOWN)
-        return self.lr * (1 + cos(pi * progress)) / 2
+            return peak * min(1.0, (1 - progress) / _COOLDOWN)
+        return peak * (1 + cos(pi * progress)) / 2
 
     def check(self) -> None:
         """Raises ValueError for a number that cannot work."""
-        for name in ("max_steps", "batch_size", "lr"):
+        for name in ("max_steps", "batch_size", "accumulation", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay"):
@@ -91,6 +100,14 @@ class OptimConfig:
         check_share("optim.betas", *self.betas)
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
+
+    def check_batch(self, processes: int) -> None:
+        """Raises ValueError for a batch that does not go into equal parts."""
+        if self.batch_size % (processes * self.accumulation):
+            raise ValueError(
+                f"optim.batch_size {self.batch_size} does not go into {processes} processes with optim.accumulation "
+                f"{self.accumulation}; make it a multiple of {processes * self.accumulation}"
+            )
 
 
 def check_share(option: str, *values: float) -> None:
