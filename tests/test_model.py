@@ -109,6 +109,19 @@ def test_the_config_is_the_constructors_arguments(tmp_path):
     assert VQTokenizer.from_config(config).bottleneck.top_k == 2
 
 
+def test_a_folder_from_before_there_was_a_second_network_loads(tmp_path):
+    model = VQTokenizer(in_channels=1, image_size=16, codebook_size=24, codebook_dim=6, hidden_channels=8)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("channel_multipliers", "attention_sizes", "z_channels"):
+        del config[name]
+    assert config["network"] == "conv"
+    # The inner width that was once written into every folder is what is now left out.
+    (tmp_path / "config.json").write_text(json.dumps(config | {"residual_channels": 32}))
+    loaded = VQTokenizer.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("change", ["missing", "left over"])
 def test_a_folder_whose_weights_are_not_those_of_its_config_is_refused(tmp_path, change):
     make().save_pretrained(tmp_path)
@@ -187,7 +200,8 @@ def test_a_half_precision_load_keeps_the_bottleneck_in_float32(dtype, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"network": "transformer"}, "unknown network 'transformer'"),
+        ({"network": "transformer"}, "unknown network 'transformer'; there are 'conv' and 'vqgan'"),
+        ({"attention_sizes": (8,)}, "network 'conv' has no attention_sizes; its own arguments are residual_channels"),
         ({"quantizer": "nothing"}, "unknown quantizer 'nothing'; there are arc, vq"),
         ({"image_size": 30}, "multiple of 4, got 30"),
         ({"image_size": 0}, "multiple of 4, got 0"),

@@ -61,6 +61,7 @@ def test_the_decoder_is_the_papers_layer_by_layer():
     found = decoder(quantized)
     assert found.shape == (2, 3, 16, 12)
     torch.testing.assert_close(found, expected)
+    assert decoder.last_layer is decoder.conv_out
 
 
 @pytest.mark.parametrize("channels", [1, 3])

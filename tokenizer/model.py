@@ -1,5 +1,6 @@
 """VQTokenizer: images <-> latents <-> codes, in diffusers' folder format."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,9 +11,10 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from tokenizer.complete_weights import CompleteWeights
-from tokenizer.networks import ConvDecoder, ConvEncoder
+from tokenizer.networks import ConvDecoder, ConvEncoder, conv_sizes
 from tokenizer.quantizers import QuantizerOutput, make_quantizer
 from tokenizer.straight_through import straight_through
+from tokenizer.vqgan import VQGANDecoder, VQGANEncoder, vqgan_sizes
 
 
 @dataclass
@@ -50,13 +52,21 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
     Args:
         in_channels: C, the images' channels.
         image_size: height and width of the images, in pixels; a multiple of the network's downsampling.
-        network: encoder and decoder; `conv` is the small convolutional network, downsampling by 4.
+        network: encoder and decoder; `conv` is the small convolutional network, downsampling by 4; `vqgan` the large
+            one, with a level for each of channel_multipliers, downsampling by 2 between two levels.
         quantizer: name of the quantizer, one of `tokenizer.quantizers.QUANTIZERS`.
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code and of a latent token.
-        hidden_channels: width of the network, even.
-        residual_channels: inner width of a residual layer.
-        num_residual_layers: residual layers in the encoder and in the decoder.
+        hidden_channels: width of the network; of `conv` even, of `vqgan` a multiple of 32.
+        residual_channels: of `conv` alone: inner width of a residual layer; None is 32.
+        num_residual_layers: residual layers in the encoder and in the decoder; of `vqgan` on each of the encoder's
+            levels, and one more on each of the decoder's.
+        channel_multipliers: of `vqgan` alone: each level's width as a multiple of hidden_channels, images first; None
+            is (1, 2, 2, 4), downsampling by 8. (1, 1, 2, 2, 4) downsamples by 16.
+        attention_sizes: of `vqgan` alone: the heights of the feature maps, for images of image_size, on whose levels
+            the network attends; None is the lowest level's. Below the lowest level it always attends.
+        z_channels: of `vqgan` alone: channels between the networks and the 1 x 1 convolutions around the quantizer;
+            None is codebook_dim.
         quantizer_options: the quantizer's other arguments, by name; what is left out keeps the quantizer's default.
 
     Raises:
@@ -64,39 +74,47 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
     """
 
     _keep_in_fp32_modules = ["bottleneck"]  # noqa: RUF012 (diffusers reads this name on the class)
-    downsampling = 4
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
         self,
         in_channels: int = 3,
         image_size: int = 32,
-        network: Literal["conv"] = "conv",
+        network: Literal["conv", "vqgan"] = "conv",
         quantizer: str = "arc",
         codebook_size: int = 512,
         codebook_dim: int = 64,
         hidden_channels: int = 128,
-        residual_channels: int = 32,
+        residual_channels: int | None = None,
         num_residual_layers: int = 2,
+        channel_multipliers: tuple[int, ...] | None = None,
+        attention_sizes: tuple[int, ...] | None = None,
+        z_channels: int | None = None,
         quantizer_options: dict[str, Any] | None = None,
     ):
         super().__init__()
-        if network != "conv":
-            raise ValueError(f"unknown network {network!r}; there is 'conv'")
+        conv = {"residual_channels": residual_channels}
+        vqgan = {
+            "channel_multipliers": channel_multipliers,
+            "attention_sizes": attention_sizes,
+            "z_channels": z_channels,
+        }
+        common = (in_channels, codebook_dim, hidden_channels, num_residual_layers)
+        if network == "conv":
+            make_encoder, make_decoder = ConvEncoder, ConvDecoder
+            sizes = conv_sizes(*common, **_own("conv", conv, vqgan))
+        elif network == "vqgan":
+            make_encoder, make_decoder = VQGANEncoder, VQGANDecoder
+            sizes = vqgan_sizes(*common, image_size, **_own("vqgan", vqgan, conv))
+        else:
+            raise ValueError(f"unknown network {network!r}; there are 'conv' and 'vqgan'")
+        self.encoder = make_encoder(*sizes)
         if image_size < self.downsampling or image_size % self.downsampling:
             raise ValueError(f"image_size must be a multiple of {self.downsampling}, got {image_size}")
-        if min(in_channels, residual_channels) < 1 or num_residual_layers < 0:
-            raise ValueError(
-                "in_channels and residual_channels must be at least 1 and num_residual_layers at least 0, got "
-                f"{in_channels}, {residual_channels} and {num_residual_layers}"
-            )
-        if hidden_channels < 2 or hidden_channels % 2:
-            raise ValueError(f"hidden_channels must be even and at least 2, got {hidden_channels}")
-        sizes = (in_channels, codebook_dim, hidden_channels, residual_channels, num_residual_layers)
-        self.encoder = ConvEncoder(*sizes)
         # Not called `quantizer`: diffusers answers that name with the constructor argument.
         self.bottleneck = make_quantizer(quantizer, codebook_size, codebook_dim, quantizer_options or {})
-        self.decoder = ConvDecoder(*sizes)
+        self.decoder = make_decoder(*sizes)
 
     @property
     def codebook(self) -> Tensor:
@@ -104,10 +122,25 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         return self.bottleneck.codebook
 
     @property
+    def downsampling(self) -> int:
+        """Pixels per latent token along each side."""
+        return self.encoder.downsampling
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(D, h, w) of one image's latents."""
         side = self.config.image_size // self.downsampling
         return self.config.codebook_dim, side, side
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
+        """Keeps the activations at the levels' borders alone and computes the others again in the backward pass.
+
+        Raises:
+            ValueError: the network is `conv`, which cannot.
+        """
+        if self.config.network == "conv":
+            raise ValueError("network 'conv' has no gradient checkpointing; it is of network 'vqgan'")
+        super().enable_gradient_checkpointing(gradient_checkpointing_func)
 
     # The hooks of a model that moves itself to the device when it is needed fire in `forward` alone; each other way in
     # asks for them.
@@ -154,3 +187,10 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
             losses=quantized.losses,
             counts=quantized.counts,
         )
+
+
+def _own(network: str, own: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """A network's own arguments as far as they are given; those of the other network must not be."""
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ValueError(f"network {network!r} has no {given[0]}; its own arguments are {', '.join(own)}")
+    return {name: value for name, value in own.items() if value is not None}

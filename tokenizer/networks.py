@@ -25,6 +25,8 @@ class ResidualLayer(nn.Module):
 class ConvEncoder(nn.Module):
     """Images (B, C, H, W) in [-1, 1] -> latents (B, D, H / 4, W / 4)."""
 
+    downsampling = 4
+
     def __init__(
         self, in_channels: int, latent_channels: int, hidden_channels: int, residual_channels: int, num_layers: int
     ):
@@ -55,7 +57,30 @@ class ConvDecoder(nn.Module):
         self.conv_up = nn.ConvTranspose2d(hidden_channels, hidden_channels // 2, 4, stride=2, padding=1)
         self.conv_out = nn.ConvTranspose2d(hidden_channels // 2, out_channels, 4, stride=2, padding=1)
 
+    @property
+    def last_layer(self) -> nn.ConvTranspose2d:
+        """The convolution that makes the images."""
+        return self.conv_out
+
     def forward(self, quantized: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, C, 4 h, 4 w)."""
         hidden = relu(self.residual(self.conv_in(quantized)))  # (B, H, h, w)
         return self.conv_out(relu(self.conv_up(hidden)))
+
+
+def conv_sizes(
+    channels: int, latent_channels: int, hidden_channels: int, num_layers: int, residual_channels: int = 32
+) -> tuple[int, int, int, int, int]:
+    """The arguments of ConvEncoder and ConvDecoder from VQTokenizer's.
+
+    Raises:
+        ValueError: a size that cannot work.
+    """
+    if min(channels, residual_channels) < 1 or num_layers < 0:
+        raise ValueError(
+            "in_channels and residual_channels must be at least 1 and num_residual_layers at least 0, got "
+            f"{channels}, {residual_channels} and {num_layers}"
+        )
+    if hidden_channels < 2 or hidden_channels % 2:
+        raise ValueError(f"hidden_channels must be even and at least 2, got {hidden_channels}")
+    return channels, latent_channels, hidden_channels, residual_channels, num_layers
