@@ -22,12 +22,13 @@ from benchmark_peers import (
     TokenizerAround,
     bare_products,
 )
-from fast_training import on_device, prepare_model
-from run_options import OptimConfig
+from fast_training import Trained, on_device
+from reconstruction_loss import LossConfig, ReconstructionLoss
+from run_options import OptimConfig, RunConfig
 from threads import use_all_cores
+from tokenizer_update import TokenizerUpdate
 from torch import Tensor, nn
 from torch_fidelity.metric_prc import prc_features_to_metric
-from train_tokenizer import total_loss
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from pipelines.distributions import NEIGHBOURS
@@ -36,6 +37,7 @@ from priors.diffusion import make_scheduler, make_unet
 from priors.pixelcnn import PixelCNN
 from tokenizer import VQTokenizer
 from tokenizer.losses import normalised_mse
+from tokenizer.perceptual import WeightFiles
 from tokenizer.quantizers import make_quantizer
 
 Work = Callable[[], None]
@@ -98,27 +100,26 @@ def step_case(name: str, batch_size: int, precision: str, compiled: bool, device
     if name == "plain":
         model, images = model.to(device), images.to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=OptimConfig().lr)
-        backward = torch.Tensor.backward
-    else:
-        accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-        model, optimizer = prepare_model(accelerator, model, OptimConfig(), compiled)
-        images = on_device(images, device)
-        backward = accelerator.backward
+        return lambda: _descend(model, images, torch.Tensor.backward, optimizer)
+    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    trained = Trained(accelerator, model, name, OptimConfig(), RunConfig(name, compile=compiled))
+    images = on_device(images, device)
+    if not ours:
+        return lambda: _descend(trained.wrapped, images, accelerator.backward, trained.optimizer)
+    update = TokenizerUpdate(
+        accelerator, trained, ReconstructionLoss(LossConfig(), WeightFiles(), config.image_size, device)
+    )
+    return lambda: update([images])
 
-    def work() -> None:
-        output = model(images)
-        if ours:
-            loss, _ = total_loss(images, output, tokenizer.bottleneck, 1.0)
-        else:
-            reconstruction, loss = output
-            loss = loss + normalised_mse(images, reconstruction, 1.0)
-        backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        if ours:
-            tokenizer.bottleneck.after_update()
 
-    return work
+def _descend(
+    model: nn.Module, images: Tensor, backward: Callable[[Tensor], None], optimizer: torch.optim.Optimizer
+) -> None:
+    """A training step of a model that gives its reconstruction and the rest of the loss."""
+    reconstruction, loss = model(images)
+    backward(loss + normalised_mse(images, reconstruction, 1.0))
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def sampling_case(name: str, batch_size: int, steps: int, device: torch.device) -> Work:

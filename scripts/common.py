@@ -113,11 +113,11 @@ class Run:
             (self.folder / "inputs.yaml").write_text(yaml.safe_dump(inputs))
             print(f"run folder: {self.folder}")
         self.model = model
-        self._main = self.train(model, "model")
+        self.main = self.train(model, "model")
         if ema_decay is not None:
             self.ema = EMAModel(model.parameters(), decay=ema_decay)
         self.step = self._resume()
-        return self._main.wrapped
+        return self.main.wrapped
 
     def train(self, module: nn.Module, name: str) -> Trained:
         """A module that is trained beside the run's model; to be asked for before `prepare`, which loads its state."""
@@ -143,7 +143,7 @@ class Run:
             batch = {name: on_device(tensor, self.device) for name, tensor in batch.items()}
             pieces = zip(*(tensor.chunk(parts) for tensor in batch.values()), strict=True)
             for index, piece in enumerate(pieces, start=1):
-                with self._main.alone(index < parts):
+                with self.main.alone(index < parts):
                     yield dict(zip(batch, piece, strict=True))
             self._bar.update()
             if self.step % self.config.checkpoint_every == 0 or self.step == total:
@@ -158,10 +158,10 @@ class Run:
 
     def update(self, loss: Tensor) -> None:
         """The gradient of a batch of `steps`; with the last one of a step, the optimiser's step down their mean."""
-        self._main.backward(loss / self.optim.accumulation)
+        self.main.backward(loss / self.optim.accumulation)
         self._parts_done += 1
         if self._parts_done == self.optim.accumulation:
-            self.complete(self._main.descend())
+            self.complete(self.main.descend())
 
     def complete(self, updated: bool) -> None:
         """Ends the step. Where the model was not `updated`, its average stays as it is."""

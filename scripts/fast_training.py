@@ -32,7 +32,7 @@ class Trained:
             module.enable_gradient_checkpointing()
         if config.compile:
             module.compile()  # in place: the parameters keep their names, so a checkpoint is the same either way
-        # Fused, the optimiser itself leaves out a step for which the fp16 scaler has found an overflow, and tells no one.
+        # A fused optimiser leaves out a step for which the fp16 scaler has found an overflow, and tells no one.
         fused = accelerator.scaler is None
         optimizer = torch.optim.AdamW(
             module.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused

@@ -20,11 +20,17 @@ class PatchDiscriminator(nn.Module):
         channels: width after the first convolution; even.
         num_layers: convolutions of stride 2.
         norm: `group`, group normalisation, with which an image's logits do not depend on the batch it is in, so that
-            any split of a batch over processes and accumulation trains alike; `batch`, batch normalisation as published.
+            any split of a batch over processes and accumulation trains alike; `batch`, batch normalisation, as
+            published.
+
+    Attributes:
+        anchors: (2,), running means of the logits of real and of reconstructed images, for `lecam_penalty`.
 
     Raises:
         ValueError: a size that cannot work.
     """
+
+    anchors: Tensor
 
     def __init__(
         self, in_channels: int, channels: int = 64, num_layers: int = 3, norm: Literal["group", "batch"] = "group"
@@ -49,23 +55,30 @@ class PatchDiscriminator(nn.Module):
                 nn.LeakyReLU(_SLOPE, True),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, padding=1))
+        self.register_buffer("anchors", torch.zeros(2))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
             elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> logits (B, 1, h, w) float32.
-
-        Raises:
-            ValueError: the images are too small for as many layers.
-        """
-        if min(images.shape[-2:]) < self.smallest:
-            size = "x".join(map(str, images.shape[-2:]))
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError for images that are too small for as many layers."""
+        if min(height, width) < self.smallest:
             raise ValueError(
-                f"images of {size} are too small for the discriminator, which takes {self.smallest} pixels; "
+                f"images of {height}x{width} are too small for the discriminator, which takes {self.smallest} pixels; "
                 "lower adversarial.layers"
             )
-        with torch.autocast(images.device.type, enabled=False):
-            return self.layers(images.float())
+
+    def forward(self, *batches: Tensor) -> list[Tensor]:
+        """Batches of images (B, C, H, W) in [-1, 1] -> of each its logits (B, 1, h, w), float32.
+
+        A batch normalisation takes its statistics of each batch by itself.
+
+        Raises:
+            ValueError: the images are too small.
+        """
+        for images in batches:
+            self.check_size(*images.shape[-2:])
+        with torch.autocast(batches[0].device.type, enabled=False):
+            return [self.layers(images.float()) for images in batches]

@@ -4,7 +4,7 @@ The features of an ImageNet network at several depths, each position scaled to l
 weighted by channel with learned non-negative weights, averaged over positions and summed over depths.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -173,26 +173,31 @@ class LPIPS(nn.Module):
         if images.shape != reconstructions.shape or images.ndim != 4 or images.shape[1] not in (1, 3):
             found = f"{tuple(images.shape)} and {tuple(reconstructions.shape)}"
             raise ValueError(f"images are {found}, not two batches (B, 1 or 3, H, W) of one shape")
-        if min(images.shape[-2:]) < self.smallest:
-            size = "x".join(map(str, images.shape[-2:]))
+        self.check_size(*images.shape[-2:])
+        distance: Tensor | float = 0.0
+        for depth, (a, b) in enumerate(
+            zip(self._unit_features(images), self._unit_features(reconstructions), strict=True)
+        ):
+            distance = distance + ((a - b).square() * self.get_buffer(f"head_{depth}")).sum(dim=1).mean(dim=(1, 2))
+        return distance
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError for images that are too small for the network."""
+        if min(height, width) < self.smallest:
             raise ValueError(
-                f"images of {size} are too small for {self.name}, which takes {self.smallest} pixels; "
+                f"images of {height}x{width} are too small for {self.name}, which takes {self.smallest} pixels; "
                 "take squeeze, or larger images"
             )
-        both = torch.cat([images, reconstructions]).expand(-1, 3, -1, -1)
-        both = (both - self.shift) / self.scale
-        distance: Tensor | float = 0.0
-        depth = 0
+
+    def _unit_features(self, images: Tensor) -> Iterator[Tensor]:
+        """The features at each depth, (B, channels, h, w), each position of length 1."""
+        hidden = (images.expand(-1, 3, -1, -1) - self.shift) / self.scale
         for index, layer in enumerate(self.features):
-            both = layer(both)
-            if index == self.depths[depth]:
+            hidden = layer(hidden)
+            if index in self.depths:
                 # The root of 0 has no gradient; the smallest positive number in its place changes no value.
-                length = both.square().sum(dim=1, keepdim=True).clamp(min=torch.finfo(both.dtype).tiny).sqrt()
-                a, b = (both / (length + _EPSILON)).chunk(2)
-                head = self.get_buffer(f"head_{depth}")
-                distance = distance + ((a - b).square() * head).sum(dim=1).mean(dim=(1, 2))
-                depth += 1
-        return distance
+                length = hidden.square().sum(dim=1, keepdim=True).clamp(min=torch.finfo(hidden.dtype).tiny).sqrt()
+                yield hidden / (length + _EPSILON)
 
 
 def pretrained_features(

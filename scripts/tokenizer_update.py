@@ -1,0 +1,162 @@
+"""One generator update of a tokenizer, over the whole batch whatever the parts and processes it is split into.
+
+Where a loss is no mean over images, the arc loss and the adaptive adversarial weight, the parts' own losses do not add
+up to the batch's. So all parts are first seen without gradients; the gradients of the batch's losses at the
+reconstructions, the latents and the quantizer's parameters are taken there; then each part goes through the networks
+once more, and back with its share of them. A batch in one part is seen once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from adversary import Adversary
+from fast_training import Trained
+from reconstruction_loss import ReconstructionLoss
+from torch import Tensor, nn
+
+from tokenizer import VQTokenizer
+from tokenizer.losses import adaptive_weight
+from tokenizer.model import TokenizerOutput
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an update has seen of its batch.
+
+    Attributes:
+        updated: whether the optimiser has made its step.
+        reconstructions: of each part, (B, C, H, W).
+        counts: (K,) how often each code was used.
+        terms: scalars for the log; `loss` is what was minimised.
+    """
+
+    updated: bool
+    reconstructions: list[Tensor]
+    counts: Tensor
+    terms: dict[str, Tensor]
+
+
+class TokenizerUpdate:
+    """The generator update of a tokenizer.
+
+    Args:
+        accelerator: brings the processes together.
+        trained: the tokenizer in training.
+        reconstruction_loss: of its images.
+        adversary: what it trains against, if anything.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        trained: Trained,
+        reconstruction_loss: ReconstructionLoss,
+        adversary: Adversary | None = None,
+    ):
+        self._accelerator = accelerator
+        self._trained = trained
+        self._tokenizer: VQTokenizer = trained.module
+        self._reconstruction_loss = reconstruction_loss
+        self._adversary = adversary
+        self._before_last: Tensor | None = None
+        self._tokenizer.decoder.last_layer.register_forward_pre_hook(self._keep)
+
+    def __call__(self, parts: Sequence[Tensor]) -> Seen:
+        """The update on a batch of images, in parts (B, C, H, W) of one size."""
+        outputs, hidden = [], []
+        for part in parts:
+            with torch.set_grad_enabled(len(parts) == 1):
+                outputs.append(self._trained.wrapped(part))
+            hidden.append(self._before_last)
+        pulls, terms = self._image_gradients(parts, outputs, hidden)
+        if len(parts) == 1:
+            quantized = outputs[0]
+            loss = self._quantizer_loss(quantized.losses)
+            self._trained.backward(_dot(outputs[0].reconstruction, pulls[0]) + loss)
+        else:
+            quantized, loss = self._back_in_parts(parts, outputs, pulls)
+        terms = {"loss": terms.pop("image_loss") + loss.detach(), **terms, **quantized.losses}
+        updated = self._trained.descend()
+        if updated:
+            self._tokenizer.bottleneck.after_update()
+        return Seen(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
+
+    def _image_gradients(
+        self, parts: Sequence[Tensor], outputs: Sequence[TokenizerOutput], hidden: Sequence[Tensor]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The gradient at each part's reconstruction of the loss on images, a mean over the parts, and its terms."""
+        heard = self._adversary is not None and self._adversary.is_heard
+        towards_images, towards_real, logs = [], [], []
+        for part, output in zip(parts, outputs, strict=True):
+            leaf = output.reconstruction.detach().requires_grad_(True)
+            loss, terms = self._reconstruction_loss(part, leaf)
+            towards_images.append(torch.autograd.grad(loss / len(parts), leaf)[0])
+            terms = {"image_loss": loss, **terms}
+            if heard:
+                terms["generator"] = self._adversary.generator_loss(leaf)
+                towards_real.append(torch.autograd.grad(terms["generator"] / len(parts), leaf)[0])
+            logs.append({name: term.detach() for name, term in terms.items()})
+        means = {name: torch.stack([terms[name] for terms in logs]).mean() for name in logs[0]}
+        if not heard:
+            return towards_images, means
+        weight = self._adversarial_weight(hidden, towards_images, towards_real)
+        means["adversarial_weight"] = weight
+        means["image_loss"] = means["image_loss"] + weight * means["generator"]
+        return [a + weight * b for a, b in zip(towards_images, towards_real, strict=True)], means
+
+    def _adversarial_weight(
+        self, hidden: Sequence[Tensor], towards_images: Sequence[Tensor], towards_real: Sequence[Tensor]
+    ) -> Tensor:
+        """Of the adversarial loss in this step, a scalar that is the same on all processes."""
+        config, weight = self._adversary.config, self._adversary.weight
+        if not config.adaptive:
+            return torch.tensor(weight, device=self._accelerator.device)
+        # The gradients at the last weights of the whole batch: the mean over processes, the sum over parts.
+        gradients = [self._at_last_weights(hidden, pulls) for pulls in (towards_images, towards_real)]
+        gradients = self._accelerator.reduce(torch.stack(gradients), "mean")
+        return weight * adaptive_weight(*gradients, config.max_weight)
+
+    def _at_last_weights(self, hidden: Sequence[Tensor], pulls: Sequence[Tensor]) -> Tensor:
+        """The gradient at the decoder's last weights for these gradients at the reconstructions."""
+        last = self._tokenizer.decoder.last_layer
+        total = torch.zeros_like(last.weight)
+        for before, pull in zip(hidden, pulls, strict=True):
+            total += torch.autograd.grad(last(before.float()), last.weight, pull)[0]
+        return total
+
+    def _back_in_parts(
+        self, parts: Sequence[Tensor], outputs: Sequence[TokenizerOutput], pulls: Sequence[Tensor]
+    ) -> tuple[TokenizerOutput, Tensor]:
+        """Takes each part through the networks and back; what the quantizer says of the whole batch, and its loss."""
+        quantizer = self._tokenizer.bottleneck
+        latents = torch.cat([output.latents for output in outputs]).detach().requires_grad_(True)
+        quantized = quantizer(latents)
+        loss = self._quantizer_loss(quantized.losses)
+        inputs = [latents, *quantizer.parameters()]
+        at_latents, *at_parameters = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+        for index, (part, pull, at_part) in enumerate(
+            zip(parts, pulls, at_latents.chunk(len(parts)), strict=True), start=1
+        ):
+            with self._trained.alone(index < len(parts)):
+                output = self._trained.wrapped(part)
+                value = _dot(output.reconstruction, pull) + _dot(output.latents, at_part)
+                for parameter, gradient in zip(quantizer.parameters(), at_parameters, strict=True):
+                    value = value + _dot(parameter, gradient) / len(parts)
+                self._trained.backward(value)
+        return quantized, loss
+
+    def _quantizer_loss(self, losses: dict[str, Tensor]) -> Tensor:
+        """The quantizer's losses by their weights, a scalar."""
+        weights = self._tokenizer.bottleneck.loss_weights()
+        return sum(weights[name] * loss for name, loss in losses.items())
+
+    def _keep(self, last_layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        """Keeps what goes into the last layer in a forward pass."""
+        self._before_last = inputs[0].detach()
+
+
+def _dot(value: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar whose gradient at `value` is `gradient`."""
+    return (value * gradient).sum()
