@@ -33,10 +33,8 @@ class Trained:
         if config.compile:
             module.compile()  # in place: the parameters keep their names, so a checkpoint is the same either way
         # A fused optimiser leaves out a step for which the fp16 scaler has found an overflow, and tells no one.
-        fused = accelerator.scaler is None
-        optimizer = torch.optim.AdamW(
-            module.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused
-        )
+        options = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
+        optimizer = torch.optim.AdamW(module.parameters(), fused=accelerator.scaler is None, **options)
         self.wrapped, self.optimizer = accelerator.prepare(module, optimizer)
         self.gradient_norm: Tensor | None = None
         self._accelerator = accelerator

@@ -62,6 +62,8 @@ class OptimConfig:
         schedule: of the learning rate after that: `constant`; `cosine`, half a wave down to 0 at max_steps; `cooldown`,
             constant, then linearly down to 0 over the last fifth of the steps.
         betas: Adam's averages.
+        eps: added to the root of Adam's second average. Where a gradient is rounding alone, as that of a bias that a
+            norm takes out, a larger one keeps Adam from following it at the full rate.
         weight_decay: decoupled weight decay.
         max_grad_norm: the gradient's norm is clipped to this; None does not clip.
     """
@@ -74,6 +76,7 @@ class OptimConfig:
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "cooldown"] = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float | None = None
 
@@ -91,7 +94,7 @@ class OptimConfig:
 
     def check(self) -> None:
         """Raises ValueError for a number that cannot work."""
-        for name in ("max_steps", "batch_size", "accumulation", "lr"):
+        for name in ("max_steps", "batch_size", "accumulation", "lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay"):
