@@ -95,10 +95,10 @@ def _scan(file: ShardFile) -> np.ndarray:
                 samples[-1][:2] = member.offset_data, member.size
             elif extension == "cls":
                 samples[-1][2] = _label(archive.extractfile(member).read(), key, file)
-        _refuse_without_image(samples, key, file)
         opened.seek(archive.offset)
         if opened.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # by which a whole archive ends
             raise file.broken("it is cut off, or its next header is broken")
+        _refuse_without_image(samples, key, file)
     return np.array(samples, np.int64).reshape(-1, 3)
 
 
