@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 
+from tokenizer import image_dataset
 from tokenizer.data import (
     DataConfig,
     DataError,
@@ -21,6 +22,7 @@ from tokenizer.data import (
     load_images,
     training_batches,
 )
+from tokenizer.image_files import ImageColumn
 
 
 @pytest.fixture(autouse=True)
@@ -345,6 +347,79 @@ def test_workers_change_neither_batches_nor_the_global_random_state(digits):
         assert torch.equal(one["images"][3], digits["train"][rows[3]]["images"])
 
 
+# Crops and flips
+
+
+@pytest.fixture(scope="module")
+def augmented(tmp_path_factory):
+    """12 images of 9x7 in a folder, and the data set of their 6x6 crops."""
+    folder = tmp_path_factory.mktemp("crops")
+    images = write(folder, [f"train/{i:02}.png" for i in range(12)] + ["test/0.png"], (9, 7))
+    return [np.asarray(image) for image in images.values()], folder
+
+
+def window_of(crop, full):
+    """Where in an image a crop comes from, and whether it is mirrored; an error where it is no window of it."""
+    windows = np.lib.stride_tricks.sliding_window_view(full, (6, 6), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
+    found = [(*place, way) for place in np.ndindex(2, 4) for way in (1, -1) if (windows[place][:, ::way] == crop).all()]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_training_images_are_random_windows_and_held_out_ones_the_centre(augmented):
+    images, folder = augmented
+    options = {"image_size": 6, "resize_to": 0, "crop": "random", "flip": True}
+    train, test = (load(folder, split, **options) for split in ("train", "test"))
+    seen = []
+    run = {"batch_size": 5, "seed": 1, "start_step": 0, "stop_step": 40}  # 20 epochs
+    rows = indices(StepBatches(12, **run))
+    shown = torch.cat([batch["images"] for batch in training_batches(train, **run)])
+    for image, row in zip(shown, rows, strict=True):
+        seen.append(window_of(pixels({"images": image}), images[row]))
+    assert len(set(seen)) == 16 and abs(np.mean([way for *_, way in seen])) < 0.25
+    assert np.array_equal(pixels(test[0]), images[-1][:6, 1:7])
+    assert np.array_equal(pixels(train[3]), images[3][:6, 1:7])
+    still = load(folder, image_size=6, resize_to=0)
+    assert train.fingerprint() == still.fingerprint() != load(folder, image_size=6).fingerprint()
+
+
+@pytest.mark.parametrize(("world_size", "num_workers", "start"), [(1, 2, 0), (2, 0, 0), (3, 1, 0), (1, 0, 3)])
+def test_crops_and_flips_are_those_of_one_process(augmented, world_size, num_workers, start):
+    train = load(augmented[1], image_size=6, crop="random", flip=True)
+    run = {"batch_size": 6, "seed": 1, "stop_step": 5}
+    expected = list(training_batches(train, **run, start_step=0))[start:]
+    shares = [
+        list(training_batches(train, **run, start_step=start, rank=r, world_size=world_size, num_workers=num_workers))
+        for r in range(world_size)
+    ]
+    for batch, *parts in zip(expected, *shares, strict=True):
+        assert torch.equal(batch["images"], torch.cat([part["images"] for part in parts]))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"image_size": 8, "resize_to": 6}, "data.resize_to is 6, less than data.image_size 8"),
+        ({"image_size": 8, "resize_to": -1}, "data.resize_to is -1"),
+        ({"resize_to": 6}, "set data.image_size"),
+        ({"crop": "middle"}, "data.crop is middle; set it to center or random"),
+        ({"test_split": "train"}, "data.test_split is train"),
+        ({"test_split": "dev"}, "data.test_split 'dev' is missing: data set 'digits' has the splits train, test"),
+    ],
+)
+def test_options_that_contradict_each_other(options, expected):
+    assert expected in message(lambda: load_images(DataConfig(**options), "train"))
+
+
+def test_the_held_out_split_may_be_named(tmp_path):
+    """ImageNet's test split on the Hub has the label -1 throughout."""
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    for split, labels in (("train", [0, 1]), ("validation", [1]), ("test", [-1, -1, -1])):
+        write_parquet(tmp_path, split, {"image": [noise(0)] * len(labels), "label": labels}, features)
+    assert load(tmp_path, "test", test_split="validation").labels.tolist() == [1]
+    assert "has label -1" in message(lambda: load(tmp_path, "test"))
+
+
 # Fingerprint
 
 
@@ -396,6 +471,41 @@ def test_fingerprint_tells_splits_apart_and_is_computed_once(digits, monkeypatch
     assert train.fingerprint() == again.fingerprint() != digits["test"].fingerprint()
     monkeypatch.setattr(type(train.encoded), "read", None)
     assert train.fingerprint() == again.fingerprint()
+
+
+@pytest.mark.parametrize("stored", ["files", "parquet"])
+def test_fingerprint_of_many_images_reads_all_lengths_and_labels_and_some_images(tmp_path, monkeypatch, stored):
+    monkeypatch.setattr(image_dataset, "FINGERPRINT_WHOLE", 20)
+    monkeypatch.setattr(image_dataset, "FINGERPRINT_PART", 4)
+    reads, read = [], ImageColumn.read
+    monkeypatch.setattr(ImageColumn, "read", lambda self, row: [reads.append(row), read(self, row)][1])
+    buffer = io.BytesIO()
+    noise(0).save(buffer, format="png")
+    contents = [buffer.getvalue(), *(f"image {i:02}".encode() for i in range(1, 30))]
+
+    def printed(name, changed=(), cats=15):
+        known, labels = {**dict(enumerate(contents)), **dict(changed)}, [0] * cats + [1] * (30 - cats)
+        features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+        if stored == "files":
+            for i, content in [*known.items(), (30, contents[0])]:
+                file = tmp_path / name / (f"train/{features['label'].names[labels[i]]}" if i < 30 else "test/cat")
+                file.mkdir(parents=True, exist_ok=True)
+                (file / f"{i:02}.png").write_bytes(content)
+        else:
+            columns = {"image": [{"bytes": content, "path": None} for content in known.values()], "label": labels}
+            write_parquet(tmp_path / name, "train", columns, features)
+            write_parquet(tmp_path / name, "test", {key: values[:1] for key, values in columns.items()}, features)
+        data = load(tmp_path / name)
+        reads.clear()
+        fingerprint = data.fingerprint()
+        assert reads == [0, 9, 19, 29]
+        return fingerprint
+
+    expected = printed("same")
+    assert printed("again") == expected
+    prints = [printed("longer", {5: b"image  05"}), printed("other", {9: b"image 99"}), printed("label", cats=14)]
+    assert len({*prints, expected}) == 4
+    assert printed("unread", {5: b"image 99"}) == expected
 
 
 # Errors

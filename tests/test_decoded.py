@@ -1,12 +1,13 @@
 """Data sets in memory: the same items, batches and order as from the encoded images, and when they are held."""
 
+from dataclasses import replace
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
 from tokenizer.data import (
-    PIXEL_BATCH,
     DataConfig,
     DataError,
     evaluation_batches,
@@ -15,7 +16,8 @@ from tokenizer.data import (
     pixel_batches,
     training_batches,
 )
-from tokenizer.decoded import DecodedImages, as_floats, pixel_variance
+from tokenizer.decoded import PIXEL_BATCH, DecodedImages, pixel_variance
+from tokenizer.image_dataset import as_floats
 from tokenizer.image_files import ImageColumn
 
 IMAGES = 290  # 261 of them train: more than one batch of pixels
@@ -176,3 +178,26 @@ def test_a_broken_image_is_the_same_error(tmp_path, num_workers):
     with pytest.raises(DataError) as caught:
         hold_in_memory(encoded, config)
     assert str(caught.value) == str(expected.value)
+
+
+def test_flips_of_images_in_memory_are_those_of_the_encoded_ones(config):
+    flipped = replace(config, flip=True)
+    encoded = load_images(flipped, "train")
+    decoded, run = hold_in_memory(encoded, flipped), {"batch_size": 60, "seed": 3, "start_step": 2, "stop_step": 6}
+    assert isinstance(decoded, DecodedImages)
+    before = decoded.pixels.clone()
+    assert_all_equal(training_batches(decoded, **run), training_batches(encoded, **run))
+    assert torch.equal(decoded.pixels, before)
+    still = torch.cat([batch["images"] for batch in training_batches(load_images(config, "train"), **run)])
+    seen = torch.cat([batch["images"] for batch in training_batches(decoded, **run)])
+    mirrored = (seen == still.flip(-1)).flatten(1).all(1)
+    assert torch.equal(torch.where(mirrored[:, None, None, None], still.flip(-1), still), seen)
+    assert 0.3 < mirrored.float().mean() < 0.7
+
+
+def test_images_that_are_cropped_at_random_are_not_held(config):
+    cropped = replace(config, crop="random")
+    encoded = load_images(cropped, "train")
+    assert hold_in_memory(encoded, cropped) is encoded
+    test = load_images(cropped, "test")
+    assert isinstance(hold_in_memory(test, cropped), DecodedImages)
