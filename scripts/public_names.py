@@ -1,0 +1,208 @@
+"""Parameter names of public code: ArcVQ-VAE's two networks, the larger of which is taming-transformers' VQGAN."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tokenizer import VQTokenizer
+
+
+@dataclass(frozen=True)
+class PublicNetwork:
+    """What one network is called in public code.
+
+    Args:
+        network: VQTokenizer's name for it.
+        landmark: a tensor that only this network has.
+        parts: how the names of its tensors begin.
+        codebook: the table's name, the usual one first.
+        names: pattern of one of our names, without `.weight` and `.bias` -> the public name; level `{up}` is counted
+            from the other end than ours.
+        sizes: the constructor arguments of VQTokenizer that the tensors tell, where the images are of this size.
+        image_size: of what it is mostly trained on.
+    """
+
+    network: str
+    landmark: str
+    parts: tuple[str, ...]
+    codebook: tuple[str, ...]
+    names: dict[str, str]
+    sizes: Callable[["PublicTensors", int], dict[str, Any]]
+    image_size: int
+
+    def public_name(self, ours: str, num_levels: int) -> str:
+        """The public name of one of our networks' parameters; `num_levels` matters for a VQGAN alone."""
+        layer, _, kind = ours.rpartition(".")
+        for pattern, public in self.names.items():
+            if match := re.fullmatch(pattern, layer):
+                up = num_levels - 1 - int(match[1]) if "{up}" in public else None
+                return f"{match.expand(public.replace('{up}', str(up)))}.{kind}"
+        raise AssertionError(f"{ours} has no public name")
+
+
+class PublicTensors:
+    """A public model's tensors in a file of which they may be a part, under whatever prefix.
+
+    `tensors` are the model's, by public name; `left_out` counts the others in the file, by what their names begin with.
+
+    Raises:
+        ValueError: the file holds no network of public code, or several.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], source: str):
+        self.source = source
+        found = [
+            (public, name.removesuffix(public.landmark))
+            for public in PUBLIC_NETWORKS
+            for name in tensors
+            if f".{name}".endswith(f".{public.landmark}")
+        ]
+        if not found:
+            landmarks = " or ".join(public.landmark for public in PUBLIC_NETWORKS)
+            raise ValueError(f"{source} has no tensor named {landmarks}: it is no tokenizer of the public code")
+        if len(found) > 1:
+            prefixes = ", ".join(repr(prefix) for _, prefix in found)
+            raise ValueError(f"{source} holds {len(found)} tokenizers, below {prefixes}; save one of them alone")
+        self.public, prefix = found[0]
+        whole = tuple(prefix + part for part in self.public.parts)
+        self.tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(whole)}
+        self.codebook = next((name for name in self.public.codebook if name in self.tensors), self.public.codebook[0])
+        others = [name.removeprefix(prefix) for name in tensors if not name.startswith(whole)]
+        self.left_out = Counter(re.match(r"loss\.[^.]+|[^.]+", name)[0] for name in others)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor with this public name; ValueError where there is none."""
+        if name not in self.tensors:
+            raise ValueError(f"{self.source} lacks {name}")
+        return tuple(self.tensors[name].shape)
+
+    def count(self, pattern: str) -> int:
+        """How many different numbers stand where the pattern has its one group."""
+        return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
+
+    def state(self, tokenizer: VQTokenizer) -> dict[str, Tensor]:
+        """The tokenizer's parameters, float32. What stands beside the public table is added to `left_out`.
+
+        Raises:
+            ValueError: tensors that are missing, left over, or of another shape.
+        """
+        levels = len(tokenizer.encoder.network.down_blocks) if tokenizer.config.network == "vqgan" else 0
+        wanted = {
+            self.codebook if ours == "bottleneck.codebook" else self.public.public_name(ours, levels): (ours, parameter)
+            for ours, parameter in tokenizer.named_parameters()
+        }
+        beside_table = self.codebook.partition(".")[0] + "."
+        over = [name for name in self.tensors if name not in wanted]
+        self.left_out.update(name for name in over if name.startswith(beside_table))
+        self._none("lacks", [name for name in wanted if name not in self.tensors])
+        self._none("has tensors without a place here:", [name for name in over if not name.startswith(beside_table)])
+        state, misfits = {}, []
+        for name, (ours, parameter) in wanted.items():
+            tensor = self.tensors[name]
+            if parameter.ndim == 2 and tensor.shape[2:] == (1, 1):  # a 1 x 1 convolution is a linear layer
+                tensor = tensor[:, :, 0, 0]
+            if tensor.shape != parameter.shape:
+                misfits.append(f"{name} of {tuple(tensor.shape)} instead of {tuple(parameter.shape)}")
+            state[ours] = tensor.float()
+        self._none("holds tensors that do not fit together:", misfits)
+        return state
+
+    def _none(self, problem: str, names: list[str]) -> None:
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise ValueError(f"{self.source} {problem} {', '.join(names[:5])}{more}")
+
+
+def _conv_sizes(public: PublicTensors, _: int) -> dict[str, Any]:
+    hidden, in_channels, *_ = public.shape("_encoder._conv_1.weight")
+    layers = public.count(r"_encoder\._residual_stack\._layers\.(\d+)\.")
+    inner = public.shape("_encoder._residual_stack._layers.0._block.1.weight")[0] if layers else None
+    return {
+        "in_channels": in_channels,
+        "hidden_channels": 2 * hidden,
+        "residual_channels": inner,
+        "num_residual_layers": layers,
+    }
+
+
+def _vqgan_sizes(public: PublicTensors, image_size: int) -> dict[str, Any]:
+    hidden, in_channels, *_ = public.shape("encoder.conv_in.weight")
+    levels = range(public.count(r"encoder\.down\.(\d+)\."))
+    widths = [public.shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in levels]
+    if widths[:1] != [hidden] or any(width % hidden for width in widths):
+        raise ValueError(
+            f"{public.source} has levels of {widths} channels after a first convolution of {hidden}; the first level "
+            "must have as many, and each other a multiple"
+        )
+    z_channels, codebook_dim = public.shape("encoder.conv_out.weight")[0], public.shape("quant_conv.weight")[0]
+    attends = [level for level in levels if public.count(rf"encoder\.down\.{level}\.attn\.(\d+)\.")]
+    return {
+        "in_channels": in_channels,
+        "hidden_channels": hidden,
+        "num_residual_layers": public.count(r"encoder\.down\.0\.block\.(\d+)\."),
+        "channel_multipliers": tuple(width // hidden for width in widths),
+        "attention_sizes": tuple(image_size >> level for level in attends),
+        "z_channels": None if z_channels == codebook_dim else z_channels,
+    }
+
+
+_DOWN, _UP = r"encoder\.network\.down_blocks\.(\d+)", r"decoder\.network\.up_blocks\.(\d+)"
+_PARTS = r"(norm1|conv1|norm2|conv2)"
+_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", r"to_out\.0": "proj_out"}
+
+PUBLIC_NETWORKS = (
+    PublicNetwork(
+        network="conv",
+        landmark="_encoder._conv_1.weight",
+        parts=("_encoder.", "_pre_vq_conv.", "_vq_vae.", "_decoder."),
+        codebook=("_vq_vae.embedding.weight", "_vq_vae._embedding.weight"),
+        names={
+            r"encoder\.conv_in": "_encoder._conv_1",
+            r"encoder\.conv_down": "_encoder._conv_2",
+            r"encoder\.conv_mid": "_encoder._conv_3",
+            r"encoder\.conv_out": "_pre_vq_conv",
+            r"decoder\.conv_in": "_decoder._conv_1",
+            r"decoder\.conv_up": "_decoder._conv_trans_1",
+            r"decoder\.conv_out": "_decoder._conv_trans_2",
+            r"(encoder|decoder)\.residual\.(\d+)\.conv1": r"_\1._residual_stack._layers.\2._block.1",
+            r"(encoder|decoder)\.residual\.(\d+)\.conv2": r"_\1._residual_stack._layers.\2._block.3",
+        },
+        sizes=_conv_sizes,
+        image_size=32,
+    ),
+    PublicNetwork(
+        network="vqgan",
+        landmark="encoder.conv_in.weight",
+        parts=("encoder.", "quant_conv.", "quantize.", "post_quant_conv.", "decoder."),
+        codebook=("quantize.embedding.weight",),
+        names={
+            r"(encoder|decoder)\.network\.(conv_in|conv_out)": r"\1.\2",
+            r"(encoder|decoder)\.network\.conv_norm_out": r"\1.norm_out",
+            r"encoder\.(quant_conv)": r"\1",
+            r"decoder\.(post_quant_conv)": r"\1",
+            rf"(encoder|decoder)\.network\.mid_block\.resnets\.0\.{_PARTS}": r"\1.mid.block_1.\2",
+            rf"(encoder|decoder)\.network\.mid_block\.resnets\.1\.{_PARTS}": r"\1.mid.block_2.\2",
+            rf"{_DOWN}\.resnets\.(\d+)\.{_PARTS}": r"encoder.down.\1.block.\2.\3",
+            rf"{_UP}\.resnets\.(\d+)\.{_PARTS}": r"decoder.up.{up}.block.\2.\3",
+            rf"{_DOWN}\.resnets\.(\d+)\.conv_shortcut": r"encoder.down.\1.block.\2.nin_shortcut",
+            rf"{_UP}\.resnets\.(\d+)\.conv_shortcut": r"decoder.up.{up}.block.\2.nin_shortcut",
+            rf"{_DOWN}\.downsamplers\.0\.conv": r"encoder.down.\1.downsample.conv",
+            rf"{_UP}\.upsamplers\.0\.conv": "decoder.up.{up}.upsample.conv",
+        }
+        | {
+            pattern + ours: name + public
+            for ours, public in _ATTENTION.items()
+            for pattern, name in (
+                (r"(encoder|decoder)\.network\.mid_block\.attentions\.0\.", r"\1.mid.attn_1."),
+                (rf"{_DOWN}\.attentions\.(\d+)\.", r"encoder.down.\1.attn.\2."),
+                (rf"{_UP}\.attentions\.(\d+)\.", r"decoder.up.{up}.attn.\2."),
+            )
+        },
+        sizes=_vqgan_sizes,
+        image_size=256,
+    ),
+)
