@@ -32,8 +32,9 @@ from train_tokenizer import total_loss
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from pipelines.distributions import NEIGHBOURS
 from pipelines.neighbours import precision_recall
-from priors.diffusion import make_scheduler, make_unet
+from priors.diffusion import make_scheduler
 from priors.pixelcnn import PixelCNN
+from priors.unet import make_unet
 from tokenizer import VQTokenizer
 from tokenizer.losses import normalised_mse
 from tokenizer.quantizers import make_quantizer

@@ -20,7 +20,8 @@ from pipeline_calls import quiet, seeded
 from safetensors.torch import load_file, save_file
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
-from priors.diffusion import make_scheduler, make_unet
+from priors.diffusion import make_scheduler
+from priors.unet import make_unet
 from tokenizer import VQTokenizer
 
 ID2LABEL = {0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 2: "hen"}
