@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tokenizer.data import (
-    PIXEL_BATCH,
     DataConfig,
     DataError,
     evaluation_batches,
@@ -15,7 +14,8 @@ from tokenizer.data import (
     pixel_batches,
     training_batches,
 )
-from tokenizer.decoded import DecodedImages, as_floats, pixel_variance
+from tokenizer.decoded import PIXEL_BATCH, DecodedImages, pixel_variance
+from tokenizer.image_dataset import as_floats
 from tokenizer.image_files import ImageColumn
 
 IMAGES = 290  # 261 of them train: more than one batch of pixels

@@ -1,8 +1,6 @@
 """A data set's name -> its tables, the columns that hold images and labels, the labels and their names."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import datasets
 import numpy as np
@@ -12,33 +10,11 @@ import pyarrow.compute
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from tokenizer.class_folders import read_class_folders
+from tokenizer.data_config import DataConfig
 from tokenizer.image_files import BICUBIC, DataError, reason_of
 
 HUB_IDS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images, and as what they are read.
-
-    Args:
-        name: digits, mnist, cifar10, a data set's id on the Hub, a folder of images or a folder of parquet files.
-        image_size: side S of the square images; larger ones are resized and cropped. None: the first image's own size.
-        channels: 1 (grey) or 3 (RGB). None: those of the first image.
-        image_column: the column that holds the images. None: the only image column.
-        label_column: the column that holds the labels. None: the only class label column, or "label" or "labels".
-        num_workers: processes that decode images beside the main one.
-        memory_limit_gib: images to train a tokenizer on whose pixels take no more than this are decoded once and held
-            in memory, by each process; 0: never.
-    """
-
-    name: str = "digits"
-    image_size: int | None = None
-    channels: Literal[1, 3] | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    num_workers: int = 0
-    memory_limit_gib: float = 2.0
 
 
 def load_tables(name: str) -> dict[str, datasets.Dataset]:
@@ -49,6 +25,8 @@ def load_tables(name: str) -> dict[str, datasets.Dataset]:
     is_folder = bool(name) and name not in HUB_IDS and folder.is_dir()
     if not is_folder and (name.startswith((".", "/", "~")) or folder.is_file()):
         raise DataError(f"data folder {name!r} is not there or is not a folder; set data.name to a folder")
+    if is_folder and (tables := read_class_folders(folder.absolute())) is not None:
+        return tables
     try:
         # Absolute: a relative folder called csv or parquet would be taken for one of the formats of `datasets`.
         return datasets.load_dataset(str(folder.absolute()) if is_folder else HUB_IDS.get(name, name))
@@ -78,20 +56,20 @@ def _digits() -> dict[str, datasets.Dataset]:
     return splits
 
 
-def find_columns(table: datasets.Dataset, config: DataConfig) -> tuple[str, str | None]:
+def find_columns(features: datasets.Features, config: DataConfig, owner: str) -> tuple[str, str | None]:
     """The image column and, where there is one, the label column: those named, else those their types point to."""
     of_type = {
-        kind: [column for column, feature in table.features.items() if isinstance(feature, kind)]
+        kind: [column for column, feature in features.items() if isinstance(feature, kind)]
         for kind in (datasets.Image, datasets.ClassLabel)
     }
-    plain_labels = [column for column in ("label", "labels") if column in table.column_names]
-    there = f"the columns of {config.name!r} are {', '.join(table.column_names)}"
+    plain_labels = [column for column in ("label", "labels") if column in features]
+    there = f"the columns of {owner} are {', '.join(features)}"
     chosen = []
     for option, named, found, required in (
         ("image_column", config.image_column, of_type[datasets.Image], True),
         ("label_column", config.label_column, of_type[datasets.ClassLabel] or plain_labels, False),
     ):
-        if named is not None and named not in table.column_names:
+        if named is not None and named not in features:
             raise DataError(f"data.{option} {named!r} is missing: {there}")
         if named is None and (len(found) > 1 or (required and not found)):
             raise DataError(f"{len(found) or 'no'} columns may be the {option}: {there}; set data.{option} to one")
@@ -126,9 +104,9 @@ def read_labels(
     dtype = getattr(feature, "dtype", "")
     if dtype in ("string", "large_string"):
         class_names = sorted(set().union(*(values.unique().to_pylist() for values in arrow.values())))
-        ids = {name: label for label, name in enumerate(class_names)}
-        labels = {split: np.array([ids[v] for v in values.to_pylist()], np.int64) for split, values in arrow.items()}
-        return labels, class_names
+        known = pyarrow.array(class_names)
+        ids = {split: pyarrow.compute.index_in(values.cast(known.type), known) for split, values in arrow.items()}
+        return {split: values.to_numpy().astype(np.int64) for split, values in ids.items()}, class_names
     if not dtype.startswith(("int", "uint")):
         raise DataError(f"label column {column!r} holds {feature}, not integers or strings; set data.label_column")
     labels = {split: values.to_numpy().astype(np.int64) for split, values in arrow.items()}

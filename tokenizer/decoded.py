@@ -1,11 +1,22 @@
-"""Decoded images: the uint8 pixels of a whole data set in memory, their variance, pixels as floats."""
+"""Decoded images: the uint8 pixels of a whole data set, in memory or one batch after another, and their variance."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from tokenizer.batches import loader
+from tokenizer.data_config import DataConfig
+from tokenizer.framing import mirrored, uniform_draws
+from tokenizer.image_dataset import ImageDataset, as_floats
+from tokenizer.streamed_images import StreamedImages
+
+# Images in one tensor where a whole data set is gone through for its pixels.
+PIXEL_BATCH = 256
 
 
 @dataclass(eq=False, repr=False)
@@ -18,6 +29,7 @@ class DecodedImages(Dataset):
         pixels: (n, channels, image_size, image_size) uint8.
         labels: (n,) int64.
         source_fingerprint: what `fingerprint` of the decoded data set says.
+        flip: whether training sees half of the images mirrored.
     """
 
     pixels: Tensor
@@ -26,6 +38,13 @@ class DecodedImages(Dataset):
     name: str
     split: str
     source_fingerprint: str
+    flip: bool = False
+    in_memory: ClassVar[bool] = True
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether training sees other images than the items: `augmented`."""
+        return self.flip
 
     @property
     def channels(self) -> int:
@@ -47,14 +66,56 @@ class DecodedImages(Dataset):
         pixels = self.pixels.index_select(0, torch.tensor(index)) if isinstance(index, list) else self.pixels[index]
         return {"images": as_floats(pixels), "labels": self.labels[index]}
 
+    def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, Tensor]:
+        """The batch of the indices as training sees it in an epoch, some of them mirrored."""
+        pixels = self.pixels.index_select(0, torch.tensor(indices))
+        flips = torch.from_numpy(mirrored(uniform_draws(seed, epoch, indices)))
+        pixels[flips] = pixels[flips].flip(-1)
+        return {"images": as_floats(pixels), "labels": self.labels[indices]}
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the encoded images, labels, size and channels."""
         return self.source_fingerprint
 
 
-def as_floats(pixels: Tensor) -> Tensor:
-    """uint8 of any shape -> float32 of the same shape in [-1, 1]."""
-    return pixels.float().div_(127.5).sub_(1)
+def pixel_batches(dataset: ImageDataset | DecodedImages | StreamedImages, num_workers: int) -> Iterable[Tensor]:
+    """Every image once, in order, cropped to the centre, uint8 (PIXEL_BATCH, C, S, S); the last may be smaller."""
+    if isinstance(dataset, DecodedImages):
+        return dataset.pixels.split(PIXEL_BATCH)
+    return loader(range(len(dataset)), num_workers, batch_size=PIXEL_BATCH, collate_fn=dataset.decode)
+
+
+def hold_in_memory(
+    dataset: ImageDataset | StreamedImages,
+    config: DataConfig,
+    progress: Callable[[Iterable], Iterable] = lambda batches: batches,
+) -> ImageDataset | DecodedImages | StreamedImages:
+    """The data set decoded where its pixels take no more than `config.memory_limit_gib`, else as it is.
+
+    Images that are streamed, or cropped at random, are not held: they are never seen the same way twice.
+
+    `progress` wraps the batches, to show how far the decoding is.
+
+    Raises:
+        DataError: an image is unusable.
+    """
+    shape = (len(dataset), dataset.channels, dataset.image_size, dataset.image_size)
+    fits = math.prod(shape) <= config.memory_limit_gib * 2**30
+    if not fits or isinstance(dataset, StreamedImages) or dataset.framing.random_crop:
+        return dataset
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    batches = progress(pixel_batches(dataset, config.num_workers))
+    for place, batch in zip(pixels.split(PIXEL_BATCH), batches, strict=True):
+        place.copy_(batch)
+    return DecodedImages(
+        pixels=pixels,
+        labels=dataset.labels,
+        class_names=dataset.class_names,
+        name=dataset.name,
+        split=dataset.split,
+        source_fingerprint=dataset.fingerprint(),
+        flip=dataset.framing.flip,
+    )
 
 
 def pixel_variance(batches: Iterable[Tensor]) -> float:

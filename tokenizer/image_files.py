@@ -1,6 +1,7 @@
-"""Encoded images -> pixels: one column of a data set, decoded, converted and resized as asked."""
+"""Encoded images -> pixels: one column of a data set, decoded, and converted to the channels asked for."""
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import pyarrow.compute
 
 EXIF_ORIENTATION = 0x0112
 BICUBIC = PIL.Image.Resampling.BICUBIC
@@ -48,16 +50,35 @@ class ImageColumn:
     def decode(self, row: int) -> tuple[PIL.Image.Image, str]:
         """A row's image, upright, in the mode it is stored in, and the words that name it in an error."""
         encoded, where = self.read(row)
-        try:
-            image = PIL.Image.open(io.BytesIO(encoded))
-            image.load()
-            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-                image = PIL.ImageOps.exif_transpose(image)
-        except PIL.UnidentifiedImageError as error:  # its own text holds only the address of a buffer
-            raise DataError(f"{where} cannot be decoded: not an image format known to PIL; replace it") from error
-        except Exception as error:  # what a decoder raises on broken data is open-ended: OSError, struct.error, ...
-            raise DataError(f"{where} cannot be decoded: {reason_of(error)}; remove or replace it") from error
-        return image, where
+        return decode_image(encoded, where), where
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """The lengths in bytes of the rows' encoded images, int64 (n,); no image is read."""
+        column = self.table.data.column(self.column)
+        lengths = pyarrow.compute.binary_length(pyarrow.compute.struct_field(column, "bytes"))
+        sizes = pyarrow.compute.fill_null(lengths, -1).to_numpy()[rows].astype(np.int64)
+        in_files = np.flatnonzero(sizes < 0)
+        paths = pyarrow.compute.struct_field(column, "path").take(rows[in_files]).to_pylist()
+        for place, path in zip(in_files, paths, strict=True):
+            try:
+                sizes[place] = os.stat(path).st_size  # noqa: PTH116 (a million times: a Path takes longer than the call)
+            except (OSError, TypeError):
+                self.read(rows[place])  # which says what is wrong
+        return sizes
+
+
+def decode_image(encoded: bytes, where: str) -> PIL.Image.Image:
+    """An encoded image, upright, in the mode it is stored in; `where` names it in an error."""
+    try:
+        image = PIL.Image.open(io.BytesIO(encoded))
+        image.load()
+        if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            image = PIL.ImageOps.exif_transpose(image)
+    except PIL.UnidentifiedImageError as error:  # its own text holds only the address of a buffer
+        raise DataError(f"{where} cannot be decoded: not an image format known to PIL; replace it") from error
+    except Exception as error:  # what a decoder raises on broken data is open-ended: OSError, struct.error, ...
+        raise DataError(f"{where} cannot be decoded: {reason_of(error)}; remove or replace it") from error
+    return image
 
 
 def convert(image: PIL.Image.Image, channels: int, where: str) -> PIL.Image.Image:
@@ -80,21 +101,6 @@ def convert(image: PIL.Image.Image, channels: int, where: str) -> PIL.Image.Imag
         return image.convert("RGB").convert(mode)
     except ValueError as error:
         raise DataError(f"{where} has mode {image.mode}, which has no RGB form; save it as RGB") from error
-
-
-def resize(image: PIL.Image.Image, size: int, where: str) -> PIL.Image.Image:
-    """The short side resized to `size`, then the central size x size pixels."""
-    short = min(image.size)
-    if short < size:
-        found = f"{image.width}x{image.height}"
-        raise DataError(f"{where} is {found}, smaller than {size}x{size}; remove it or lower data.image_size")
-    if short > size:
-        width, height = (round(side * size / short) for side in image.size)
-        image = image.resize((width, height), BICUBIC)
-    if image.size == (size, size):
-        return image
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
 
 
 def reason_of(error: Exception) -> str:

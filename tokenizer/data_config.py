@@ -1,0 +1,96 @@
+"""Which images are read and as what; the options that a data set's name leaves open."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import PIL.Image
+
+from tokenizer.framing import Framing
+from tokenizer.image_files import DataError
+
+HELD_OUT_SPLITS = ("test", "validation", "valid", "val")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and as what they are read.
+
+    Args:
+        name: digits, mnist, cifar10, a data set's id on the Hub, a folder of images, a folder of parquet files, or
+            where shards to stream lie: a folder, or an address such as hf://datasets/ILSVRC/imagenet-1k/data.
+        image_size: side S of the square images; larger ones are resized and cropped. None: the first image's own size.
+        channels: 1 (grey) or 3 (RGB). None: those of the first image.
+        image_column: the column that holds the images. None: the only image column.
+        label_column: the column that holds the labels. None: the only class label column, or "label" or "labels".
+        num_workers: processes that decode images beside the main one.
+        memory_limit_gib: images to train a tokenizer on whose pixels take no more than this are decoded once and held
+            in memory, by each process; 0: never.
+        resize_to: pixels to which the short side is resized before the crop; a smaller image is enlarged. None:
+            image_size, and a smaller image is an error; 0: images are cropped as they are.
+        crop: which image_size x image_size pixels of a training image are seen: center, or random, others in each
+            epoch. Held-out images are cropped to the centre.
+        flip: whether training images are mirrored half of the time.
+        streaming: whether shards (parquet, or tar as of WebDataset) are read as they are needed, in blocks whose order
+            is shuffled, and nothing is copied or downloaded as a whole.
+        shuffle_buffer: streamed images that are shuffled among each other, over all processes.
+        test_split: name of the held-out split. None: test, else validation, valid or val.
+    """
+
+    name: str = "digits"
+    image_size: int | None = None
+    channels: Literal[1, 3] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    num_workers: int = 0
+    memory_limit_gib: float = 2.0
+    resize_to: int | None = None
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    streaming: bool = False
+    shuffle_buffer: int = 10_000
+    test_split: str | None = None
+
+    def check(self) -> None:
+        """Raises DataError where a value is none that it can have."""
+        wrong = [
+            (self.image_size is None or self.image_size >= 1, "image_size", "1 or more"),
+            (self.channels in (None, 1, 3), "channels", "1 (grey) or 3 (RGB)"),
+            (self.memory_limit_gib >= 0, "memory_limit_gib", "0 (never) or more"),
+            (self.crop in ("center", "random"), "crop", "center or random"),
+            (self.shuffle_buffer >= 1, "shuffle_buffer", "1 (only blocks are shuffled) or more"),
+            (self.test_split != "train", "test_split", "a split that is not trained on"),
+        ]
+        for right, option, remedy in wrong:
+            if not right:
+                raise DataError(f"data.{option} is {getattr(self, option)}; set it to {remedy}")
+        if self.resize_to and self.image_size is None:
+            raise DataError(f"data.resize_to is {self.resize_to}; set data.image_size to what is to be cropped from it")
+        if self.resize_to is not None and self.resize_to != 0 and self.resize_to < self.image_size:
+            found = f"data.resize_to is {self.resize_to}, less than data.image_size {self.image_size}"
+            raise DataError(f"{found}; set it to that or more, or to 0 (no resizing)")
+        if "://" in self.name and not self.streaming:
+            raise DataError(f"data.name is the address {self.name!r}; set data.streaming to true to read shards there")
+
+    def framing(self, image_size: int, split: str) -> Framing:
+        """How images of a split are framed: only those of the train split at random."""
+        train = split == "train"
+        return Framing(
+            image_size, self.resize_to, random_crop=train and self.crop == "random", flip=train and self.flip
+        )
+
+
+def held_out_split(found: Collection[str], config: DataConfig) -> str | None:
+    """Which of a data set's splits is held out; None where there is none. DataError: the one named is missing."""
+    if config.test_split is not None and config.test_split not in found:
+        there = f"data set {config.name!r} has the splits {', '.join(found)}"
+        raise DataError(f"data.test_split {config.test_split!r} is missing: {there}; set it to one of them")
+    return config.test_split or next((name for name in HELD_OUT_SPLITS if name in found), None)
+
+
+def size_and_channels(first: PIL.Image.Image, where: str, config: DataConfig) -> tuple[int, int]:
+    """The images' side and channels: those that the config sets, else the first image's. DataError: no one side."""
+    if config.image_size is None and first.width != first.height:
+        raise DataError(f"{where} is {first.width}x{first.height}, not square; set data.image_size to the side to use")
+    grey = first.mode in ("1", "L") or first.mode.startswith("I")
+    return config.image_size or first.width, config.channels or (1 if grey else 3)

@@ -1,0 +1,125 @@
+"""A folder or an address of shards -> its shards by split; what a shard is. Two files know the two kinds."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from tokenizer.image_files import DataError, reason_of
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A file of images.
+
+    Args:
+        url: where `fsspec` finds it.
+        path: its place below the data set's folder.
+        size: in bytes.
+        version: what else tells it from another file at the same place: a time, a hash.
+    """
+
+    url: str
+    path: str
+    size: int
+    version: str
+
+    def open(self) -> Any:
+        """The file, to be read; opened anew in each process, as remote file systems do not outlive a fork."""
+        return fsspec.open(self.url, "rb").open()
+
+    def span(self, first: int, last: int) -> bytes:
+        """Its bytes first..last-1."""
+        filesystem, path = fsspec.core.url_to_fs(self.url)
+        return filesystem.cat_file(path, start=first, end=last)
+
+    def broken(self, error: Exception | str) -> DataError:
+        """The error that says that the file cannot be used."""
+        reason = error if isinstance(error, str) else reason_of(error)
+        return DataError(f"shard {self.name} cannot be read: {reason}; replace it")
+
+    @property
+    def name(self) -> str:
+        """What an error calls it."""
+        return self.url.removeprefix("file://")
+
+
+@dataclass(eq=False)
+class Block:
+    """Samples that are read together: their encoded images, and their labels, int64 (n,)."""
+
+    images: Sequence[Any]  # of buffers
+    labels: np.ndarray
+
+
+@dataclass(eq=False)
+class Shard(ABC):
+    """A shard whose metadata have been read.
+
+    Args:
+        file: where it lies.
+        counts: samples in each of its blocks, int64 (blocks,).
+        label_range: its smallest and largest label; None without labels.
+        class_names: those that are stored in it.
+    """
+
+    file: ShardFile
+    counts: np.ndarray
+    label_range: tuple[int, int] | None
+    class_names: list[str] | None
+
+    @abstractmethod
+    def read(self, block: int) -> Block:
+        """A block. Raises DataError, which names the file, where it cannot be read."""
+
+    @abstractmethod
+    def read_labels(self) -> np.ndarray:
+        """All labels in order, int64 (n,); zeros without labels."""
+
+
+def find_shards(name: str, splits: Sequence[str], suffixes: Sequence[str]) -> dict[str, list[ShardFile]]:
+    """The files below a folder or an address, by path, under the split that a folder's or the file's name holds.
+
+    Where no name holds any, all are `splits[0]`.
+
+    Raises:
+        DataError: nothing of the kind is there, or only some files name a split.
+    """
+    try:
+        filesystem, root = fsspec.core.url_to_fs(str(name))
+        found = filesystem.find(root, detail=True)
+    except Exception as error:  # each file system raises errors of its own
+        raise DataError(f"shards of {name!r} cannot be listed: {reason_of(error)}; correct data.name") from error
+    by_split: dict[str | None, list[ShardFile]] = {}
+    for place, info in sorted(found.items()):
+        if place.endswith(tuple(suffixes)):
+            path = place.removeprefix(root).lstrip("/")
+            version = " ".join(str(info[key]) for key in ("mtime", "blob_id", "ETag", "LastModified") if key in info)
+            file = ShardFile(filesystem.unstrip_protocol(place), path, info["size"], version)
+            by_split.setdefault(_split_of(path, splits), []).append(file)
+    if not by_split:
+        kinds = " or ".join(suffixes)
+        raise DataError(f"{name!r} holds no {kinds} files; data.streaming needs a folder or an address of such shards")
+    unnamed = by_split.pop(None, [])
+    if unnamed and by_split:
+        raise DataError(f"shard {unnamed[0].name} is of no split; name it train-..., validation-... or test-...")
+    return by_split or {splits[0]: unnamed}
+
+
+def _split_of(path: str, splits: Sequence[str]) -> str | None:
+    words = re.findall(r"[a-z]+", path.lower())
+    return next((word for word in words if word in splits), None)
+
+
+def checked(read: Callable[[], Any], file: ShardFile) -> Any:
+    """What `read` returns; what it raises as an error that names the shard."""
+    try:
+        return read()
+    except DataError:
+        raise
+    except Exception as error:  # what a broken file or a file system raises is open-ended
+        raise file.broken(error) from error

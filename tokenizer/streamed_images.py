@@ -1,0 +1,205 @@
+"""Images that are read from shards as they are needed: in order, or in the shuffled order of a training."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from tokenizer.data_config import HELD_OUT_SPLITS, DataConfig, held_out_split, size_and_channels
+from tokenizer.data_sources import HUB_IDS
+from tokenizer.framing import Framing, uniform_draws
+from tokenizer.image_dataset import as_floats, framed_pixels
+from tokenizer.image_files import DataError, decode_image
+from tokenizer.parquet_shards import index_parquet
+from tokenizer.shards import Block, Shard, find_shards
+from tokenizer.stream_order import StreamOrder
+from tokenizer.tar_shards import index_tar
+
+# Shards whose metadata are read at once: far away, a footer is a matter of waiting.
+INDEX_THREADS = 16
+
+
+@dataclass(eq=False, repr=False)
+class StreamedImages(Dataset):
+    """Images and labels in shards; built by `load_images` where `data.streaming` is true.
+
+    Items by index, in the order of the shards, are those of an `ImageDataset`, and so are the attributes. One block is
+    kept, so reading in order reads each block once.
+
+    Raises:
+        DataError: from an item: its shard cannot be read, or its image or label is unusable.
+    """
+
+    shards: Sequence[Shard]
+    class_names: list[str]
+    framing: Framing
+    channels: int
+    shuffle_buffer: int
+    name: str
+    split: str
+
+    def __post_init__(self):
+        per_shard = [len(shard.counts) for shard in self.shards]
+        self.counts = np.concatenate([shard.counts for shard in self.shards])  # samples of all blocks
+        self._first = np.cumsum(self.counts) - self.counts  # sample of each block
+        self._shard = np.repeat(np.arange(len(self.shards)), per_shard)
+        self._first_block = np.cumsum(per_shard) - per_shard  # of each shard
+        self._last_read: tuple[int, Block] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last_read": None}
+
+    @property
+    def image_size(self) -> int:
+        return self.framing.image_size
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """All labels in order, int64 (n,), read when first asked for."""
+        return torch.from_numpy(np.concatenate([shard.read_labels() for shard in self.shards]))
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def __getitem__(self, index: int | list[int]) -> dict[str, torch.Tensor]:
+        if isinstance(index, list):
+            items = [self[one] for one in index]
+            return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        pixels, label = self._sample(self._block_in_order(index), index, None)
+        return {"images": as_floats(pixels), "labels": torch.tensor(label)}
+
+    def decode(self, index: int | list[int]) -> torch.Tensor:
+        """The image, uint8 (channels, image_size, image_size); of a list of b indices, (b, ...). Raises as an item."""
+        if isinstance(index, list):
+            return torch.stack([self.decode(one) for one in index])
+        return self._sample(self._block_in_order(index), index, None)[0]
+
+    def stream(
+        self, elements: Sequence[int], batch_size: int, seed: int, steps: range
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The images uint8 (e, C, S, S) and labels (e,) at e places of the global batch of each of the steps.
+
+        In the order of `StreamOrder`, as training sees them. Held are the blocks that the places' windows lie in.
+        """
+        order = StreamOrder(self.counts, batch_size, seed, self.shuffle_buffer)
+        blocks: WeakValueDictionary[int, Block] = WeakValueDictionary()  # so that places share what they hold
+        windows: dict[int, tuple[tuple[int, ...], np.ndarray, dict[int, Block]]] = {}
+        for step in steps:
+            samples = []
+            for element in elements:
+                place = order.place(step, element)
+                window = windows.get(element)
+                if window is None or window[0] != place[:-1]:
+                    indices = order.window(*place[:-1])
+                    held = {}
+                    for number in np.unique(self._block_of(indices[indices >= 0])).tolist():
+                        if (block := blocks.get(number)) is None:
+                            block = blocks[number] = self._read(number)
+                        held[number] = block
+                    window = windows[element] = (place[:-1], indices, held)
+                index = int(window[1][place.position])
+                draws = uniform_draws(seed, place.epoch, [index])[0]
+                samples.append(self._sample(window[2][int(self._block_of(index))], index, draws))
+            yield torch.stack([pixels for pixels, _ in samples]), torch.tensor([label for _, label in samples])
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the shards' names, lengths and numbers of samples, the image size and the channels."""
+        digest = hashlib.sha256(f"streamed {self.image_size} {self.channels} {self.framing.resize_to}".encode())
+        for shard in self.shards:
+            digest.update(f"\0{shard.file.path}\0{shard.file.size} {shard.counts.sum()}".encode())
+        return digest.hexdigest()
+
+    def _block_of(self, index: int | np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._first, index, side="right") - 1
+
+    def _block_in_order(self, index: int) -> Block:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
+        number = int(self._block_of(index))
+        if self._last_read is None or self._last_read[0] != number:
+            self._last_read = (number, self._read(number))
+        return self._last_read[1]
+
+    def _read(self, number: int) -> Block:
+        shard = self._shard[number]
+        return self.shards[shard].read(int(number - self._first_block[shard]))
+
+    def _sample(self, block: Block, index: int, draws: np.ndarray | None) -> tuple[torch.Tensor, int]:
+        number = int(self._block_of(index))
+        shard, offset = self._shard[number], index - int(self._first[number])
+        row = index - int(self._first[self._first_block[shard]])
+        where, label = f"image {row} of shard {self.shards[shard].file.name}", int(block.labels[offset])
+        pixels = framed_pixels(decode_image(block.images[offset], where), where, self.framing, self.channels, draws)
+        return pixels, label
+
+
+def load_streamed(config: DataConfig, split: Literal["train", "test"]) -> StreamedImages:
+    """`load_images` of shards; their metadata and the first image are read."""
+    if config.name == "digits" or config.name in HUB_IDS:
+        remedy = "set data.streaming to false, or data.name to a folder or an address of parquet or tar files"
+        raise DataError(f"data set {config.name!r} cannot be streamed; {remedy}")
+    names = ("train", *HELD_OUT_SPLITS) + ((config.test_split,) if config.test_split else ())
+    files = find_shards(config.name, names, (".parquet", ".tar"))
+    if "train" not in files:
+        raise DataError(f"data set {config.name!r} has no train split, only {', '.join(files)}; rename one to train")
+    held_out = held_out_split(files, config)
+    if split == "test" and held_out is None:
+        remedy = "add shards called test-... or validation-...; of streamed images none are held out by themselves"
+        raise DataError(f"data set {config.name!r} has no test split: {remedy}")
+    used = ["train"] + ([held_out] if held_out else [])
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        every = pool.map(
+            lambda file: index_tar(file) if file.path.endswith(".tar") else index_parquet(file, config),
+            [file for name in used for file in files[name]],
+        )
+        shards = {name: [next(every) for _ in files[name]] for name in used}
+    class_names = _class_names([shard for name in used for shard in shards[name]])
+    shards = {name: [shard for shard in shards[name] if len(shard.counts)] for name in used}
+    for name in used:
+        if not shards[name]:
+            raise DataError(f"split {name!r} of {config.name!r} has no images; add or remove it")
+    first = shards["train"][0]
+    where = f"image 0 of shard {first.file.name}"
+    image_size, channels = size_and_channels(decode_image(first.read(0).images[0], where), where, config)
+    return StreamedImages(
+        shards["train" if split == "train" else held_out],
+        class_names,
+        config.framing(image_size, split),
+        channels,
+        config.shuffle_buffer,
+        config.name,
+        split,
+    )
+
+
+def _class_names(shards: Sequence[Shard]) -> list[str]:
+    """The class names that shards agree on: those stored, else numbers; "image" without labels."""
+    shards = [shard for shard in shards if len(shard.counts)]
+    labelled = [shard for shard in shards if shard.label_range is not None]
+    if not labelled:
+        return ["image"]
+    for shard in shards:
+        if shard.label_range is None:
+            raise DataError(f"shard {shard.file.name} has no labels, {labelled[0].file.name} has; add or remove them")
+        if shard.class_names != labelled[0].class_names:
+            other = labelled[0].file.name
+            raise DataError(f"shard {shard.file.name} names other classes than {other}; write them alike")
+    highest = max(shard.label_range[1] for shard in labelled)
+    class_names = labelled[0].class_names or [str(label) for label in range(highest + 1)]
+    for shard in labelled:
+        low, high = shard.label_range
+        if low < 0 or high >= len(class_names):
+            wrong = f"shard {shard.file.name} has label {low if low < 0 else high}, which is no class"
+            raise DataError(f"{wrong}; correct it, or set data.test_split where the split has no labels")
+    return class_names
