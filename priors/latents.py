@@ -15,13 +15,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from tokenizer.data import ImageDataset, evaluation_batches
+from tokenizer.data import ImageDataset, StreamedImages, evaluation_batches
+from tokenizer.framing import mirrored, uniform_draws
 from tokenizer.model import VQTokenizer
 
 # To be raised when the meaning of the stored tensors changes.
@@ -57,7 +57,7 @@ def encode_images(tokenizer: VQTokenizer, images: Tensor) -> dict[str, Tensor]:
 
 def encode_shard(
     tokenizer: VQTokenizer,
-    dataset: ImageDataset,
+    dataset: ImageDataset | StreamedImages,
     indices: Sequence[int],
     dtype: torch.dtype = torch.float32,
     flips: bool = False,
@@ -145,15 +145,17 @@ class EncodedDataset(Dataset):
             return self._batch(index, torch.zeros(len(index), dtype=torch.int64))
         return {name: values[0] for name, values in self[[index]].items()}
 
-    def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, Tensor]:
-        """The batch of the indices as training sees it in an epoch: half of it mirrored, where the shards have that."""
-        return self._batch(indices, self._orientations(indices, seed, epoch))
+    @property
+    def is_augmented(self) -> bool:
+        """Whether the shards have mirrored images, which training sees half of the time: `augmented`."""
+        return self._shard(0)["latents"].shape[1] == 2
 
-    def _orientations(self, indices: list[int], seed: int, epoch: int) -> Tensor:
-        """0 as it is, 1 mirrored, int64 (b,): a function of seed, epoch and each index alone."""
-        if self._shard(0)["latents"].shape[1] == 1:
-            return torch.zeros(len(indices), dtype=torch.int64)
-        return torch.tensor([int(np.random.default_rng([seed, epoch, index]).integers(2)) for index in indices])
+    def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, Tensor]:
+        """The batch of the indices as training sees it in an epoch: those mirrored that the images themselves would be.
+
+        A function of seed, epoch and each index alone.
+        """
+        return self._batch(indices, torch.from_numpy(mirrored(uniform_draws(seed, epoch, indices))).long())
 
     def _batch(self, indices: list[int], orientations: Tensor) -> dict[str, Tensor]:
         indices = torch.tensor(indices, dtype=torch.int64)

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from command_line import ScriptParser, run_script
 from common import Run
+from encoding import LatentsConfig, encode_splits
 from run_options import OptimConfig, RunConfig, check_share
 from sampling import save_final_samples, save_preview
-from stage_one import LatentsConfig, encode_splits, load_tokenizer, note_other_data
+from stage_one import load_tokenizer, note_other_data
 from torch import Tensor
 
 from pipelines import ArcVQLDMPipeline

@@ -124,10 +124,14 @@ def test_the_orientation_depends_on_seed_epoch_and_index_alone(model, tmp_path):
         assert 70 < differ < 130
 
 
-def test_without_mirrored_images_training_sees_the_others(model, tmp_path):
+def test_without_mirrored_images_training_sees_the_items(model, tmp_path):
     found = encoded(model, Images(), tmp_path)
-    for epoch in range(3):
-        assert torch.equal(found.augmented([1, 5], 0, epoch)["latents"], found[[1, 5]]["latents"])
+    assert not found.is_augmented
+    batches = training_batches(found, batch_size=5, seed=0, start_step=0, stop_step=2)
+    plain = found[list(range(10))]["latents"].flatten(1).sort(0).values
+    seen = torch.cat([batch["latents"] for batch in batches]).flatten(1).sort(0).values
+    assert torch.equal(seen, plain)
+    assert encoded(model, Images(), tmp_path, flips=True).is_augmented
 
 
 def test_half_precision_is_stored_as_such_and_read_as_float32(model, tmp_path):

@@ -6,7 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from accelerate import PartialState
-from stage_one import LatentsConfig, encode_splits, load_tokenizer
+from encoding import LatentsConfig, encode_splits
+from stage_one import load_tokenizer
 
 from tokenizer.data import DataConfig
 

@@ -9,14 +9,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-import stage_one
-from stage_one import LatentsConfig, encode_splits
+import encoding
+from encoding import LatentsConfig, encode_splits
 
 from priors.latents import EncodedDataset, encode_images
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, load_images
+from tokenizer.data import DataConfig, load_images, training_batches
+from tokenizer.data_sources import load_tables
 
-WORKER = Path(__file__).parent / "stage_one_worker.py"
+WORKER = Path(__file__).parent / "encoding_worker.py"
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet", "--cpu", "--num_processes", "2"]
 
 
@@ -70,7 +71,7 @@ def test_two_processes_write_the_shards_of_one(folder, cached):
 
 
 def test_an_encoding_that_is_cut_off_goes_on(folder, cached, monkeypatch):
-    encode_shard, done = stage_one.encode_shard, []
+    encode_shard, done = encoding.encode_shard, []
 
     def cut_off(tokenizer, dataset, indices, *options):
         if indices[0] == 512:
@@ -78,13 +79,13 @@ def test_an_encoding_that_is_cut_off_goes_on(folder, cached, monkeypatch):
         done.append(indices[0])
         return encode_shard(tokenizer, dataset, indices, *options)
 
-    monkeypatch.setattr(stage_one, "encode_shard", cut_off)
+    monkeypatch.setattr(encoding, "encode_shard", cut_off)
     with pytest.raises(KeyboardInterrupt):
         encode(folder, "cut")
     there = len(files(folder / "cut"))
     assert there == len(done) < 3
 
-    monkeypatch.setattr(stage_one, "encode_shard", lambda *args: done.append(args[2][0]) or encode_shard(*args))
+    monkeypatch.setattr(encoding, "encode_shard", lambda *args: done.append(args[2][0]) or encode_shard(*args))
     encode(folder, "cut")
     assert sorted(done) == [0, 0, 512, 1024]  # each of the train split's and the held-out one, once
     assert files(folder / "cut") == files(folder / "alone")
@@ -116,7 +117,7 @@ def test_on_the_fly_gives_what_the_cache_gives_and_stores_no_latents_to_train_on
 
 
 def test_the_scale_on_the_fly_is_that_of_a_sample_over_the_whole_split(folder, cached, monkeypatch):
-    monkeypatch.setattr(stage_one, "SCALE_SAMPLE", 100)
+    monkeypatch.setattr(encoding, "SCALE_SAMPLE", 100)
     stage = encode(folder, "sample", mode="on_the_fly")
     chosen = [index * 1437 // 100 for index in range(100)]
     expected = 1 / cached.train[chosen]["latents"].double().std().item()
@@ -134,6 +135,50 @@ def test_another_tokenizer_or_dtype_is_another_cache(folder, cached, tmp_path):
     torch.testing.assert_close(found.train[[7]]["latents"], cached.train[[7]]["latents"] + 1)
     assert files(folder / "alone").items() > before.items()
     assert len({file.parts[0] for file in files(folder / "alone")}) == len({file.parts[0] for file in before}) + 3
+
+
+def test_training_sees_the_same_flips_from_the_cache_and_on_the_fly(folder):
+    data = DataConfig(flip=True)
+    stages = [encode(folder, "flips", data, mode=mode) for mode in ("cache", "on_the_fly")]
+    assert stages[0].latent_scale == stages[1].latent_scale  # of both orientations
+    options = {"batch_size": 500, "seed": 3, "start_step": 1, "stop_step": 4}  # two epochs
+    batches = [list(training_batches(stage.train, **options)) for stage in stages]
+    for cached, images in zip(*batches, strict=True):
+        expected = stages[1].encode(images)
+        torch.testing.assert_close(cached["latents"], expected["latents"])
+        assert (cached["codes"] == expected["codes"]).double().mean() > 0.999  # another batch may round to another code
+        assert torch.equal(cached["labels"], expected["labels"])
+    plain = encode(folder, "flips").train
+    mirrored = stages[0].train.augmented(list(range(200)), 3, 0)["latents"] != plain[list(range(200))]["latents"]
+    assert 70 < mirrored.flatten(1).any(1).sum() < 130
+
+
+def test_ranks_and_workers_see_the_flips_of_one_process(folder):
+    train = encode(folder, "flips", DataConfig(flip=True)).train
+    options = {"batch_size": 60, "seed": 1, "start_step": 22, "stop_step": 26}
+    alone = list(training_batches(train, **options))
+    ranks = [list(training_batches(train, **options, rank=rank, world_size=2, num_workers=rank)) for rank in (0, 1)]
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert torch.equal(whole["latents"], torch.cat([part["latents"] for part in parts]))
+
+
+def test_streamed_shards_are_cached_and_sampled(folder, tmp_path):
+    for split in ("train", "test"):
+        images = load_tables("digits")[split].select(range(150))
+        images.to_parquet(str(tmp_path / f"{split}-0.parquet"), batch_size=40)
+    data = DataConfig(name=str(tmp_path), streaming=True)
+    whole = load_images(data, "train")
+    stage = encode(folder, "streamed", data)
+    expected = encode_images(stage.tokenizer, whole[list(range(150))]["images"])
+    torch.testing.assert_close(stage.train[list(range(150))]["latents"], expected["latents"])
+    assert torch.equal(stage.train.labels, whole.labels) and len(stage.held_out["labels"]) == 150
+    assert encode(folder, "streamed", data, mode="on_the_fly").latent_scale == stage.latent_scale
+    assert encoding._sample(whole, 128) == [*range(64), *range(75, 139)]
+
+
+def test_a_cache_of_random_crops_is_refused(folder):
+    with pytest.raises(ValueError, match=r"data.crop random shows other pixels .* latents.mode on_the_fly"):
+        encode(folder, "refused", DataConfig(crop="random"))
 
 
 def test_a_dtype_of_the_cache_is_refused_without_one(folder):
