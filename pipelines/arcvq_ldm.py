@@ -11,7 +11,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from pipelines.class_labels import ClassConditionalPipeline, check_id2label
-from priors.diffusion import guided_prediction, null_label
+from priors.diffusion import guided_prediction
+from priors.unet import CrossAttentionUNet, null_label
 from tokenizer.model import VQTokenizer
 
 
@@ -20,7 +21,8 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
 
     Args:
         vqvae: the tokenizer; its `decode` quantises the latents, then decodes them.
-        unet: predicts the noise, or v, in scaled latents; the last row of its class embedding is the null class.
+        unet: of either kind of `make_unet`; predicts the noise, or v, in scaled latents; the last row of its class
+            embedding is the null class.
         scheduler: DDIM, or any diffusers scheduler made from its config.
         id2label: class id -> name, for every class but the null class.
         latent_scale: what the UNet's latents were multiplied by, 1 / standard deviation of the training latents.
@@ -32,7 +34,7 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
     def __init__(
         self,
         vqvae: VQTokenizer,
-        unet: UNet2DModel,
+        unet: UNet2DModel | CrossAttentionUNet,
         scheduler: KarrasDiffusionSchedulers,
         id2label: dict | None = None,
         latent_scale: float = 1.0,

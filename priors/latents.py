@@ -1,58 +1,34 @@
-"""A frozen tokenizer as a boundary: a data set's images -> its latents, codes and labels, computed once.
+"""A frozen tokenizer as a boundary: images -> latents and codes; a data set of them, read from shards on disk.
 
-The cache cannot go stale: its file is named after everything that its contents depend on, the tokenizer's weights and
-config and the data set's fingerprint. What changes gets another file.
+A shard is a safetensors file about consecutive images of a data set, for n images in F orientations:
+
+    latents  (n, F, D, h, w)  float32 or float16, before quantisation, not scaled
+    codes    (n, F, h, w)     int32
+    labels   (n,)             int64
+    moments  (1, 3)           float64: how many values the latents have, their mean, their sum of squares about it
+
+F is 1, the images as they are, or 2, also mirrored from left to right.
 """
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
-from tokenizer.data import ImageDataset, evaluation_batches
+from tokenizer.data import ImageDataset, StreamedImages, evaluation_batches
+from tokenizer.framing import mirrored, uniform_draws
 from tokenizer.model import VQTokenizer
 
 # To be raised when the meaning of the stored tensors changes.
-_FORMAT = 1
+SHARD_FORMAT = 2
 
-
-@dataclass(frozen=True)
-class EncodedDataset(Dataset):
-    """A data set as the tokenizer sees it, in the data set's order.
-
-    Item: {"latents", "codes", "labels"} of one image; of a list of indices, the batch of their items.
-
-    Attributes:
-        latents: (n, D, h, w) float32, before quantisation, not scaled.
-        codes: (n, h, w) int64.
-        labels: (n,) int64.
-    """
-
-    latents: Tensor
-    codes: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int | list[int]) -> dict[str, Tensor]:
-        return {"latents": self.latents[index], "codes": self.codes[index], "labels": self.labels[index]}
-
-    @property
-    def latent_scale(self) -> float:
-        """1 / standard deviation of all latents: times this, they have unit variance. ValueError if all are equal."""
-        deviation = self.latents.double().std().item()
-        if not deviation > 0:
-            raise ValueError(f"the latents' standard deviation is {deviation}: the tokenizer encodes every image alike")
-        return 1 / deviation
+# Images in one pass through the encoder, whatever the batch: 32 of 256 px take a few GB in a VQGAN.
+ENCODED_AT_ONCE = 32
 
 
 def tokenizer_fingerprint(tokenizer: VQTokenizer) -> str:
@@ -68,58 +44,148 @@ def tokenizer_fingerprint(tokenizer: VQTokenizer) -> str:
     return digest.hexdigest()
 
 
-def cache_file(tokenizer: VQTokenizer, dataset: ImageDataset, cache_dir: str | Path) -> Path:
-    """Where the encoded `dataset` is cached."""
-    key = f"{_FORMAT} {tokenizer_fingerprint(tokenizer)} {dataset.fingerprint()}"
-    return Path(cache_dir) / f"latents-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+@torch.no_grad()
+def encode_images(tokenizer: VQTokenizer, images: Tensor) -> dict[str, Tensor]:
+    """Images (B, C, H, W) in [-1, 1] -> {"latents": (B, D, h, w) float32, not scaled, "codes": (B, h, w) int64}.
+
+    The tokenizer is in eval mode and in float32; the result is on its device.
+    """
+    latents = [tokenizer.encode(part.to(tokenizer.device)).latents for part in images.split(ENCODED_AT_ONCE)]
+    codes = [tokenizer.bottleneck.encode(part) for part in latents]
+    return {"latents": torch.cat(latents).float(), "codes": torch.cat(codes)}
 
 
-def encode_dataset(
+def encode_shard(
     tokenizer: VQTokenizer,
-    dataset: ImageDataset,
-    cache_dir: str | Path,
-    batch_size: int = 256,
+    dataset: ImageDataset | StreamedImages,
+    indices: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    flips: bool = False,
     num_workers: int = 0,
-    progress: Callable[[Iterable], Iterable] = lambda batches: batches,
-) -> EncodedDataset:
-    """Latents, codes and labels of every image, from the cache or computed and written to it.
+) -> dict[str, Tensor]:
+    """The tensors of the shard about these images of a data set, on the CPU; see above.
 
     Args:
-        tokenizer: frozen, in float32, on the device that is to compute.
-        dataset: images of the tokenizer's size and channels.
-        cache_dir: folder of the cache files; made when absent.
-        batch_size: images per pass.
+        tokenizer: in eval mode and in float32, on the device that is to compute.
+        dataset: images of the tokenizer's size and channels; as they are, whatever `augmented` would draw.
+        indices: which images.
+        dtype: of the latents in the shard.
+        flips: whether the images are encoded mirrored as well.
         num_workers: loader processes.
-        progress: wraps the batches, to show how far the encoding is.
+
+    Raises:
+        ValueError: latents that are not finite in this dtype.
     """
-    file = cache_file(tokenizer, dataset, cache_dir)
-    if (cached := _read(file)) is not None:
-        return cached
-    encoded = _encode(tokenizer, progress(evaluation_batches(dataset, batch_size=batch_size, num_workers=num_workers)))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that a killed process leaves no half-written cache under the final name.
-    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"latents": encoded.latents, "codes": encoded.codes, "labels": encoded.labels}, unfinished)
-    unfinished.replace(file)
-    return encoded
-
-
-@torch.no_grad()
-def _encode(tokenizer: VQTokenizer, batches: Iterable[dict[str, Tensor]]) -> EncodedDataset:
-    tokenizer.eval()
+    batches = evaluation_batches(Subset(dataset, indices), batch_size=ENCODED_AT_ONCE, num_workers=num_workers)
     latents, codes, labels = [], [], []
     for batch in batches:
-        encoded = tokenizer.encode(batch["images"].to(tokenizer.device)).latents
-        latents.append(encoded.float().cpu())
-        codes.append(tokenizer.bottleneck.encode(encoded).cpu())
+        sides = [batch["images"], batch["images"].flip(-1)] if flips else [batch["images"]]
+        encoded = [encode_images(tokenizer, side) for side in sides]
+        latents.append(torch.stack([side["latents"].to("cpu", dtype) for side in encoded], dim=1))
+        codes.append(torch.stack([side["codes"].to("cpu", torch.int32) for side in encoded], dim=1))
         labels.append(batch["labels"])
-    return EncodedDataset(torch.cat(latents), torch.cat(codes), torch.cat(labels))
+    shard = {"latents": torch.cat(latents), "codes": torch.cat(codes), "labels": torch.cat(labels)}
+    if not shard["latents"].isfinite().all():
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"latents of images {indices[0]} to {indices[-1]} are not finite in {name}")
+    return shard | {"moments": _moments(shard["latents"])}
 
 
-def _read(file: Path) -> EncodedDataset | None:
-    """The cached file, or None where there is none that can be read: it is then computed again."""
-    try:
-        with safe_open(file, "pt") as tensors:
-            return EncodedDataset(*(tensors.get_tensor(name) for name in ("latents", "codes", "labels")))
-    except (FileNotFoundError, SafetensorError):
-        return None
+def _moments(values: Tensor) -> Tensor:
+    """(count, mean, sum of squares about the mean) of all values, float64 (1, 3)."""
+    values = values.double()
+    mean = values.mean()
+    return torch.stack([torch.tensor(values.numel(), dtype=torch.float64), mean, (values - mean).square().sum()])[None]
+
+
+def latent_scale(moments: Tensor) -> float:
+    """1 / standard deviation of the latents of all shards, from their moments (shards, 3) float64.
+
+    Times this, the latents have unit variance.
+
+    Raises:
+        ValueError: the latents are all equal.
+    """
+    counts, means, squares = moments.unbind(1)
+    mean = (counts * means).sum() / counts.sum()
+    variance = (squares.sum() + (counts * (means - mean).square()).sum()) / (counts.sum() - 1)
+    deviation = variance.sqrt().item()
+    if not deviation > 1e-7 * mean.abs().item():  # what float32 tells apart
+        raise ValueError(f"the latents' standard deviation is {deviation}: the tokenizer encodes every image alike")
+    return 1 / deviation
+
+
+class EncodedDataset(Dataset):
+    """A data set as the tokenizer sees it, in the data set's order; the shards are mapped into memory, not read.
+
+    Item: {"latents": float32 (D, h, w), "codes": int64 (h, w), "labels": int64 ()} of one image as it is; of a list of
+    indices, the batch of their items.
+
+    Args:
+        shards: their files, in order.
+
+    Attributes:
+        labels: (n,) int64, in memory.
+        moments: (shards, 3) float64, of the latents in all orientations: what `latent_scale` takes.
+    """
+
+    def __init__(self, shards: Sequence[Path]):
+        self.shards = list(shards)
+        small = [_open(file, "labels", "moments") for file in self.shards]
+        self.labels = torch.cat([shard["labels"] for shard in small])  # a copy: these were maps of the files
+        self.moments = torch.cat([shard["moments"] for shard in small])
+        self._ends = torch.tensor([len(shard["labels"]) for shard in small]).cumsum(0)
+        self._mapped: dict[int, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int | list[int]) -> dict[str, Tensor]:
+        if isinstance(index, list):
+            return self._batch(index, torch.zeros(len(index), dtype=torch.int64))
+        return {name: values[0] for name, values in self[[index]].items()}
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether the shards have mirrored images, which training sees half of the time: `augmented`."""
+        return self._shard(0)["latents"].shape[1] == 2
+
+    def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, Tensor]:
+        """The batch of the indices as training sees it in an epoch: those mirrored that the images themselves would be.
+
+        A function of seed, epoch and each index alone.
+        """
+        return self._batch(indices, torch.from_numpy(mirrored(uniform_draws(seed, epoch, indices))).long())
+
+    def _batch(self, indices: list[int], orientations: Tensor) -> dict[str, Tensor]:
+        indices = torch.tensor(indices, dtype=torch.int64)
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"an index is outside 0..{len(self) - 1}")
+        first = self._shard(0)
+        batch = {
+            "latents": torch.empty(len(indices), *first["latents"].shape[2:]),
+            "codes": torch.empty(len(indices), *first["codes"].shape[2:], dtype=torch.int64),
+            "labels": self.labels[indices],
+        }
+        shards = torch.bucketize(indices, self._ends, right=True)
+        for shard in shards.unique().tolist():
+            here = (shards == shard).nonzero().flatten()
+            rows = indices[here] - (self._ends[shard - 1] if shard else 0)
+            for name, values in self._shard(shard).items():
+                batch[name][here] = values[rows, orientations[here]].to(batch[name].dtype)
+        return batch
+
+    def _shard(self, shard: int) -> dict[str, Tensor]:
+        """Latents and codes of a shard, mapped when they are first asked for."""
+        if shard not in self._mapped:
+            self._mapped[shard] = _open(self.shards[shard], "latents", "codes")
+        return self._mapped[shard]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_mapped": {}}  # another process maps the files itself, instead of being sent them
+
+
+def _open(file: Path, *names: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file as maps of it: what is not touched is not read."""
+    with safe_open(file, "pt") as tensors:
+        return {name: tensors.get_tensor(name) for name in names}

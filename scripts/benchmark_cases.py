@@ -33,8 +33,9 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from pipelines.distributions import NEIGHBOURS
 from pipelines.neighbours import precision_recall
-from priors.diffusion import make_scheduler, make_unet
+from priors.diffusion import make_scheduler
 from priors.pixelcnn import PixelCNN
+from priors.unet import make_unet
 from tokenizer import VQTokenizer
 from tokenizer.losses import normalised_mse
 from tokenizer.perceptual import WeightFiles

@@ -48,8 +48,12 @@ class Chunks:
 
     @property
     def folder(self) -> Path:
-        key = hashlib.sha256(json.dumps(self.settings | {"chunk": self.size}, sort_keys=True).encode()).hexdigest()
-        return self.parent / f"{self.title}-{key[:16]}"
+        return self.parent / f"{self.title}-{self._key[:16]}"
+
+    @property
+    def files(self) -> list[Path]:
+        """The file of each chunk."""
+        return [self._file(chunk) for chunk in self.ranges()]
 
     def ranges(self) -> list[range]:
         """The images of each chunk."""
@@ -97,13 +101,24 @@ class Chunks:
         """Deletes the folder."""
         shutil.rmtree(self.folder)
 
+    @property
+    def _key(self) -> str:
+        return hashlib.sha256(json.dumps(self.settings | {"chunk": self.size}, sort_keys=True).encode()).hexdigest()
+
     def _file(self, chunk: range) -> Path:
         return self.folder / f"{chunk.start:08d}-{chunk.stop:08d}.safetensors"
 
+    def _origin(self, chunk: range) -> dict[str, str]:
+        """What a chunk's file says of itself, so that one of another measurement is not taken for it.
+
+        One entry: the order of several would change from file to file.
+        """
+        return {"chunk": f"{chunk.start}-{chunk.stop} of {self._key}"}
+
     def _is_whole(self, chunk: range) -> bool:
         try:
-            with safetensors.safe_open(self._file(chunk), "pt"):  # the header says how long the file is
-                return True
+            with safetensors.safe_open(self._file(chunk), "pt") as values:  # its header says how long the file is
+                return values.metadata() == self._origin(chunk)
         except (OSError, safetensors.SafetensorError):
             return False
 
@@ -112,7 +127,8 @@ class Chunks:
         handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(safetensors.torch.save({name: value.contiguous() for name, value in values.items()}))
+                tensors = {name: value.contiguous() for name, value in values.items()}
+                file.write(safetensors.torch.save(tensors, self._origin(chunk)))
             Path(temporary).replace(self._file(chunk))
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -1,51 +1,21 @@
-"""What the second stage starts from: a trained tokenizer found on disk, and a data set as its latents and codes."""
+"""What the second stage starts from: a trained tokenizer, or pipeline, found on disk; whether images fit to it."""
 
 import json
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from accelerate import Accelerator
 from run_record import ARTEFACTS, read_settings
-from tqdm.auto import tqdm
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from pipelines.class_labels import ClassConditionalPipeline
-from priors.latents import EncodedDataset, encode_dataset, tokenizer_fingerprint
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, ImageDataset, load_images
+from tokenizer.data import DataConfig, ImageDataset, StreamedImages
 
 PIPELINES: dict[str, type[ClassConditionalPipeline]] = {
     pipeline.__name__: pipeline for pipeline in (ArcVQLDMPipeline, ArcVQPixelCNNPipeline)
 }
 
 
-@dataclass(frozen=True)
-class StageOne:
-    """A tokenizer and a data set seen through it."""
-
-    tokenizer: VQTokenizer
-    train: EncodedDataset
-    test: EncodedDataset
-    class_names: list[str]
-    fingerprints: dict[str, str]
-
-
-def encode_splits(tokenizer: VQTokenizer, data: DataConfig, cache_dir: Path, accelerator: Accelerator) -> StageOne:
-    """Both splits as latents and codes; the main process computes what is not cached, the others then read it."""
-    tokenizer = tokenizer.to(accelerator.device).eval().requires_grad_(False)
-    images = {split: load_images(data, split) for split in ("train", "test")}
-    check_images(tokenizer, images["train"])
-    encoded: dict[str, EncodedDataset] = {}
-    with accelerator.main_process_first():
-        for split, dataset in images.items():
-            bar = partial(tqdm, desc=f"encoding {split}", disable=not accelerator.is_main_process)
-            encoded[split] = encode_dataset(tokenizer, dataset, cache_dir, num_workers=data.num_workers, progress=bar)
-    fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer), "data": images["train"].fingerprint()}
-    return StageOne(tokenizer, encoded["train"], encoded["test"], images["train"].class_names, fingerprints)
-
-
-def check_images(tokenizer: VQTokenizer, images: ImageDataset) -> None:
+def check_images(tokenizer: VQTokenizer, images: ImageDataset | StreamedImages) -> None:
     """Raises ValueError where the images are not of the tokenizer's channels and size."""
     ours = (images.channels, images.image_size)
     theirs = (tokenizer.config.in_channels, tokenizer.config.image_size)

@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 from command_line import ScriptParser, run_script
 from common import Run
+from encoding import LatentsConfig, encode_splits
 from run_options import OptimConfig, RunConfig, check_share
 from sampling import save_final_samples, save_preview
-from stage_one import encode_splits, load_tokenizer, note_other_data
+from stage_one import load_tokenizer, note_other_data
+from torch import Tensor
 
 from pipelines import ArcVQLDMPipeline
-from priors.diffusion import diffusion_loss, make_scheduler, make_unet, null_label
-from priors.latents import EncodedDataset
+from priors.diffusion import diffusion_loss, make_scheduler
+from priors.unet import make_unet, null_label
 from tokenizer.data import DataConfig
 
 # DDIM steps of the pictures made during training; the final ones take the pipeline's default.
@@ -31,7 +33,10 @@ def make_parser() -> ScriptParser:
     parser.add_function_arguments(make_unet, "unet", skip={"latent_shape", "num_classes"})
     parser.add_function_arguments(make_scheduler, "diffusion")
     parser.add_argument("--label_dropout", type=float, default=0.1, help="share of labels replaced by the null class")
+    snr = "weighs the loss by min-SNR with this bound, 5 in its paper; None: all timesteps alike"
+    parser.add_argument("--min_snr_gamma", type=float | None, default=None, help=snr)
     parser.add_argument("--ema_decay", type=float, default=0.9999, help="of the averaged weights that are saved")
+    parser.add_class_arguments(LatentsConfig, "latents")
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(RunConfig, "run")
@@ -45,30 +50,37 @@ def main(args: Sequence[str] | None = None) -> None:
     config = parser.parse(args)
     check_share("ema_decay", config.ema_decay)
     check_share("label_dropout", config.label_dropout)
+    if config.min_snr_gamma is not None and not config.min_snr_gamma > 0:
+        raise ValueError(f"min_snr_gamma must be above 0, or None, got {config.min_snr_gamma}")
     tokenizer = load_tokenizer(config.tokenizer)
-    make_unet(tokenizer.latent_shape, 1, **config.unet.as_dict())  # sizes that do not fit are an error before encoding
+    with torch.device("meta"):  # sizes that do not fit are an error before encoding
+        make_unet(tokenizer.latent_shape, 1, **config.unet.as_dict())
     run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
     data = DataConfig(**config.data.as_dict())
     if run.is_main:
         note_other_data(config.tokenizer, data)
-    stage_one = encode_splits(tokenizer, data, Path(config.run.output_dir, "cache"), run.accelerator)
+    cache = Path(config.run.output_dir, "cache")
+    stage_one = encode_splits(tokenizer, data, LatentsConfig(**config.latents.as_dict()), cache, run.device)
 
     unet = make_unet(tokenizer.latent_shape, len(stage_one.class_names), **config.unet.as_dict())
     scheduler = make_scheduler(**config.diffusion.as_dict())
     averaged = copy.deepcopy(unet).requires_grad_(False)
-    model = run.prepare(unet, stage_one.train, stage_one.fingerprints, ema_decay=config.ema_decay)
-    scale = stage_one.train.latent_scale
+    model = run.prepare(unet, stage_one.train, stage_one.fingerprints, data.num_workers, config.ema_decay)
+    scale = stage_one.latent_scale
+    null = null_label(unet)
     id2label = dict(enumerate(stage_one.class_names))
     pipeline = ArcVQLDMPipeline(tokenizer, averaged, scheduler, id2label, scale).to(run.device)
 
-    for batch in run.steps():
+    for batch in map(stage_one.encode, run.steps()):
         latents = batch["latents"] * scale  # (B, D, h, w), unit variance
-        loss = diffusion_loss(model, scheduler, latents, batch["labels"], null_label(unet), config.label_dropout)
+        loss = diffusion_loss(
+            model, scheduler, latents, batch["labels"], null, config.label_dropout, config.min_snr_gamma
+        )
         run.update(loss)
         run.log(loss=loss)
         if run.is_main and run.due(run.config.sample_every):
             run.load_averaged(averaged)
-            run.write({"test_loss": held_out_loss(pipeline, stage_one.test)})
+            run.write({"test_loss": held_out_loss(pipeline, stage_one.held_out)})
             save_preview(pipeline, run.picture("step"), num_inference_steps=PREVIEW_STEPS)
 
     run.load_averaged(averaged)
@@ -81,14 +93,17 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 @torch.no_grad()
-def held_out_loss(pipeline: ArcVQLDMPipeline, encoded: EncodedDataset) -> float:
-    """The diffusion loss of up to 512 held-out latents under noise that is the same at every call."""
-    latents = encoded.latents[:512].to(pipeline.device) * pipeline.config.latent_scale
-    labels = encoded.labels[:512].to(pipeline.device)
+def held_out_loss(pipeline: ArcVQLDMPipeline, held_out: dict[str, Tensor]) -> float:
+    """The diffusion loss of held-out latents, all timesteps alike, under noise that is the same at every call."""
+    latents = held_out["latents"] * pipeline.config.latent_scale
+    null, total = null_label(pipeline.unet), 0.0
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        null = null_label(pipeline.unet)
-        return diffusion_loss(pipeline.unet, pipeline.scheduler, latents, labels, null, label_dropout=0.0).item()
+        for some, labels in zip(latents.split(64), held_out["labels"].split(64), strict=True):
+            some, labels = some.to(pipeline.device), labels.to(pipeline.device)
+            loss = diffusion_loss(pipeline.unet, pipeline.scheduler, some, labels, null, label_dropout=0.0)
+            total += loss.item() * len(labels)
+    return total / len(latents)
 
 
 if __name__ == "__main__":

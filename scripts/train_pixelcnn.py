@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from command_line import ScriptParser, run_script
 from common import Run
+from encoding import LatentsConfig, encode_splits
 from run_options import OptimConfig, RunConfig, check_share
 from sampling import save_final_samples, save_preview
-from stage_one import encode_splits, load_tokenizer, note_other_data
+from stage_one import load_tokenizer, note_other_data
+from torch import Tensor
 
 from pipelines import ArcVQPixelCNNPipeline
-from priors.latents import EncodedDataset
 from priors.pixelcnn import PixelCNN, code_nll
 from tokenizer.data import DataConfig
 
@@ -28,6 +29,7 @@ def make_parser() -> ScriptParser:
     parser.add_argument("--tokenizer", type=str, default="runs/tokenizer", help="tokenizer folder, or its run folder")
     parser.add_class_arguments(PixelCNN, "prior", skip={"codebook_size", "num_classes", "grid_size"})
     parser.add_argument("--ema_decay", type=float, default=0.999, help="of the averaged weights that are saved")
+    parser.add_class_arguments(LatentsConfig, "latents")
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(RunConfig, "run")
@@ -45,7 +47,8 @@ def main(args: Sequence[str] | None = None) -> None:
     data = DataConfig(**config.data.as_dict())
     if run.is_main:
         note_other_data(config.tokenizer, data)
-    stage_one = encode_splits(tokenizer, data, Path(config.run.output_dir, "cache"), run.accelerator)
+    cache = Path(config.run.output_dir, "cache")
+    stage_one = encode_splits(tokenizer, data, LatentsConfig(**config.latents.as_dict()), cache, run.device)
 
     prior = PixelCNN(
         codebook_size=tokenizer.config.codebook_size,
@@ -54,17 +57,17 @@ def main(args: Sequence[str] | None = None) -> None:
         **config.prior.as_dict(),
     )
     averaged = copy.deepcopy(prior).requires_grad_(False)
-    model = run.prepare(prior, stage_one.train, stage_one.fingerprints, ema_decay=config.ema_decay)
+    model = run.prepare(prior, stage_one.train, stage_one.fingerprints, data.num_workers, config.ema_decay)
     pipeline = ArcVQPixelCNNPipeline(tokenizer, averaged, dict(enumerate(stage_one.class_names))).to(run.device)
 
-    for batch in run.steps():
+    for batch in map(stage_one.encode, run.steps()):
         codes = batch["codes"]  # (B, h, w)
         loss = code_nll(model(codes, batch["labels"]), codes).mean()
         run.update(loss)
         run.log(loss=loss, bits_per_code=loss.detach() / math.log(2))
         if run.is_main and run.due(run.config.sample_every):
             run.load_averaged(averaged)
-            run.write({"test_bits_per_code": held_out_bits(averaged, stage_one.test)})
+            run.write({"test_bits_per_code": held_out_bits(averaged, stage_one.held_out)})
             save_preview(pipeline, run.picture("step"))
 
     run.load_averaged(averaged)
@@ -77,9 +80,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 @torch.no_grad()
-def held_out_bits(prior: PixelCNN, encoded: EncodedDataset) -> float:
-    """Bits per code of up to 512 held-out images."""
-    nll = prior.nll(encoded.codes[:512].to(prior.device), encoded.labels[:512].to(prior.device))
+def held_out_bits(prior: PixelCNN, held_out: dict[str, Tensor]) -> float:
+    """Bits per code of held-out images."""
+    nll = prior.nll(held_out["codes"].to(prior.device), held_out["labels"].to(prior.device))
     return nll.mean().item() / math.log(2)
 
 

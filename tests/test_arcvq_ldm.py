@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,24 +16,30 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     ImagePipelineOutput,
+    UNet2DConditionModel,
 )
 from pipeline_calls import quiet, seeded
 from safetensors.torch import load_file, save_file
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
-from priors.diffusion import make_scheduler, make_unet
+from priors.diffusion import make_scheduler
+from priors.unet import CrossAttentionUNet, make_unet
 from tokenizer import VQTokenizer
 
 ID2LABEL = {0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 2: "hen"}
 
 
-@pytest.fixture(scope="module")
-def parts():
+def small_unet(conditioning="embedding"):
+    return make_unet((4, 4, 4), 3, 64, (1,), num_blocks=1, attention_sizes=(4,), conditioning=conditioning)
+
+
+@pytest.fixture(scope="module", params=["embedding", "cross_attention"])
+def parts(request):
     torch.manual_seed(0)
     vqvae = VQTokenizer(
         in_channels=3, image_size=16, codebook_size=32, codebook_dim=4, hidden_channels=8, residual_channels=4
     )
-    unet = make_unet((4, 4, 4), 3, channels=64, channel_multipliers=(1,), num_blocks=1, attention_sizes=(4,))
+    unet = small_unet(request.param)
     with torch.no_grad():  # a random embedding says little, a random decoder paints grey
         unet.class_embedding.weight.mul_(5)
         vqvae.decoder.conv_out.weight.mul_(20)
@@ -219,6 +226,7 @@ def test_other_schedulers_run_and_a_batch_still_equals_its_singles(pipe, schedul
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("parts", ["embedding"], indirect=True)
 def test_deterministic_solvers_meet_in_the_limit_of_many_steps(pipe):
     noise = torch.randn(1, 4, 4, 4)
     last = {}
@@ -284,17 +292,19 @@ def test_save_and_load_keeps_weights_names_scale_and_images(pipe, folder):
 def test_a_folder_without_all_weights_is_refused(folder):
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
-    del weights["conv_in.weight"]
+    del weights[next(name for name in weights if name.endswith("conv_in.weight"))]
     save_file(weights, file)
-    with pytest.raises(ValueError, match="unet lacks weights"):
+    with pytest.raises(ValueError, match=r"unet lacks weights|/unet are not those .*conv_in.weight missing"):
         ArcVQLDMPipeline.from_pretrained(folder)
 
 
-def test_the_folder_names_the_components_modules(folder):
+def test_the_folder_names_the_components_modules(folder, pipe):
     index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == "ArcVQLDMPipeline"
     assert index["vqvae"] == ["tokenizer.model", "VQTokenizer"]
-    assert index["unet"] == ["diffusers", "UNet2DModel"] and index["scheduler"] == ["diffusers", "DDIMScheduler"]
+    kinds = [["diffusers", "UNet2DModel"], ["priors.unet", "CrossAttentionUNet"]]
+    assert index["unet"] == kinds[isinstance(pipe.unet, CrossAttentionUNet)]
+    assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
     assert index["latent_scale"] == 0.5 and index["id2label"]["1"] == "goldfish, Carassius auratus"
 
 
@@ -306,8 +316,26 @@ def test_a_half_precision_load_samples_and_keeps_the_codebook_in_float32(folder,
     assert images.dtype == torch.float32 and images.isfinite().all()
 
 
+def test_a_pipeline_made_half_precision_samples_and_keeps_the_codebook_in_float32(folder, pipe):
+    loaded = quiet(ArcVQLDMPipeline.from_pretrained(folder)).to(torch.bfloat16)
+    assert loaded.unet.dtype == loaded.vqvae.dtype == torch.bfloat16
+    images = sample(loaded)
+    assert images.dtype == torch.float32 and images.isfinite().all() and images.std() > 0.05
+
+
+def test_either_unet_is_of_a_type_that_diffusers_expects(folder, caplog):
+    loggers = logging.getLogger("diffusers")
+    loggers.addHandler(caplog.handler)
+    ArcVQLDMPipeline.from_pretrained(folder)
+    assert "Expected types" not in caplog.text
+    blocks = {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    ArcVQLDMPipeline.from_pretrained(folder, unet=UNet2DConditionModel(**blocks, num_class_embeds=4))
+    loggers.removeHandler(caplog.handler)
+    assert "Expected types for unet" in caplog.text
+
+
 def test_components_may_be_replaced_while_loading(folder, parts):
-    unet = make_unet((4, 4, 4), 3, channels=64, channel_multipliers=(1,), num_blocks=1, attention_sizes=(4,))
+    unet = small_unet()
     assert ArcVQLDMPipeline.from_pretrained(folder, unet=unet).unet is unet
 
 
@@ -371,6 +399,7 @@ torch.save(images, sys.argv[2])
 """
 
 
+@pytest.mark.parametrize("parts", ["cross_attention"], indirect=True)  # whose class is no module of diffusers
 def test_a_fresh_process_gives_the_same_images(folder, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", FRESH, folder, tmp_path / "images.pt"]

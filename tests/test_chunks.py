@@ -60,6 +60,19 @@ def test_a_chunk_that_was_cut_off_is_computed_again(tmp_path):
         assert chunks.column("squares").tolist() == [index**2 for index in range(10)]
 
 
+def test_a_chunk_of_another_measurement_is_not_taken_for_ones_own(tmp_path):
+    ours, others = (Chunks(tmp_path, "squares", {"seed": seed}, images=10, size=5) for seed in (0, 1))
+    for chunks in (ours, others):
+        chunks.compute(squares([]))
+    first, second = ours.files
+    for foreign in (others.files[0], second):  # of other settings, of other images
+        first.write_bytes(foreign.read_bytes())
+        asked = []
+        ours.compute(squares(asked))
+        assert asked == [range(5)]
+        assert ours.column("squares").tolist() == [index**2 for index in range(10)]
+
+
 def test_other_settings_and_other_chunks_are_another_folder(tmp_path):
     first = Chunks(tmp_path, "squares", {"seed": 0}, images=10, size=5)
     first.compute(squares([]))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
 
@@ -155,7 +156,9 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_number(home, generation)
     assert not (home / "killed" / "generation.json").exists()
     # What was finished is used and not made again: marked features come back in the numbers.
     values = load_file(there[0])
-    save_file(values | {"features": values["features"] + 1}, there[0])
+    with safe_open(there[0], "pt") as chunk:
+        metadata = chunk.metadata()
+    save_file(values | {"features": values["features"] + 1}, there[0], metadata)
     marked = evaluated(home, "killed", *GENERATION, *arguments[2:])["numbers"]
     distance = "frechet_distance[digits-classifier]@50"
     assert marked[distance] != pytest.approx(generation["numbers"][distance], rel=1e-6)

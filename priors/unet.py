@@ -1,0 +1,165 @@
+"""The UNets of latent diffusion: noised latents, timesteps, class labels -> predicted noise or v.
+
+Both embed one class more than there are: the last is the null class, which stands for "no label" in training (label
+dropout) and in classifier-free guidance. The class reaches the network in one of two ways: added to the embedding of
+time, as in diffusers' `UNet2DModel`, or as the context of cross-attention, as in the original latent diffusion.
+"""
+
+from math import gcd
+from typing import Literal
+
+from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel, UNet2DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor, nn
+
+from tokenizer.complete_weights import CompleteWeights
+
+
+class CrossAttentionUNet(CompleteWeights, ModelMixin, ConfigMixin):
+    """The UNet of LDM's class-conditional ImageNet model (Rombach et al. 2022), called as `UNet2DModel` is.
+
+    diffusers' `UNet2DConditionModel` whose context is one token, the class's embedding. Attention over one token gives
+    that token's value whatever the queries and keys are, so these weights of the cross-attention get no gradient: as in
+    the original, whose number of parameters this is.
+
+    Args:
+        sample_size: (h, w) of the latents.
+        in_channels: D of the latents.
+        block_out_channels: width of each level.
+        layers_per_block: residual blocks per level.
+        attends: for each level, whether self- and cross-attention follow its residual blocks; they follow the middle's.
+        head_channels: channels per attention head, at every level.
+        num_class_embeds: classes with the null class.
+        dropout: dropout inside the residual blocks.
+        norm_num_groups: groups of the group norms.
+        class_embedding_dim: width of the class's embedding.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = UNet2DConditionModel._no_split_modules
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: tuple[int, int],
+        in_channels: int,
+        block_out_channels: tuple[int, ...],
+        layers_per_block: int,
+        attends: tuple[bool, ...],
+        head_channels: int,
+        num_class_embeds: int,
+        dropout: float = 0.0,
+        norm_num_groups: int = 32,
+        class_embedding_dim: int = 512,
+    ):
+        super().__init__()
+        self.class_embedding = nn.Embedding(num_class_embeds, class_embedding_dim)
+        self.unet = UNet2DConditionModel(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=in_channels,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            down_block_types=tuple("CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in attends),
+            up_block_types=tuple("CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)),
+            cross_attention_dim=class_embedding_dim,
+            # diffusers' name says otherwise: the number of heads. Without attention it is not used, but must not be 0.
+            attention_head_dim=tuple(max(1, width // head_channels) for width in block_out_channels),
+            dropout=dropout,
+            norm_num_groups=norm_num_groups,
+        )
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor, return_dict: bool = True
+    ) -> UNet2DConditionOutput | tuple[Tensor]:
+        """Noised latents (B, D, h, w), timesteps () or (B,), labels (B,) int64 -> `.sample` (B, D, h, w)."""
+        context = self.class_embedding(class_labels)[:, None]  # (B, 1, class_embedding_dim)
+        return self.unet(sample, timestep, encoder_hidden_states=context, return_dict=return_dict)
+
+
+UNet = UNet2DModel | CrossAttentionUNet
+
+
+def make_unet(
+    latent_shape: tuple[int, int, int],
+    num_classes: int,
+    channels: int = 64,
+    channel_multipliers: tuple[int, ...] = (1, 2),
+    num_blocks: int = 2,
+    attention_sizes: tuple[int, ...] | None = None,
+    head_channels: int = 32,
+    dropout: float = 0.0,
+    conditioning: Literal["embedding", "cross_attention"] = "embedding",
+) -> UNet:
+    """The UNet of the diffusion prior, with random weights.
+
+    Args:
+        latent_shape: (D, h, w) of the latents.
+        num_classes: classes without the null class, which is added here.
+        channels: width at the full latent size.
+        channel_multipliers: width of each level over `channels`; the latents are halved from level to level.
+        num_blocks: residual blocks per level.
+        attention_sizes: latent heights with attention after the residual blocks, in the way down and up; None is the
+            lowest level alone.
+        head_channels: channels per attention head.
+        dropout: dropout inside the residual blocks.
+        conditioning: how the class reaches the network: `embedding`, added to the embedding of time; or
+            `cross_attention`, as in the original LDM: where the other attends to itself alone, a transformer block
+            attends to itself and to the class, and has a feed-forward layer.
+
+    Raises:
+        ValueError: latents that cannot be halved as often as there are levels, an attention size that never occurs, or
+            a width that does not go into groups or heads.
+    """
+    if conditioning not in ("embedding", "cross_attention"):
+        raise ValueError(f"unet.conditioning is embedding or cross_attention, got {conditioning!r}")
+    if channels < 2 or channels % 2:
+        raise ValueError(f"channels must be even, got {channels}")
+    if not channel_multipliers or min(num_blocks, head_channels, *channel_multipliers) < 1:
+        raise ValueError(
+            "unet.num_blocks, unet.head_channels and every one of unet.channel_multipliers must be at least 1, got "
+            f"{num_blocks}, {head_channels} and {list(channel_multipliers)}"
+        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    latent_channels, height, width = latent_shape
+    sizes = [height >> level for level in range(len(channel_multipliers))]
+    if any(side % (1 << (len(sizes) - 1)) for side in (height, width)):
+        raise ValueError(
+            f"latents of {height} x {width} cannot be halved {len(sizes) - 1} times, once per level but the first: "
+            f"give unet.channel_multipliers fewer entries than {len(sizes)}"
+        )
+    attention_sizes = sizes[-1:] if attention_sizes is None else attention_sizes
+    if absent := set(attention_sizes) - set(sizes):
+        raise ValueError(f"unet.attention_sizes {sorted(absent)} are not among the sizes of the UNet's levels, {sizes}")
+    attends = tuple(size in attention_sizes for size in sizes)
+    for multiplier, attention in zip(channel_multipliers, [*attends[:-1], True], strict=True):  # the middle attends too
+        if attention and channels * multiplier % head_channels:
+            raise ValueError(
+                f"channels x {multiplier} = {channels * multiplier} do not go into heads of {head_channels}"
+            )
+    shared = {
+        "sample_size": (height, width),
+        "in_channels": latent_channels,
+        "block_out_channels": tuple(channels * multiplier for multiplier in channel_multipliers),
+        "layers_per_block": num_blocks,
+        "dropout": dropout,
+        # Two channels per group at least: in a group of one the norm would take out the embedding of time and class.
+        "norm_num_groups": gcd(32, channels // 2),
+        "num_class_embeds": num_classes + 1,
+    }
+    if conditioning == "cross_attention":
+        return CrossAttentionUNet(**shared, attends=attends, head_channels=head_channels)
+    return UNet2DModel(
+        **shared,
+        out_channels=latent_channels,
+        down_block_types=tuple("AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends),
+        up_block_types=tuple("AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)),
+        attention_head_dim=head_channels,
+    )
+
+
+def null_label(unet: UNet) -> int:
+    """The id of the null class: the last row of the class embedding."""
+    return unet.config.num_class_embeds - 1
