@@ -37,7 +37,9 @@ class CrossAttentionUNet(CompleteWeights, ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = UNet2DConditionModel._no_split_modules
+    # What stays together on a device, and is gathered at once where weights are sharded (FSDP); both are in every such
+    # UNet, as accelerate demands.
+    _no_split_modules = ["ResnetBlock2D", "BasicTransformerBlock"]  # noqa: RUF012
 
     @register_to_config
     def __init__(

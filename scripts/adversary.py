@@ -61,7 +61,7 @@ class AdversarialConfig:
                 raise ValueError(f"adversarial.{name} must not be negative, got {getattr(self, name)}")
         if self.r1_every < 1:
             raise ValueError(f"adversarial.r1_every must be at least 1, got {self.r1_every}")
-        if self.disc_start > 1 and self.disc_start != int(self.disc_start):
+        if self.disc_start > 1 and self.disc_start % 1 != 0:
             raise ValueError(f"adversarial.disc_start is a share below 1 or a whole step, got {self.disc_start}")
         if self.weight and self.start(max_steps) >= max_steps:
             raise ValueError(
@@ -141,7 +141,8 @@ class Adversary:
         means = {"logits_real": real_logits.detach().mean(), "logits_fake": fake_logits.detach().mean()}
         terms = {"discriminator": loss.detach(), **means}
         if config.r1_weight and self._run.step % config.r1_every == 0:
-            terms["r1"] = r1_penalty(lambda images: self._trained.module(images)[0], real)
+            # Not as compiled: a compiled module has no second derivative.
+            terms["r1"] = r1_penalty(lambda images: self._trained.module.forward(images)[0], real)
             loss = loss + config.r1_weight * config.r1_every * terms["r1"]
         if config.lecam_weight:
             terms["lecam"] = lecam_penalty(real_logits, fake_logits, *self._trained.module.anchors)

@@ -102,6 +102,8 @@ class Run:
             dataset, start_step=0
         )  # a batch size that does not fit is an error now, before anything is written
         refuse_other_run(self.folder / "inputs.yaml", inputs)
+        self.model = model
+        self.main = self.train(model, "model")  # before anything is written, as it may refuse
         self.accelerator.wait_for_everyone()
         saved = checkpoints(self.folder)
         done = step_of(saved[-1]) if saved else 0
@@ -112,8 +114,6 @@ class Run:
             (self.folder / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
             (self.folder / "inputs.yaml").write_text(yaml.safe_dump(inputs))
             print(f"run folder: {self.folder}")
-        self.model = model
-        self.main = self.train(model, "model")
         if ema_decay is not None:
             self.ema = EMAModel(model.parameters(), decay=ema_decay)
         self.step = self._resume()

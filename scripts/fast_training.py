@@ -22,7 +22,7 @@ class Trained:
     Attributes:
         wrapped: the module for this machine; to be called where its parameters are to get gradients.
         optimizer: over its parameters.
-        gradient_norm: of the last update, before it was clipped; None where it was not.
+        gradient_norm: of the last update, before it was clipped; None where it was not, or was left out.
     """
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, name: str, optim: OptimConfig, config: RunConfig):
@@ -61,7 +61,10 @@ class Trained:
             self.gradient_norm = self._accelerator.clip_grad_norm_(self.module.parameters(), self._max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return not self.optimizer.step_was_skipped
+        if self.optimizer.step_was_skipped:
+            self.gradient_norm = None  # it is not finite
+            return False
+        return True
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

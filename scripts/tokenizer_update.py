@@ -103,8 +103,10 @@ class TokenizerUpdate:
             return towards_images, means
         weight = self._adversarial_weight(hidden, towards_images, towards_real)
         means["adversarial_weight"] = weight
-        means["image_loss"] = means["image_loss"] + weight * means["generator"]
-        return [a + weight * b for a, b in zip(towards_images, towards_real, strict=True)], means
+        # Not by multiplication alone: what is not finite would remain so.
+        means["image_loss"] += torch.where(weight == 0, 0, weight * means["generator"])
+        pulls = [a + torch.where(weight == 0, 0, weight * b) for a, b in zip(towards_images, towards_real, strict=True)]
+        return pulls, means
 
     def _adversarial_weight(
         self, hidden: Sequence[Tensor], towards_images: Sequence[Tensor], towards_real: Sequence[Tensor]
@@ -123,7 +125,7 @@ class TokenizerUpdate:
         last = self._tokenizer.decoder.last_layer
         total = torch.zeros_like(last.weight)
         for before, pull in zip(hidden, pulls, strict=True):
-            total += torch.autograd.grad(last(before.float()), last.weight, pull)[0]
+            total += torch.autograd.grad(last(before.to(last.weight.dtype)), last.weight, pull)[0]
         return total
 
     def _back_in_parts(

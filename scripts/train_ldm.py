@@ -78,8 +78,9 @@ def main(args: Sequence[str] | None = None) -> None:
         )
         run.update(loss)
         run.log(loss=loss)
+        if run.due(run.config.sample_every):
+            run.load_averaged(averaged)  # by every process: where the weights are sharded, each has a part
         if run.is_main and run.due(run.config.sample_every):
-            run.load_averaged(averaged)
             run.write({"test_loss": held_out_loss(pipeline, stage_one.held_out)})
             save_preview(pipeline, run.picture("step"), num_inference_steps=PREVIEW_STEPS)
 

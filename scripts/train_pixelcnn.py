@@ -65,8 +65,9 @@ def main(args: Sequence[str] | None = None) -> None:
         loss = code_nll(model(codes, batch["labels"]), codes).mean()
         run.update(loss)
         run.log(loss=loss, bits_per_code=loss.detach() / math.log(2))
+        if run.due(run.config.sample_every):
+            run.load_averaged(averaged)  # by every process: where the weights are sharded, each has a part
         if run.is_main and run.due(run.config.sample_every):
-            run.load_averaged(averaged)
             run.write({"test_bits_per_code": held_out_bits(averaged, stage_one.held_out)})
             save_preview(pipeline, run.picture("step"))
 

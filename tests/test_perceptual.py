@@ -184,6 +184,17 @@ def test_the_gradient_is_that_of_the_values(net, networks):
     assert not any(weight.requires_grad for weight in networks[net].parameters())
 
 
+def test_in_training_the_gradient_goes_to_the_reconstructions_alone(networks):
+    """The originals' features keep no graph, which would take as much memory again, nor do the weights."""
+    network = networks["squeeze"]
+    images, reconstructions = pictures(1, 33), pictures(1, 33, seed=1).requires_grad_()
+    assert not any(features.requires_grad for features in network._unit_features(images))
+    assert all(features.requires_grad for features in network._unit_features(reconstructions))
+    network(images, reconstructions).sum().backward()
+    assert reconstructions.grad.abs().max() > 0
+    assert all(tensor.grad is None for tensor in (images, *network.parameters(), *network.buffers()))
+
+
 @nets
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_are_finite_at_equal_images_and_where_all_channels_are_zero(net, stand_ins, tmp_path, dtype):

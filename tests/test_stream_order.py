@@ -37,6 +37,12 @@ def test_the_order_follows_seed_and_epoch():
     assert len({tuple(epoch) for epoch in (first, second, *others, range(47))}) == 5
 
 
+def test_blocks_are_shuffled_and_not_only_windows():
+    """A lane has other samples in every epoch."""
+    found = epochs(StreamOrder(np.full(20, 3), 4, 0, 8), 3)
+    assert len({frozenset(epoch[lane::4]) for epoch in found for lane in range(4)}) == 12
+
+
 def test_a_lane_reads_on_and_shuffles_within_its_window():
     """Lanes share no block but where one ends and the next begins; what is held at once is a window."""
     order = StreamOrder(np.full(40, 10), 8, 0, 80)  # 50 samples a lane, windows of 10

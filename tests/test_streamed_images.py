@@ -22,6 +22,7 @@ from tokenizer.data import (
     pixel_batches,
     training_batches,
 )
+from tokenizer.framing import uniform_draws
 
 SHARDS = [23, 1, 9, 40]  # one with a single sample; two ranks and three share four shards
 SAMPLES = sum(SHARDS)
@@ -150,9 +151,11 @@ def test_a_start_at_a_step_is_the_tail_of_the_whole_run(train, start):
 def test_training_images_are_windows_and_mirror_images_that_change_with_the_epoch(train):
     images, labels = whole(train, 2 * SAMPLES // 6 + 1)
     crops, seen = images.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy(), {}
-    for crop, label in zip(crops, labels.tolist(), strict=True):
+    for position, (crop, label) in enumerate(zip(crops, labels.tolist(), strict=True)):
         full = np.asarray(PIL.Image.open(io.BytesIO(picture(label))))
         forms = {full[:, x : x + 6][:, ::way].tobytes(): (x, way) for x in range(4) for way in (1, -1)}
+        drawn = uniform_draws(4, position // SAMPLES, [label])[0]  # by the sample, wherever it comes in the epoch
+        assert forms[crop.tobytes()] == (int(drawn[1] * 4), -1 if drawn[0] < 0.5 else 1)
         seen.setdefault(label, []).append(forms[crop.tobytes()])
     assert {form for forms in seen.values() for form in forms} == {(x, way) for x in range(4) for way in (1, -1)}
     assert sum(forms[0] != forms[1] for forms in seen.values()) > SAMPLES / 2

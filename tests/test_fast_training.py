@@ -1,0 +1,171 @@
+"""Modules in training: fp16's scaler, which leaves steps out, clipping, two modules beside each other."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from accelerate.state import AcceleratorState
+from adversary import AdversarialConfig, Adversary
+from common import Run
+from diffusers.training_utils import EMAModel
+from run_options import OptimConfig, RunConfig
+from tokenizer_update import TokenizerUpdate
+
+from tokenizer import VQTokenizer
+
+SCALE = 1024.0
+clipping = pytest.mark.parametrize("max_grad_norm", [None, 0.01])
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Makes a run that writes nothing; with `scaled` its gradients go through the scaler of fp16.
+
+    accelerate refuses fp16 on a CPU: the networks stay float32, and all that is done to gradients and steps is fp16's.
+    """
+
+    def make(scaled, **optim):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run = Run(RunConfig("run", str(tmp_path)), OptimConfig(max_steps=10, **optim), {"run": {}})
+        if scaled:
+            run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+        return run
+
+    yield make
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def as_fp16(run):
+    """After the modules are made, so that they do not compute in it."""
+    if run.accelerator.scaler is not None:
+        run.accelerator.native_amp, run.accelerator.state._mixed_precision = True, "fp16"
+
+
+def make_tokenizer(run):
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(3, 16, codebook_size=12, codebook_dim=4, hidden_channels=8, residual_channels=4)
+    run.model, run.main = tokenizer, run.train(tokenizer, "model")
+    run.ema = EMAModel(tokenizer.parameters(), decay=0.9)
+    as_fp16(run)
+    return tokenizer
+
+
+def squared(factor=1.0):
+    def loss(images, reconstructions):
+        value = factor * (images - reconstructions).square().mean()
+        return value, {"reconstruction": value}
+
+    return loss
+
+
+def update(run, loss, adversary=None):
+    """One step of the training loop of a tokenizer."""
+    for trained in run._trained:
+        trained.begin(run.optim.lr)
+    images = [2 * torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(run.step)) - 1]
+    seen = TokenizerUpdate(run.accelerator, run.main, loss, adversary)(images)
+    against = adversary.update(images, seen.reconstructions) if adversary else {}
+    run.complete(seen.updated)
+    return seen, against
+
+
+def state(run):
+    return {name: value.clone() for name, value in run.model.state_dict().items()} | {
+        f"ema {index}": value.clone() for index, value in enumerate(run.ema.shadow_params)
+    }
+
+
+@clipping
+def test_an_infinite_gradient_leaves_the_step_out_and_all_as_it_is(start, max_grad_norm):
+    run = start(True, max_grad_norm=max_grad_norm)
+    make_tokenizer(run)
+    update(run, squared())
+    before = state(run)
+    assert run.model.bottleneck.step == 1 and run.accelerator.scaler.get_scale() == SCALE
+    seen, _ = update(run, squared(float("inf")))
+    assert seen.updated is False
+    after = state(run)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert run.accelerator.scaler.get_scale() == SCALE / 2
+    assert run.step == 2 and run.main.gradient_norm is None
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+    seen, _ = update(run, squared())
+    assert seen.updated is True and run.model.bottleneck.step == 2 and run.ema.optimization_step == 2
+    names, means = run._means.take()
+    logged = dict(zip(names, means.tolist(), strict=True))
+    assert logged["skipped"] == pytest.approx(1 / 3)
+    assert ("gradient_norm_model" in logged) == (max_grad_norm is not None)
+    assert all(torch.isfinite(means))
+
+
+@clipping
+def test_finite_gradients_descend_as_without_a_scaler(start, max_grad_norm):
+    states = []
+    for scaled in (True, False):
+        run = start(scaled, max_grad_norm=max_grad_norm, lr=1e-3)
+        make_tokenizer(run)
+        before = state(run)
+        for _ in range(3):
+            assert update(run, squared())[0].updated is True
+        states.append(state(run))
+        assert "skipped" not in run._means._sums or run._means._sums["skipped"] == 0
+        assert ("skipped" in run._means._sums) == scaled
+        norm = run.main.gradient_norm
+        assert norm is None if max_grad_norm is None else 0.01 < norm < 100  # before it is clipped, and not scaled
+    for name, value in states[1].items():
+        # The fused optimiser rounds otherwise.
+        torch.testing.assert_close(states[0][name], value, rtol=1e-5, atol=1e-6)
+        if value.is_floating_point() and value.numel() > 3:
+            assert (value - states[0][name]).norm() <= 0.01 * (value - before[name]).norm(), name
+
+
+def test_the_norm_is_clipped(start):
+    """By SGD, which, unlike Adam, sees the gradient's length."""
+    run = start(False, max_grad_norm=0.5)
+    trained = run.train(nn.Linear(4, 1, bias=False), "model")
+    before = trained.module.weight.detach().clone()
+    trained.optimizer.optimizer = torch.optim.SGD(trained.module.parameters(), lr=1.0)
+    trained.backward((trained.module.weight * torch.tensor([[3.0, 0.0, 4.0, 0.0]])).sum())
+    assert trained.descend() and trained.gradient_norm == 5
+    torch.testing.assert_close(before - trained.module.weight, torch.tensor([[0.3, 0.0, 0.4, 0.0]]))
+
+
+def test_the_fused_optimizer_is_not_used_where_steps_may_be_left_out(start):
+    for scaled in (True, False):
+        trained = start(scaled).train(nn.Linear(2, 2), "model")
+        assert trained.optimizer.param_groups[0]["fused"] is not scaled
+
+
+@clipping
+def test_two_modules_share_a_scaler(start, max_grad_norm):
+    """What overflows in one is left out there alone."""
+    run = start(True, max_grad_norm=max_grad_norm)
+    config = AdversarialConfig(weight=0.5, channels=4, layers=2)
+    adversary = Adversary(run, config, 3, 16)
+    make_tokenizer(run)
+    update(run, squared(), adversary)
+    discriminator = adversary._trained.module
+    for broken in ("tokenizer", "discriminator"):
+        before = state(run), [parameter.detach().clone() for parameter in discriminator.parameters()]
+        scale = run.accelerator.scaler.get_scale()
+        handle = None
+        if broken == "discriminator":
+            # Its first bias gets no finite gradient, and gives none back to the images.
+            handle = discriminator.layers[0].bias.register_hook(lambda gradient: gradient * torch.inf)
+        seen, _ = update(run, squared(float("inf") if broken == "tokenizer" else 1.0), adversary)
+        if handle:
+            handle.remove()
+        assert seen.updated is (broken == "discriminator")
+        after = state(run), list(discriminator.parameters())
+        tables = [tensors["bottleneck.codebook"] for tensors in (before[0], after[0])]
+        assert torch.equal(*tables) is (broken == "tokenizer")
+        moved = [not torch.equal(a, b) for a, b in zip(after[1], before[1], strict=True)]
+        assert any(moved) is (broken == "tokenizer")
+        assert run.accelerator.scaler.get_scale() == scale / 2
+    _, means = run._means.take()
+    assert all(torch.isfinite(means))  # else the log would end the run

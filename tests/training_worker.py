@@ -1,0 +1,20 @@
+"""One process of several that train a tokenizer together; run by the tests. Arguments: the script's, runs parted by --."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+import torch
+import train_tokenizer
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    train_tokenizer.PREVIEW_IMAGES = 8
+    runs, rest = [[]], sys.argv[1:]
+    for word in rest:
+        runs.append([]) if word == "--" else runs[-1].append(word)
+    for arguments in runs:
+        train_tokenizer.main(arguments)
