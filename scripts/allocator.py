@@ -16,10 +16,13 @@ def keep_freed_memory() -> None:
     By default every large tensor is a mapping of its own, returned when it is freed, and the next step waits for the
     kernel to map and clear the same pages again.
     """
-    chosen = [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]
-    if chosen or sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
+    if keeps_freed_memory():
+        libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+
+
+def keeps_freed_memory() -> bool:
+    """Whether `keep_freed_memory` does anything here."""
+    chosen = [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]
+    return not chosen and sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
