@@ -1,6 +1,7 @@
 """The discriminator's side: when it is trained and heard, on what, and what cannot work."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +31,11 @@ def sides(n=8):
     """Real images and others, float32 (n, 3, 16, 16)."""
     generator = torch.Generator().manual_seed(1)
     return 2 * torch.rand(n, 3, 16, 16, generator=generator) - 1, torch.rand(n, 3, 16, 16, generator=generator) - 0.5
+
+
+def keep_gradients(parameters, kept):
+    """Takes the place of an optimiser's step."""
+    kept.extend(parameter.grad.clone() for parameter in parameters)
 
 
 def weights(adversary):
@@ -116,7 +122,7 @@ def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind):
             run.step = step
             module.anchors.copy_(anchors)
             descended = []
-            adversary._trained.descend = lambda found=descended: found.extend(p.grad.clone() for p in parameters)
+            adversary._trained.descend = partial(keep_gradients, parameters, descended)
             module.zero_grad()
             terms = adversary.update(real.chunk(parts), fake.requires_grad_().chunk(parts))
             assert fake.grad is None
