@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from allocator import keep_freed_memory
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -83,6 +84,9 @@ def run_script(main: Callable[[], object]) -> None:
     With ARCVQ_TRACEBACK=1 in the environment the traceback is shown.
     """
     keep_freed_memory()
+    if not torch.accelerator.is_available():
+        # Or accelerate takes each of several processes without a GPU for the only one.
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, said once by the error
     try:

@@ -21,7 +21,7 @@ import yaml
 from accelerate import Accelerator
 from checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
 from diffusers.training_utils import EMAModel
-from fast_training import Trained, on_device
+from fast_training import Trained, on_device, sharded_as, whole
 from run_log import LoaderClock, Means, RunLog
 from run_options import OptimConfig, RunConfig
 from run_record import refuse_other_run
@@ -121,7 +121,8 @@ class Run:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
             (self.folder / "inputs.yaml").write_text(yaml.safe_dump(inputs))
-            print(f"run folder: {self.folder}")
+            processes = self.accelerator.num_processes
+            print(f"run folder: {self.folder}, {processes} process{'es' if processes > 1 else ''}")
         if ema_decay is not None:
             self.ema = EMAModel(model.parameters(), decay=ema_decay)
         self.step = self._resume()
@@ -209,8 +210,12 @@ class Run:
         return self.folder / "samples" / f"{name}-{self.step:06d}.png"
 
     def load_averaged(self, model: nn.Module) -> None:
-        """Loads the averaged parameters into `model`, a copy of the trained one, and puts it in eval mode."""
-        self.ema.copy_to(model.parameters())
+        """Loads the averaged parameters into `model`, a copy of the trained one, and puts it in eval mode.
+
+        To be called by every process: where the weights are sharded, each has a part.
+        """
+        for parameter, average in zip(model.parameters(), self.ema.shadow_params, strict=True):
+            parameter.data.copy_(whole(average))
         model.eval()
 
     def export(self, name: str, save: Callable[[Path], None]) -> Path:
@@ -242,7 +247,8 @@ class Run:
             step = step_of(saved[-1])
             averages = load_checkpoint(self.accelerator, saved[-1], averaged=self.ema is not None)
             if self.ema is not None:
-                self.ema.shadow_params = [averages[name] for name in self._averages()]
+                shards = zip(self._averages(), self.ema.shadow_params, strict=True)
+                self.ema.shadow_params = [sharded_as(averages[name], shard) for name, shard in shards]
                 self.ema.optimization_step = step
             if self.is_main:
                 print(f"resuming from {saved[-1]}")
@@ -253,7 +259,7 @@ class Run:
         if self.ema is None:
             return {}
         names = (name for name, _ in self.model.named_parameters())
-        return {name: tensor.contiguous() for name, tensor in zip(names, self.ema.shadow_params, strict=True)}
+        return {name: whole(tensor).contiguous() for name, tensor in zip(names, self.ema.shadow_params, strict=True)}
 
 
 def _mix(seed: int, rank: int, step: int) -> int:

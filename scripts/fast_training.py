@@ -3,17 +3,19 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers import ModelMixin
 from run_options import OptimConfig, RunConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Trained:
     """A module and its AdamW.
 
-    Convolutions' weights are laid out channels-last, in which convolutions are fastest; the optimiser's update is
-    fused into one pass; compiled, if at all, is the module when it is first called.
+    Convolutions' weights are laid out channels-last, in which convolutions are fastest (but where processes share them,
+    FSDP, which cannot); the optimiser's update is fused into one pass; compiled, if at all, is the module when it is
+    first called.
 
     Args:
         module: as its author wrote it.
@@ -26,7 +28,8 @@ class Trained:
     """
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, name: str, optim: OptimConfig, config: RunConfig):
-        self.module = module.to(memory_format=torch.channels_last)
+        is_shared = accelerator.distributed_type == DistributedType.FSDP
+        self.module = module if is_shared else module.to(memory_format=torch.channels_last)
         self.name = name
         if config.gradient_checkpointing and isinstance(module, ModelMixin):
             module.enable_gradient_checkpointing()
@@ -58,13 +61,23 @@ class Trained:
         """One optimiser step down the gradients, which are then gone; False where the fp16 scaler left it out."""
         self.gradient_norm = None
         if self._max_grad_norm is not None:
-            self.gradient_norm = self._accelerator.clip_grad_norm_(self.module.parameters(), self._max_grad_norm)
+            self.gradient_norm = whole(self._accelerator.clip_grad_norm_(self.module.parameters(), self._max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.optimizer.step_was_skipped:
             self.gradient_norm = None  # it is not finite
             return False
         return True
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may have a shard (FSDP), as a whole; to be called by all of them."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_as(tensor: Tensor, shard: Tensor) -> Tensor:
+    """A whole tensor, cut as `shard` is."""
+    return distribute_tensor(tensor, shard.device_mesh, shard.placements) if isinstance(shard, DTensor) else tensor
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

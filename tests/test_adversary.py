@@ -110,18 +110,17 @@ def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind):
         (4, discriminator_loss(real_logits, fake_logits, kind) + 0.3 * lecam + 0.5 * 4 * r1),
         (5, discriminator_loss(real_logits, fake_logits, kind) + 0.3 * lecam),
     ):
-        parameters = [parameter for parameter in module.parameters()]
+        parameters = list(module.parameters())
         expected = torch.autograd.grad(loss, parameters, retain_graph=True)
         for parts in (1, 2, 4):
             run.step = step
             module.anchors.copy_(anchors)
-            descended = []
-            adversary._trained.descend = lambda found=descended: found.extend(p.grad.clone() for p in parameters)
+            adversary._trained.descend = lambda: None
             module.zero_grad()
             terms = adversary.update(real.chunk(parts), fake.requires_grad_().chunk(parts))
             assert fake.grad is None
-            for found, gradient in zip(descended, expected, strict=True):
-                assert (found - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8
+            for parameter, gradient in zip(parameters, expected, strict=True):
+                assert (parameter.grad - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8
             assert ("r1" in terms) == (step == 4)
             both = torch.stack([terms["logits_real"], terms["logits_fake"]])
             torch.testing.assert_close(

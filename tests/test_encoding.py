@@ -18,7 +18,7 @@ from tokenizer.data import DataConfig, load_images, training_batches
 from tokenizer.data_sources import load_tables
 
 WORKER = Path(__file__).parent / "encoding_worker.py"
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet", "--cpu", "--num_processes", "2"]
+LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet", "--multi_gpu", "--num_processes", "2"]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,15 @@ from priors import PixelCNN
 from tokenizer import VQTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet", "--num_processes"]
+LAUNCH = [
+    str(Path(sys.executable).with_name("accelerate")),
+    "launch",
+    "--quiet",
+    "--multi_gpu",
+    "--main_process_port",
+    "0",
+    "--num_processes",
+]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 

@@ -20,6 +20,8 @@ from tokenizer import VQTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+# Without --multi_gpu the launcher starts one process where there is no GPU, whatever --num_processes says.
+TWO_PROCESSES = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 SMALL = {
     "tokenizer": ["--model.codebook_size", "16", "--model.codebook_dim", "4", "--model.hidden_channels", "8"],
     "ldm": ["--unet.channels", "16", "--unet.head_channels", "16", "--diffusion.prediction_type", "epsilon"],
@@ -179,8 +181,8 @@ def test_another_seed_gives_other_weights(home):
 
 @pytest.mark.parametrize("stage", SMALL)
 def test_two_processes_train_and_save(home, stage):
-    launcher = [*ACCELERATE, "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    run(*training(stage, "pair", 6), cwd=home, launcher=launcher)
+    done = run(*training(stage, "pair", 6), cwd=home, launcher=TWO_PROCESSES)
+    assert ", 2 processes" in done.stdout and done.stdout.count("run folder") == 1
     weights, single = (load_file(home / folder / stage / ARTEFACT[stage]) for folder in ("pair", "runs"))
     assert weights.keys() == single.keys()
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
@@ -192,8 +194,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(home):
     """The arc loss runs over the tokens of both; the tokenizer draws no noise, so only rounding may differ."""
     shared = ["--model.quantizer_options.arc_initial", 100.0]
     run(*training("tokenizer", "whole", 5, *shared, "--run.name", "one"), cwd=home)
-    launcher = [*ACCELERATE, "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    run(*training("tokenizer", "whole", 5, *shared, "--run.name", "two"), cwd=home, launcher=launcher)
+    run(*training("tokenizer", "whole", 5, *shared, "--run.name", "two"), cwd=home, launcher=TWO_PROCESSES)
     one, two = (load_file(home / "whole" / name / ARTEFACT["tokenizer"]) for name in ("one", "two"))
     for name in one:
         assert torch.allclose(one[name].float(), two[name].float(), atol=1e-4), name

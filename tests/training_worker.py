@@ -1,4 +1,4 @@
-"""One process of several that train a tokenizer together; run by the tests. Arguments: the script's, runs parted by --."""
+"""One process of several that train a tokenizer together; run by the tests with the arguments of runs, parted by --."""
 
 import os
 import sys
