@@ -7,26 +7,16 @@ It raises what the training would raise, and otherwise says what the training ta
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from accelerate.utils import convert_outputs_to_fp32
 from command_line import ScriptParser
-from common import Run
-from diffusers.training_utils import EMAModel
-from fast_training import Trained
+from dry_training import DryRun, DryTraining
 from image_facts import ImageFacts
 from jsonargparse import Namespace
 from memory import StepMemory, Unallocated
 from run_options import OptimConfig, RunConfig
-from torch import Tensor, nn
-
-from tokenizer.batches import check_shares
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from torch import nn
 
 
 def add_dry_run(parser: ScriptParser) -> None:
@@ -39,117 +29,6 @@ def add_dry_run(parser: ScriptParser) -> None:
         default=None,
         help="only say what the training takes; a number is that of the processes to reckon with, else the launcher's",
     )
-
-
-@dataclass(frozen=True)
-class DryTraining:
-    """A training as a script sets it up.
-
-    Attributes:
-        step: makes one step.
-        parts: of the networks that are trained, by name.
-        batch: its tensors.
-        frozen: networks that are not trained, by name.
-        averaged: copies of a trained network that hold its average.
-        tokens_per_image: latent tokens.
-        source: what is read from disk.
-        bytes_per_epoch: of that.
-        bytes_held: of a data set in memory, which is then read once.
-    """
-
-    step: Callable[[], None]
-    parts: dict[str, nn.Module]
-    batch: Sequence[Tensor]
-    frozen: dict[str, nn.Module]
-    averaged: Sequence[nn.Module]
-    tokens_per_image: int
-    source: str
-    bytes_per_epoch: int
-    bytes_held: int = 0
-
-
-class DryAccelerator:
-    """In the place of accelerate's, in one process that reckons with several, on a CPU."""
-
-    device = torch.device("cpu")
-    process_index = 0
-    is_main_process = True
-
-    def __init__(self, mixed_precision: str | None, processes: int):
-        self.mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        self.num_processes = processes
-        self.scaler = object() if self.mixed_precision == "fp16" else None  # all that is asked is whether there is one
-
-    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """As accelerate does on one process: the module computes under autocast, and gives float32."""
-        if self.mixed_precision != "no":
-            autocast = torch.autocast(self.device.type, _DTYPES[self.mixed_precision])
-            module.forward = convert_outputs_to_fp32(autocast(module.forward))
-        optimizer.step_was_skipped = False
-        return module, optimizer
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def no_sync(self, module: nn.Module) -> AbstractContextManager:
-        return nullcontext()
-
-    def clip_grad_norm_(self, parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-        return nn.utils.clip_grad_norm_(parameters, max_norm)
-
-    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
-        return tensor
-
-
-class DryRun(Run):
-    """In the place of a `Run`: it has the same modules in training, and neither processes nor a folder.
-
-    Args:
-        config: as of a run.
-        optim: as of a run.
-        settings: as of a run.
-        processes: how many there would be.
-        memory: what counts the bytes.
-    """
-
-    accelerator: DryAccelerator
-
-    def __init__(
-        self, config: RunConfig, optim: OptimConfig, settings: dict[str, Any], processes: int, memory: Unallocated
-    ):
-        self._memory = memory
-        super().__init__(config, optim, settings, DryAccelerator(config.mixed_precision, processes))
-
-    @property
-    def images_here(self) -> int:
-        """Images of a step for one process."""
-        return self.optim.batch_size // self.accelerator.num_processes
-
-    def prepare(
-        self,
-        model: nn.Module,
-        dataset: ImageFacts,
-        inputs: dict[str, str],
-        num_workers: int = 0,
-        ema_decay: float | None = None,
-    ) -> nn.Module:
-        """As in a training, but for the run folder."""
-        check_shares(len(dataset), self.optim.batch_size, 0, self.accelerator.num_processes)
-        self.model = model
-        self.main = self.train(model, "model")
-        if ema_decay is not None:
-            self.ema = EMAModel(model.parameters(), decay=ema_decay)
-            self._memory.assign("average", self.ema.shadow_params)
-        return self.main.wrapped
-
-    def train(self, module: nn.Module, name: str) -> Trained:
-        """A module in training, counted."""
-        trained = super().train(module, name)
-        self._memory.trained(trained.module, trained.optimizer)
-        if self.accelerator.num_processes > 1:  # DistributedDataParallel's, beside the gradients
-            sizes = [parameter.nbytes for parameter in trained.module.parameters() if parameter.requires_grad]
-            self._memory.add("gradients in exchange", sum(sizes))
-        return trained
 
 
 @dataclass(frozen=True)
@@ -194,6 +73,19 @@ def dry_run(
     processes = config.dry_run or int(os.environ.get("WORLD_SIZE", "1"))
     if processes < 0:
         raise ValueError(f"dry_run takes the number of processes, got {processes}")
+    report = reckon(parser, config, make, images, processes)
+    print(report)
+    return report
+
+
+def reckon(
+    parser: ScriptParser,
+    config: Namespace,
+    make: Callable[[DryRun, Namespace], DryTraining],
+    images: ImageFacts,
+    processes: int,
+) -> DryReport:
+    """What the training of a config takes on so many processes. Raises as `dry_run`."""
     with Unallocated() as memory:
         optim = OptimConfig(**config.optim.as_dict())
         run = DryRun(RunConfig(**config.run.as_dict()), optim, parser.settings(config), processes, memory)
@@ -206,9 +98,7 @@ def dry_run(
             memory.add("images in memory", training.bytes_held)
         for _ in range(2):  # the optimiser's state is there in the second one
             training.step()
-        report = DryReport(_parameters(training), memory.peak(), _others(run, training, images))
-    print(report)
-    return report
+        return DryReport(_parameters(training), memory.peak(), _others(run, training, images))
 
 
 def _parameters(training: DryTraining) -> dict[str, int]:

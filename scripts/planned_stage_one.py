@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 from command_line import CONFIGS
-from dry_run import DryRun, DryTraining
+from dry_training import DryRun, DryTraining
 from encoding import LatentsConfig
 from fast_training import on_device
 from image_facts import ImageFacts, image_facts

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from command_line import ScriptParser, run_script
 from common import Run
-from dry_run import DryReport, DryRun, DryTraining, add_dry_run, dry_run
+from dry_run import DryReport, add_dry_run, dry_run
+from dry_training import DryRun, DryTraining
 from encoding import LatentsConfig, StageOne, encode_splits
+from image_facts import ImageFacts
 from jsonargparse import Namespace
 from planned_stage_one import PlannedStageOne
 from run_options import OptimConfig, RunConfig, check_share
@@ -41,6 +43,11 @@ def make_parser() -> ScriptParser:
     add_dry_run(parser)
     parser.set_defaults({"run.name": "pixelcnn"})
     return parser
+
+
+def check(config: Namespace) -> None:
+    """Raises ValueError for options that cannot work, before time is spent."""
+    check_share("ema_decay", config.ema_decay)
 
 
 @dataclass(frozen=True)
@@ -82,15 +89,22 @@ def make_dry_training(run: DryRun, config: Namespace, stage_one: PlannedStageOne
     return stage_one.dry_training(run, training.loss, {"PixelCNN": training.prior}, training.averaged)
 
 
+def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
+    """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
+    check(config)
+    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
+    planned = PlannedStageOne(config.tokenizer, data, latents)
+    return partial(make_dry_training, stage_one=planned), planned.train
+
+
 def main(args: Sequence[str] | None = None) -> DryReport | None:
     """Trains, or resumes, until `optim.max_steps`, and writes the pipeline; or says what that takes."""
     parser = make_parser()
     config = parser.parse(args)
-    check_share("ema_decay", config.ema_decay)
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
     if config.dry_run is not None:
-        planned = PlannedStageOne(config.tokenizer, data, latents)
-        return dry_run(parser, config, partial(make_dry_training, stage_one=planned), planned.train)
+        return dry_run(parser, config, *plan(config))
+    check(config)
+    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
     tokenizer = load_tokenizer(config.tokenizer)
     run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
     if run.is_main:

@@ -6,7 +6,7 @@ accelerate launch scripts/train_tokenizer.py --config configs/mnist/arcvq.yaml
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,8 @@ import torch
 from adversary import AdversarialConfig, Adversary
 from command_line import ScriptParser, run_script
 from common import Run
-from dry_run import DryReport, DryRun, DryTraining, add_dry_run, dry_run
+from dry_run import DryReport, add_dry_run, dry_run
+from dry_training import DryRun, DryTraining
 from fast_training import on_device
 from image_facts import ImageFacts, image_facts
 from jsonargparse import Namespace
@@ -139,14 +140,20 @@ def make_dry_training(run: DryRun, config: Namespace, images: ImageFacts) -> Dry
     )
 
 
+def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
+    """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
+    check(config)
+    images = image_facts(DataConfig(**config.data.as_dict()))
+    return partial(make_dry_training, images=images), images
+
+
 def main(args: Sequence[str] | None = None) -> DryReport | None:
     """Trains, or resumes, until `optim.max_steps`, and writes the tokenizer; or says what that takes."""
     parser = make_parser()
     config = parser.parse(args)
-    check(config)
     if config.dry_run is not None:
-        images = image_facts(DataConfig(**config.data.as_dict()))
-        return dry_run(parser, config, partial(make_dry_training, images=images), images)
+        return dry_run(parser, config, *plan(config))
+    check(config)
     data, optim = DataConfig(**config.data.as_dict()), OptimConfig(**config.optim.as_dict())
     train_set, test_set = load_images(data, "train"), load_images(data, "test")
     run = Run(RunConfig(**config.run.as_dict()), optim, parser.settings(config))

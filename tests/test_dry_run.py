@@ -20,7 +20,10 @@ from tokenizer import VQTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGENET = ["--config", str(ROOT / "configs" / "imagenet" / "arcvq_f8.yaml")]
-SMALL = ["--model.hidden_channels", "32", "--model.num_residual_layers", "1", "--data.image_size", "64"]
+SMALL = [
+    *("--model.hidden_channels", "32", "--model.num_residual_layers", "1", "--model.channel_multipliers", "[1,2]"),
+    *("--data.image_size", "32"),
+]
 ADVERSARIAL = ["--adversarial.weight", "0.8"]
 LOCAL = ["--model.quantizer_options", '{"top_k": 40, "gather": "local"}']
 VQGAN = ["--model.network", "vqgan", "--model.hidden_channels", "32"]

@@ -11,7 +11,7 @@ import torchvision
 from scipy.ndimage import gaussian_filter
 
 from tokenizer import perceptual
-from tokenizer.perceptual import LPIPS, WeightFiles
+from tokenizer.perceptual import LPIPS, RandomWeights, WeightFiles
 
 CHANNELS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
 CHANNELS["squeeze"] = (64, 128, 256, 384, 384, 512, 512)
@@ -292,3 +292,16 @@ def test_every_file_has_an_option_under_which_it_is_named():
     options = {file.option for net in perceptual._BACKBONES.values() for file in (net.file, net.heads)}
     assert options == {f"weights.{name}" for name in ("alexnet", "vgg16", "squeezenet", "lpips")}
     assert all(hasattr(WeightFiles(), option.removeprefix("weights.")) for option in options)
+
+
+@nets
+def test_random_weights_have_the_sizes_of_published_ones_and_a_name_of_their_own(net):
+    network = LPIPS(net, RandomWeights())
+    assert network.name == f"lpips-{net}-random-random"
+    features = {f"features.{name}": value.shape for name, value in network.features.state_dict().items()}
+    assert features.items() <= {name: value.shape for name, value in drawn_features(net).items()}.items()
+    images = pictures(2, 33).float()
+    distance = network(images, images.flip(0))
+    assert distance.isfinite().all() and (distance > 1e-3).all()
+    with pytest.raises(ValueError, match="no random weights of Inception"):
+        RandomWeights().read(replace(perceptual.VGG16, title="Inception"))
