@@ -111,7 +111,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = make_parser()
     config = parser.parse(args)
     tasks = to_do(config)
-    state = PartialState(timeout=LONGEST_WAIT)
+    # Without a GPU accelerate has to be told, or takes each of several processes for the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     use_all_cores()
     torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
     settings = parser.settings(config)
