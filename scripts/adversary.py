@@ -54,6 +54,12 @@ class AdversarialConfig:
         """The step, counted from 0, in which the adversarial loss begins."""
         return round(self.disc_start * max_steps) if self.disc_start < 1 else int(self.disc_start)
 
+    def fullest_step(self, max_steps: int) -> int:
+        """A step, counted from 0, in which all is computed that there is in any step of the training."""
+        last = max_steps - 1
+        with_penalty = last - last % self.r1_every
+        return with_penalty if with_penalty >= self.start(max_steps) else last
+
     def check(self, max_steps: int) -> None:
         """Raises ValueError for a number that cannot work."""
         for name in ("weight", "max_weight", "disc_start", "ramp_steps", "pretrain_steps", "r1_weight", "lecam_weight"):
@@ -97,6 +103,11 @@ class Adversary:
         self.config = config
         self._start = config.start(run.optim.max_steps)
         self._trained = run.train(discriminator, "discriminator")
+
+    @property
+    def discriminator(self) -> PatchDiscriminator:
+        """As it is trained."""
+        return self._trained.module
 
     @property
     def is_heard(self) -> bool:

@@ -65,9 +65,10 @@ class ScriptParser(ArgumentParser):
         fail(f"{message}; {hint}")
 
     def settings(self, config: Namespace) -> dict[str, Any]:
-        """All options as plain nested values, as YAML holds them, without the name of the config file."""
+        """All options of a run as plain nested values, as YAML holds them."""
         plain = yaml.safe_load(self.dump(config))
-        plain.pop("config", None)
+        for name in ("config", "dry_run"):
+            plain.pop(name, None)
         return plain
 
 

@@ -41,17 +41,25 @@ class Run:
         optim: how it trains.
         settings: all options of the script, nested, to be stored and compared.
 
+        accelerator: brings the processes together; None: made here.
+
     Raises:
         ValueError: the folder holds checkpoints of a run with other settings; they are named.
     """
 
-    def __init__(self, config: RunConfig, optim: OptimConfig, settings: dict[str, Any]):
+    def __init__(
+        self,
+        config: RunConfig,
+        optim: OptimConfig,
+        settings: dict[str, Any],
+        accelerator: Accelerator | None = None,
+    ):
         config.check()
         optim.check()
         self.config = config
         self.optim = optim
         self.folder = Path(config.output_dir) / config.name
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
         settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # what None has turned out to be
         self.settings = settings
         optim.check_batch(self.accelerator.num_processes)

@@ -17,7 +17,7 @@ import psutil
 import torch
 from allocator import keeps_freed_memory
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -61,14 +61,16 @@ class Unallocated(ExitStack):
         # Tensors that were made before, constants such as a noise schedule, may be used.
         mode = self.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         self._tracker = self.enter_context(_Tracker())
+        # Two things that modules do and fake tensors cannot.
         swap_tensors, memo = torch.utils.swap_tensors, mode.fake_tensor_converter.tensor_memo
 
         def swap(before: Tensor, after: Tensor) -> None:
-            """`Module.to` swaps a fake parameter with the converted one, which must not have weak references."""
+            """`Module.to` swaps a parameter with the converted one; neither may have weak references."""
             memo.clear()
             swap_tensors(before, after)
 
         self.enter_context(mock.patch.object(torch.utils, "swap_tensors", swap))
+        self.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", _copy, create=True))
         return self
 
     def trained(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -103,6 +105,15 @@ class Unallocated(ExitStack):
         return StepMemory(tensors, holes, psutil.Process().memory_info().rss)
 
 
+def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """A parameter or buffer copied as `copy.deepcopy` would."""
+    copy = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        copy = nn.Parameter(copy, tensor.requires_grad)
+    memo[id(tensor)] = copy
+    return copy
+
+
 class _Tracker(TorchDispatchMode):
     """The bytes of all storages that live, by part: `now`, and `peak`, when they were most."""
 
@@ -117,7 +128,9 @@ class _Tracker(TorchDispatchMode):
     ) -> Any:
         results = operator(*args, **(kwargs or {}))
         for result in tree_leaves(results):
-            if isinstance(result, Tensor) and id(result.untyped_storage()) not in self._parts:
+            if not isinstance(result, Tensor) or result.device.type == "meta":
+                continue
+            if id(result.untyped_storage()) not in self._parts:
                 self.count(result, _OTHERS)
         return results
 

@@ -57,6 +57,11 @@ class ReconstructionLoss:
             self._lpips = LPIPS(config.perceptual_net, weights).to(device)
             self._lpips.check_size(image_size, image_size)
 
+    @property
+    def networks(self) -> dict[str, LPIPS]:
+        """The frozen networks that it looks through, by name."""
+        return {} if self._lpips is None else {self._lpips.name: self._lpips}
+
     def __call__(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, C, H, W) in [-1, 1] on both sides."""
         if self._config.pixel == "l1":

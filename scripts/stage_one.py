@@ -39,8 +39,13 @@ def note_other_data(folder: str, data: DataConfig) -> None:
 
 def load_tokenizer(folder: str) -> VQTokenizer:
     """The tokenizer in a tokenizer folder, in a run folder of train_tokenizer.py, or in a pipeline folder."""
-    path = _find(folder, "config.json", ("", "tokenizer", "vqvae", "pipeline/vqvae"), "VQTokenizer", "train_tokenizer")
-    return VQTokenizer.from_pretrained(path).eval()
+    return VQTokenizer.from_pretrained(find_tokenizer(folder)).eval()
+
+
+def find_tokenizer(folder: str) -> Path:
+    """The tokenizer's own folder: `folder`, or the one in a run folder or in a pipeline folder."""
+    places = ("", "tokenizer", "vqvae", "pipeline/vqvae")
+    return _find(folder, "config.json", places, "VQTokenizer", "train_tokenizer")
 
 
 def load_pipeline(folder: str) -> ClassConditionalPipeline:

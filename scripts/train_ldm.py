@@ -5,13 +5,19 @@ accelerate launch scripts/train_ldm.py --config configs/mnist/ldm.yaml
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from command_line import ScriptParser, run_script
 from common import Run
-from encoding import LatentsConfig, encode_splits
+from diffusers import DDIMScheduler
+from dry_run import DryReport, DryRun, DryTraining, add_dry_run, dry_run
+from encoding import LatentsConfig, StageOne, encode_splits
+from jsonargparse import Namespace
+from planned_stage_one import PlannedStageOne
 from run_options import OptimConfig, RunConfig, check_share
 from sampling import save_final_samples, save_preview
 from stage_one import load_tokenizer, note_other_data
@@ -19,7 +25,7 @@ from torch import Tensor
 
 from pipelines import ArcVQLDMPipeline
 from priors.diffusion import diffusion_loss, make_scheduler
-from priors.unet import make_unet, null_label
+from priors.unet import UNet, make_unet, null_label
 from tokenizer.data import DataConfig
 
 # DDIM steps of the pictures made during training; the final ones take the pipeline's default.
@@ -40,42 +46,81 @@ def make_parser() -> ScriptParser:
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(RunConfig, "run")
+    add_dry_run(parser)
     parser.set_defaults({"run.name": "ldm"})
     return parser
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Trains, or resumes, until `optim.max_steps`, and writes the pipeline."""
-    parser = make_parser()
-    config = parser.parse(args)
+def check(config: Namespace) -> None:
+    """Raises ValueError for options that cannot work, before time is spent."""
     check_share("ema_decay", config.ema_decay)
     check_share("label_dropout", config.label_dropout)
     if config.min_snr_gamma is not None and not config.min_snr_gamma > 0:
         raise ValueError(f"min_snr_gamma must be above 0, or None, got {config.min_snr_gamma}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A UNet in training.
+
+    Attributes:
+        averaged: a copy, to hold its average.
+        scheduler: the noise.
+        loss: of a batch of latents, not scaled, and labels.
+    """
+
+    unet: UNet
+    averaged: UNet
+    scheduler: DDIMScheduler
+    loss: Callable[[dict[str, Tensor]], Tensor]
+
+
+def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> Training:
+    """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
+    unet = make_unet(stage_one.tokenizer.latent_shape, len(stage_one.class_names), **config.unet.as_dict())
+    scheduler = make_scheduler(**config.diffusion.as_dict())
+    averaged = copy.deepcopy(unet).requires_grad_(False)
+    num_workers, null, scale = config.data.num_workers, null_label(unet), stage_one.latent_scale
+    model = run.prepare(unet, stage_one.train, stage_one.fingerprints, num_workers, config.ema_decay)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        latents = batch["latents"] * scale  # (B, D, h, w), unit variance
+        options = (config.label_dropout, config.min_snr_gamma)
+        return diffusion_loss(model, scheduler, latents, batch["labels"], null, *options)
+
+    return Training(unet, averaged, scheduler, loss)
+
+
+def make_dry_training(run: DryRun, config: Namespace, stage_one: PlannedStageOne) -> DryTraining:
+    """The same on latents of no contents."""
+    training = set_up(run, config, stage_one)
+    return stage_one.dry_training(run, training.loss, {"UNet": training.unet}, training.averaged)
+
+
+def main(args: Sequence[str] | None = None) -> DryReport | None:
+    """Trains, or resumes, until `optim.max_steps`, and writes the pipeline; or says what that takes."""
+    parser = make_parser()
+    config = parser.parse(args)
+    check(config)
+    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
+    if config.dry_run is not None:
+        planned = PlannedStageOne(config.tokenizer, data, latents)
+        return dry_run(parser, config, partial(make_dry_training, stage_one=planned), planned.train)
     tokenizer = load_tokenizer(config.tokenizer)
     with torch.device("meta"):  # sizes that do not fit are an error before encoding
         make_unet(tokenizer.latent_shape, 1, **config.unet.as_dict())
     run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
-    data = DataConfig(**config.data.as_dict())
     if run.is_main:
         note_other_data(config.tokenizer, data)
     cache = Path(config.run.output_dir, "cache")
-    stage_one = encode_splits(tokenizer, data, LatentsConfig(**config.latents.as_dict()), cache, run.device)
-
-    unet = make_unet(tokenizer.latent_shape, len(stage_one.class_names), **config.unet.as_dict())
-    scheduler = make_scheduler(**config.diffusion.as_dict())
-    averaged = copy.deepcopy(unet).requires_grad_(False)
-    model = run.prepare(unet, stage_one.train, stage_one.fingerprints, data.num_workers, config.ema_decay)
-    scale = stage_one.latent_scale
-    null = null_label(unet)
-    id2label = dict(enumerate(stage_one.class_names))
-    pipeline = ArcVQLDMPipeline(tokenizer, averaged, scheduler, id2label, scale).to(run.device)
+    stage_one = encode_splits(tokenizer, data, latents, cache, run.device)
+    training = set_up(run, config, stage_one)
+    averaged, id2label = training.averaged, dict(enumerate(stage_one.class_names))
+    pipeline = ArcVQLDMPipeline(tokenizer, averaged, training.scheduler, id2label, stage_one.latent_scale)
+    pipeline.to(run.device)
 
     for batch in map(stage_one.encode, run.steps()):
-        latents = batch["latents"] * scale  # (B, D, h, w), unit variance
-        loss = diffusion_loss(
-            model, scheduler, latents, batch["labels"], null, config.label_dropout, config.min_snr_gamma
-        )
+        loss = training.loss(batch)
         run.update(loss)
         run.log(loss=loss)
         if run.due(run.config.sample_every):
@@ -91,6 +136,7 @@ def main(args: Sequence[str] | None = None) -> None:
         saved = ArcVQLDMPipeline.from_pretrained(folder).to(run.device)
         save_final_samples(saved, run.folder / "samples", run.config.seed)
         print(f"pipeline: {folder}")
+    return None
 
 
 @torch.no_grad()

@@ -6,13 +6,18 @@ accelerate launch scripts/train_pixelcnn.py --config configs/mnist/pixelcnn.yaml
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from command_line import ScriptParser, run_script
 from common import Run
-from encoding import LatentsConfig, encode_splits
+from dry_run import DryReport, DryRun, DryTraining, add_dry_run, dry_run
+from encoding import LatentsConfig, StageOne, encode_splits
+from jsonargparse import Namespace
+from planned_stage_one import PlannedStageOne
 from run_options import OptimConfig, RunConfig, check_share
 from sampling import save_final_samples, save_preview
 from stage_one import load_tokenizer, note_other_data
@@ -33,36 +38,71 @@ def make_parser() -> ScriptParser:
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(RunConfig, "run")
+    add_dry_run(parser)
     parser.set_defaults({"run.name": "pixelcnn"})
     return parser
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Trains, or resumes, until `optim.max_steps`, and writes the pipeline."""
-    parser = make_parser()
-    config = parser.parse(args)
-    check_share("ema_decay", config.ema_decay)
-    tokenizer = load_tokenizer(config.tokenizer)
-    run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
-    data = DataConfig(**config.data.as_dict())
-    if run.is_main:
-        note_other_data(config.tokenizer, data)
-    cache = Path(config.run.output_dir, "cache")
-    stage_one = encode_splits(tokenizer, data, LatentsConfig(**config.latents.as_dict()), cache, run.device)
+@dataclass(frozen=True)
+class Training:
+    """A PixelCNN in training.
 
+    Attributes:
+        averaged: a copy, to hold its average.
+        loss: of a batch of codes and labels, in nats per code.
+    """
+
+    prior: PixelCNN
+    averaged: PixelCNN
+    loss: Callable[[dict[str, Tensor]], Tensor]
+
+
+def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> Training:
+    """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
     prior = PixelCNN(
-        codebook_size=tokenizer.config.codebook_size,
+        codebook_size=stage_one.tokenizer.config.codebook_size,
         num_classes=len(stage_one.class_names),
-        grid_size=tokenizer.latent_shape[1:],
+        grid_size=stage_one.tokenizer.latent_shape[1:],
         **config.prior.as_dict(),
     )
     averaged = copy.deepcopy(prior).requires_grad_(False)
-    model = run.prepare(prior, stage_one.train, stage_one.fingerprints, data.num_workers, config.ema_decay)
+    inputs, num_workers = stage_one.fingerprints, config.data.num_workers
+    model = run.prepare(prior, stage_one.train, inputs, num_workers, config.ema_decay)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        codes = batch["codes"]  # (B, h, w)
+        return code_nll(model(codes, batch["labels"]), codes).mean()
+
+    return Training(prior, averaged, loss)
+
+
+def make_dry_training(run: DryRun, config: Namespace, stage_one: PlannedStageOne) -> DryTraining:
+    """The same on codes of no contents."""
+    training = set_up(run, config, stage_one)
+    return stage_one.dry_training(run, training.loss, {"PixelCNN": training.prior}, training.averaged)
+
+
+def main(args: Sequence[str] | None = None) -> DryReport | None:
+    """Trains, or resumes, until `optim.max_steps`, and writes the pipeline; or says what that takes."""
+    parser = make_parser()
+    config = parser.parse(args)
+    check_share("ema_decay", config.ema_decay)
+    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
+    if config.dry_run is not None:
+        planned = PlannedStageOne(config.tokenizer, data, latents)
+        return dry_run(parser, config, partial(make_dry_training, stage_one=planned), planned.train)
+    tokenizer = load_tokenizer(config.tokenizer)
+    run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
+    if run.is_main:
+        note_other_data(config.tokenizer, data)
+    cache = Path(config.run.output_dir, "cache")
+    stage_one = encode_splits(tokenizer, data, latents, cache, run.device)
+    training = set_up(run, config, stage_one)
+    averaged = training.averaged
     pipeline = ArcVQPixelCNNPipeline(tokenizer, averaged, dict(enumerate(stage_one.class_names))).to(run.device)
 
     for batch in map(stage_one.encode, run.steps()):
-        codes = batch["codes"]  # (B, h, w)
-        loss = code_nll(model(codes, batch["labels"]), codes).mean()
+        loss = training.loss(batch)
         run.update(loss)
         run.log(loss=loss, bits_per_code=loss.detach() / math.log(2))
         if run.due(run.config.sample_every):
@@ -78,6 +118,7 @@ def main(args: Sequence[str] | None = None) -> None:
         saved = ArcVQPixelCNNPipeline.from_pretrained(folder).to(run.device)
         save_final_samples(saved, run.folder / "samples", run.config.seed)
         print(f"pipeline: {folder}")
+    return None
 
 
 @torch.no_grad()

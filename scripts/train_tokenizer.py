@@ -5,25 +5,32 @@ accelerate launch scripts/train_tokenizer.py --config configs/mnist/arcvq.yaml
 """
 
 import copy
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from adversary import AdversarialConfig, Adversary
 from command_line import ScriptParser, run_script
 from common import Run
+from dry_run import DryReport, DryRun, DryTraining, add_dry_run, dry_run
+from fast_training import on_device
+from image_facts import ImageFacts, image_facts
+from jsonargparse import Namespace
 from reconstruction_loss import LossConfig, ReconstructionLoss
 from run_options import OptimConfig, RunConfig, check_share
 from sampling import reconstruct
-from tokenizer_update import TokenizerUpdate
+from tokenizer_update import Seen, TokenizerUpdate
+from torch import Tensor
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from pipelines.pictures import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, hold_in_memory, load_images, pixel_batches
-from tokenizer.decoded import pixel_variance
-from tokenizer.perceptual import WeightFiles
+from tokenizer.data import DataConfig, ImageDataset, StreamedImages, hold_in_memory, load_images, pixel_batches
+from tokenizer.decoded import bytes_held, pixel_variance
+from tokenizer.perceptual import RandomWeights, WeightFiles
 from tokenizer.usage import perplexity, usage
 
 # Held-out images for the numbers and pictures of a training; scripts/evaluate.py takes all of them.
@@ -49,44 +56,114 @@ def make_parser() -> ScriptParser:
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(RunConfig, "run")
+    add_dry_run(parser)
     parser.set_defaults({"run.name": "tokenizer"})
     return parser
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Trains, or resumes, until `optim.max_steps`, and writes the tokenizer."""
-    parser = make_parser()
-    config = parser.parse(args)
-    data, optim = DataConfig(**config.data.as_dict()), OptimConfig(**config.optim.as_dict())
-    loss, adversarial = LossConfig(**config.loss.as_dict()), AdversarialConfig(**config.adversarial.as_dict())
-    loss.check()
-    adversarial.check(optim.max_steps)
+def check(config: Namespace) -> None:
+    """Raises ValueError for options that cannot work, before time is spent."""
+    LossConfig(**config.loss.as_dict()).check()
+    AdversarialConfig(**config.adversarial.as_dict()).check(config.optim.max_steps)
     if config.ema_decay is not None:
         check_share("ema_decay", config.ema_decay)
-    train_set, test_set = load_images(data, "train"), load_images(data, "test")
-    run = Run(RunConfig(**config.run.as_dict()), optim, parser.settings(config))
-    sizes = (train_set.channels, train_set.image_size)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A tokenizer in training, and what its step is made of.
+
+    Attributes:
+        averaged: what is saved: the tokenizer's average, or itself.
+        adversary: what it trains against, if anything.
+    """
+
+    tokenizer: VQTokenizer
+    averaged: VQTokenizer
+    reconstruction_loss: ReconstructionLoss
+    adversary: Adversary | None
+    update: TokenizerUpdate
+
+    def step(self, images: Sequence[Tensor]) -> tuple[Seen, dict[str, Tensor]]:
+        """Both updates on a batch, in parts (B, C, H, W) of one size; what the second one logs."""
+        seen = self.update(images)
+        return seen, self.adversary.update(images, seen.reconstructions) if self.adversary else {}
+
+
+def set_up(
+    run: Run,
+    config: Namespace,
+    images: ImageDataset | StreamedImages | ImageFacts,
+    weights: WeightFiles,
+) -> Training:
+    """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
+    loss, adversarial = LossConfig(**config.loss.as_dict()), AdversarialConfig(**config.adversarial.as_dict())
+    sizes = (images.channels, images.image_size)
     tokenizer = VQTokenizer(*sizes, **config.model.as_dict())
+    tokens = math.prod(tokenizer.latent_shape[1:])
+    processes = run.accelerator.num_processes
+    tokenizer.bottleneck.check_tokens(run.optim.batch_size // processes * tokens, processes)
     averaged = tokenizer if config.ema_decay is None else copy.deepcopy(tokenizer).to(run.device)
     adversary = Adversary(run, adversarial, *sizes) if adversarial.weight else None
-    reconstruction_loss = ReconstructionLoss(
-        loss, WeightFiles(**config.weights.as_dict()), train_set.image_size, run.device
-    )
-    run.prepare(tokenizer, train_set, {"data": train_set.fingerprint()}, data.num_workers, config.ema_decay)
-    run.dataset = hold_in_memory(train_set, data, partial(tqdm, desc="decoding train", disable=not run.is_main))
-    if config.recon_norm and loss.pixel == "mse":
-        reconstruction_loss.pixel_variance = pixel_variance(pixel_batches(run.dataset, data.num_workers))
-        if not reconstruction_loss.pixel_variance > 0:
-            raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
+    reconstruction_loss = ReconstructionLoss(loss, weights, images.image_size, run.device)
+    run.prepare(tokenizer, images, {"data": images.fingerprint()}, config.data.num_workers, config.ema_decay)
     update = TokenizerUpdate(run.accelerator, run.main, reconstruction_loss, adversary)
+    return Training(tokenizer, averaged, reconstruction_loss, adversary, update)
+
+
+def make_dry_training(run: DryRun, config: Namespace, images: ImageFacts) -> DryTraining:
+    """The same with random weights of LPIPS's network, and on images of no contents."""
+    training = set_up(run, config, images, RandomWeights())
+    batch = on_device(torch.empty(run.images_here, images.channels, images.image_size, images.image_size), run.device)
+    adversarial = AdversarialConfig(**config.adversarial.as_dict())
+
+    def step() -> None:
+        run.step = adversarial.fullest_step(run.optim.max_steps)
+        seen, _ = training.step(batch.chunk(run.optim.accumulation))
+        run.complete(seen.updated)
+
+    tokenizer = training.tokenizer
+    parts = {"encoder": tokenizer.encoder, "quantizer": tokenizer.bottleneck, "decoder": tokenizer.decoder}
+    if training.adversary is not None:
+        parts["discriminator"] = training.adversary.discriminator
+    return DryTraining(
+        step,
+        parts,
+        batch=[batch],
+        frozen=training.reconstruction_loss.networks,
+        averaged=[] if training.averaged is tokenizer else [training.averaged],
+        tokens_per_image=math.prod(tokenizer.latent_shape[1:]),
+        source=f"images of {images.name}",
+        bytes_per_epoch=images.encoded_bytes,
+        bytes_held=bytes_held(images, DataConfig(**config.data.as_dict())),
+    )
+
+
+def main(args: Sequence[str] | None = None) -> DryReport | None:
+    """Trains, or resumes, until `optim.max_steps`, and writes the tokenizer; or says what that takes."""
+    parser = make_parser()
+    config = parser.parse(args)
+    check(config)
+    if config.dry_run is not None:
+        images = image_facts(DataConfig(**config.data.as_dict()))
+        return dry_run(parser, config, partial(make_dry_training, images=images), images)
+    data, optim = DataConfig(**config.data.as_dict()), OptimConfig(**config.optim.as_dict())
+    train_set, test_set = load_images(data, "train"), load_images(data, "test")
+    run = Run(RunConfig(**config.run.as_dict()), optim, parser.settings(config))
+    training = set_up(run, config, train_set, WeightFiles(**config.weights.as_dict()))
+    tokenizer, averaged = training.tokenizer, training.averaged
+    run.dataset = hold_in_memory(train_set, data, partial(tqdm, desc="decoding train", disable=not run.is_main))
+    if config.recon_norm and config.loss.pixel == "mse":
+        variance = pixel_variance(pixel_batches(run.dataset, data.num_workers))
+        if not variance > 0:
+            raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
+        training.reconstruction_loss.pixel_variance = variance
     quantizer = tokenizer.bottleneck
     preview = Subset(test_set, range(min(PREVIEW_IMAGES, len(test_set))))
     counts = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=run.device)
 
     for batch in run.steps(whole=True):
-        images = batch["images"].chunk(optim.accumulation)  # each (B, C, H, W)
-        seen = update(images)
-        against = adversary.update(images, seen.reconstructions) if adversary else {}
+        seen, against = training.step(batch["images"].chunk(optim.accumulation))  # each (B, C, H, W)
         run.complete(seen.updated)
 
         run.log(**seen.terms, **against)
@@ -108,6 +185,7 @@ def main(args: Sequence[str] | None = None) -> None:
     folder = run.export("tokenizer", averaged.save_pretrained)
     if run.is_main:
         print(f"tokenizer: {folder}")
+    return None
 
 
 def load_average(run: Run, tokenizer: VQTokenizer, averaged: VQTokenizer) -> None:

@@ -156,6 +156,7 @@ def test_what_is_kept_adds_to_every_moment():
         torch.empty(100)  # freed at once
         memory.assign("kept", [held := torch.empty(50)])
         torch.empty(25)
+        torch.empty(1000, device="meta")
         assert memory.peak().tensors == {"kept": 1000, "activations and temporaries": 400}
         assert held.nbytes == 200
 

@@ -99,11 +99,9 @@ def hold_in_memory(
     Raises:
         DataError: an image is unusable.
     """
-    shape = (len(dataset), dataset.channels, dataset.image_size, dataset.image_size)
-    fits = math.prod(shape) <= config.memory_limit_gib * 2**30
-    if not fits or isinstance(dataset, StreamedImages) or dataset.framing.random_crop:
+    if isinstance(dataset, StreamedImages) or not bytes_held(dataset, config):
         return dataset
-    pixels = torch.empty(shape, dtype=torch.uint8)
+    pixels = torch.empty(_shape(dataset), dtype=torch.uint8)
     batches = progress(pixel_batches(dataset, config.num_workers))
     for place, batch in zip(pixels.split(PIXEL_BATCH), batches, strict=True):
         place.copy_(batch)
@@ -116,6 +114,18 @@ def hold_in_memory(
         source_fingerprint=dataset.fingerprint(),
         flip=dataset.framing.flip,
     )
+
+
+def bytes_held(dataset: Dataset, config: DataConfig) -> int:
+    """The bytes that the images take when `hold_in_memory` holds them; 0 where it does not."""
+    size = math.prod(_shape(dataset))
+    fits = size <= config.memory_limit_gib * 2**30
+    return size if fits and not config.streaming and not dataset.framing.random_crop else 0
+
+
+def _shape(dataset: Dataset) -> tuple[int, int, int, int]:
+    """(n, channels, image_size, image_size)"""
+    return len(dataset), dataset.channels, dataset.image_size, dataset.image_size
 
 
 def pixel_variance(batches: Iterable[Tensor]) -> float:

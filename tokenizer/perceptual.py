@@ -4,7 +4,8 @@ The features of an ImageNet network at several depths, each position scaled to l
 weighted by channel with learned non-negative weights, averaged over positions and summed over depths.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,6 +121,29 @@ class WeightFiles:
         path = getattr(self, file.option.removeprefix("weights."))
         tensors, digest = read_weights(file, path, self.accept_sha256)
         return tensors, digest, digest in file.sha256
+
+
+class RandomWeights(WeightFiles):
+    """Random weights in the place of files, for what depends on their sizes alone: time and memory."""
+
+    def read(self, file: PretrainedFile) -> tuple[dict[str, Tensor], str, bool]:
+        """Tensors as the file has them, normal, of the deviation that keeps the features' size through the layers."""
+        for backbone in _BACKBONES.values():
+            if file is backbone.file:
+                with torch.device("meta"):
+                    expected = backbone.build(weights=None).features.state_dict()
+                shapes = {f"features.{name}": value.shape for name, value in expected.items()}
+                return {name: _normal(shape) for name, shape in shapes.items()}, "random", False
+            if file is backbone.heads:
+                shapes = {f"lin{depth}.model.1.weight": (1, n, 1, 1) for depth, n in enumerate(backbone.channels)}
+                return {name: _normal(shape).abs() for name, shape in shapes.items()}, "random", False
+        raise ValueError(f"no random weights of {file.title}")
+
+
+def _normal(shape: Sequence[int]) -> Tensor:
+    """Random weights (out, in, ...) for inputs of a rectifier (He et al. 2015), small biases (out,)."""
+    fan_in = math.prod(shape[1:]) if len(shape) > 1 else 100
+    return torch.randn(*shape) * (2 / fan_in) ** 0.5
 
 
 class LPIPS(nn.Module):

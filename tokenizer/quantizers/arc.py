@@ -94,6 +94,15 @@ class ArcQuantizer(Quantizer):
             arc, codes = arc_loss_and_codes(tokens, *arguments)
         return codes, {"arc": arc}
 
+    def check_tokens(self, tokens: int, processes: int) -> None:
+        """Raises ValueError where a batch has fewer tokens than each code has positives."""
+        seen = tokens * processes if self.gather == "global" else tokens
+        if seen < self.top_k:
+            raise ValueError(
+                f"a batch of {seen} tokens is fewer than top_k {self.top_k} of the arc loss; raise optim.batch_size, "
+                "or lower model.quantizer_options.top_k"
+            )
+
     def loss_weights(self) -> dict[str, float | Tensor]:
         """1, beta and gamma_t."""
         codebook, commitment = (self.beta, 1.0) if self.legacy_beta else (1.0, self.beta)

@@ -85,6 +85,9 @@ class Quantizer(nn.Module, ABC):
     def loss_weights(self) -> dict[str, float | Tensor]:
         """The weight of each of the `losses` at the present `step`."""
 
+    def check_tokens(self, tokens: int, processes: int) -> None:
+        """Raises ValueError where `tokens` of a batch on each of the processes are too few to train on; none are."""
+
     def after_update(self) -> None:
         """To be called once after every completed generator update, in training only."""
         self.step += 1

@@ -1,0 +1,70 @@
+"""Every file in configs/ is what its first line says: it is parsed, set up and dry-run, with nothing allocated."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+import train_ldm
+import train_pixelcnn
+import train_tokenizer
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {f"scripts/{script.__name__}.py": script.main for script in (train_tokenizer, train_ldm, train_pixelcnn)}
+LAUNCH = ROOT / "configs" / "accelerate"
+FILES = sorted(path for path in (ROOT / "configs").rglob("*") if path.is_file())
+TRAININGS = [file for file in FILES if file.parent != LAUNCH]
+
+
+def name_of(file):
+    return str(file.relative_to(ROOT))
+
+
+def command_of(file):
+    """The words of the command on the first line."""
+    first = file.read_text().splitlines()[0]
+    assert first.startswith("# accelerate launch ")
+    return shlex.split(first.removeprefix("# "))[2:]
+
+
+def test_the_files_are_counted():
+    assert len(TRAININGS) == 22 and len(FILES) - len(TRAININGS) == 4
+    assert all(file.suffix == ".yaml" for file in FILES)
+
+
+@pytest.mark.parametrize("file", TRAININGS, ids=name_of)
+def test_a_training_is_dry_run_by_its_own_command(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is neither data nor a tokenizer
+    words = command_of(file)
+    place = next(index for index, word in enumerate(words) if word in SCRIPTS)
+    launch, main, options = words[:place], SCRIPTS[words[place]], words[place + 1 :]
+    processes = int(launch[launch.index("--num_processes") + 1]) if "--num_processes" in launch else 1
+    if file.parent.name == "digits":  # what the script takes without a config
+        assert options == []
+    else:
+        assert options[:2] == ["--config", name_of(file)]
+        options[1] = str(file)
+    report = main([*options, "--dry_run", str(processes)])
+    assert f"{processes}, each" in report.others["processes"]
+    assert sum(report.parameters.values()) > 100_000 and report.memory.total > 2**29
+    # What a comment says of the steps is so.
+    if said := re.search(r"max_steps: (\d+)  # (\d+) epochs of ([\d,]+) steps", file.read_text()):
+        steps, epochs, per_epoch = said.groups()
+        assert report.others["steps"] == f"{int(steps):,}, {epochs} epochs of {per_epoch}"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", sorted(LAUNCH.iterdir()), ids=name_of)
+def test_an_accelerate_config_is_one(file):
+    words = command_of(file)
+    assert words[:2] == ["--config_file", name_of(file)]
+    config = load_config_from_file(str(file))  # refuses keys that accelerate does not know
+    settings = yaml.safe_load(file.read_text())
+    assert config.num_processes == settings["num_processes"] and config.mixed_precision == "bf16"
+    assert config.num_processes % config.num_machines == 0
