@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import convert_outputs_to_fp32
+from accelerate.utils import DistributedType, convert_outputs_to_fp32
 from command_line import ScriptParser
 from common import Run
 from diffusers.training_utils import EMAModel
@@ -72,6 +72,7 @@ class DryAccelerator:
     """In the place of accelerate's, in one process that reckons with several, on a CPU."""
 
     device = torch.device("cpu")
+    distributed_type = DistributedType.NO
     process_index = 0
     is_main_process = True
 

@@ -14,13 +14,13 @@ Started again after an interruption, the same command goes on where it was. pipe
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import timedelta
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from chunks import LONGEST_WAIT
 from command_line import ScriptParser, run_script
 from generation import evaluate_generation
 from image_sources import DataSetImages, FolderImages, ImageSource, NpzImages
@@ -55,8 +55,6 @@ UNUSED = {
     GENERATION: PAIRED,
     STATISTICS: (*SAMPLED, *PAIRED, "protocol"),
 }
-# No process waits longer for the others, of which each has its share of the images.
-LONGEST_WAIT = timedelta(days=7)
 
 
 def make_parser() -> ScriptParser:
