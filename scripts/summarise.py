@@ -1,4 +1,4 @@
-"""What trainings of a tokenizer came to => a JSON file, and each run's curves as a picture beside it.
+"""What trainings of a tokenizer came to => a JSON file, and each run's curves and last reconstructions beside it.
 
 python scripts/summarise.py runs/bsds500-arcvq-f8-gan runs/bsds500-arcvq-f8-pixels --output docs/adversarial.json
 
@@ -8,6 +8,7 @@ result, and what the reconstruction error did when the adversarial loss came in.
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def main(args: Sequence[str] | None = None) -> None:
         results[folder.name] = summary(folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     for folder in map(Path, config.runs):
-        plot_curves(read_metrics(folder / "metrics.jsonl"), output.with_name(f"{output.stem}-{folder.name}.png"))
+        plot_curves(read_metrics(folder / "metrics.jsonl"), output.with_name(f"{output.stem}-{folder.name}-curves.png"))
+        if pictures := sorted((folder / "samples").glob("step-*.png")):
+            shutil.copy(pictures[-1], output.with_name(f"{output.stem}-{folder.name}.png"))
     output.write_text(json.dumps({"runs": results, **provenance("summarise", args)}, indent=2) + "\n")
     for name, result in results.items():
         print(f"{name}: not finite: {result['not_finite']}; adversarial entry: {json.dumps(result['entry'])}")
