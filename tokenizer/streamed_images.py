@@ -127,9 +127,10 @@ class StreamedImages(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
         number = int(self._block_of(index))
-        if self._last_read is None or self._last_read[0] != number:
-            self._last_read = (number, self._read(number))
-        return self._last_read[1]
+        last_read = self._last_read  # threads may read at once
+        if last_read is None or last_read[0] != number:
+            last_read = self._last_read = (number, self._read(number))
+        return last_read[1]
 
     def _read(self, number: int) -> Block:
         shard = self._shard[number]
