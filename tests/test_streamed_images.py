@@ -206,6 +206,8 @@ def test_splits_by_folder_or_by_name_or_none(tmp_path, kind):
     write_shard(tmp_path / "folders" / "train", kind, "0000", range(3))
     write_shard(tmp_path / "folders" / "val", kind, "0000", range(2))
     assert (len(stream(tmp_path / "folders")), len(stream(tmp_path / "folders", "test"))) == (3, 2)
+    assert all(len(stream(tmp_path / "folders", "test", test_split=name)) == 2 for name in ("val", "validation"))
+    assert "'test' is missing" in message(lambda: stream(tmp_path / "folders", test_split="test"))
     write_shard(tmp_path / "names", kind, "imagenet1k-train-0000", range(3))
     write_shard(tmp_path / "names", kind, "imagenet1k-test-0000", range(2))
     write_shard(tmp_path / "names", kind, "imagenet1k-validation-0000", range(1))
