@@ -194,6 +194,37 @@ def test_fingerprint_follows_shards(tmp_path):
     assert len({*prints, printed("b", [2, 3])}) == 5
 
 
+def test_fingerprint_follows_the_columns_that_are_read_and_not_their_place(tmp_path):
+    images = [[picture(n) for n in numbers] for numbers in (range(4), range(4, 8))]
+    columns = {"a": images[0], "b": images[0], "label": [0, 1, 2, 3], "coarse": [0, 0, 1, 1]}
+    for name in ("original", "copy"):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / name / "train.parquet")
+
+    def printed(name="original", image_column="a", label_column="label"):
+        return stream(tmp_path / name, image_column=image_column, label_column=label_column).fingerprint()
+
+    prints = [printed(), printed(image_column="b"), printed(label_column="coarse")]
+    assert len(set(prints)) == 3 and printed("copy") == prints[0]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("replaced", ["label", "images"])
+def test_fingerprint_follows_a_replaced_shard_of_equal_length(tmp_path, kind, replaced):
+    prints, lengths = [], []
+    for name, image, label in (("a", 0, 1), ("b", *((0, 2) if replaced == "label" else (3, 1)))):
+        folder, content = tmp_path / name, picture(image)
+        folder.mkdir()
+        if kind == "tar":
+            write_tar(folder / "train.tar", {"0.png": content, "0.cls": str(label).encode()})
+        else:
+            table = pa.table({"image": [content], "label": [label]})
+            pq.write_table(table, folder / "train.parquet", compression="none", use_dictionary=False)
+        prints.append(stream(folder, image_column="image").fingerprint())
+        lengths.append(next(folder.iterdir()).stat().st_size)
+    assert lengths[0] == lengths[1] and prints[0] != prints[1]
+
+
 # Sources
 
 
