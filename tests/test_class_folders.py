@@ -69,5 +69,5 @@ def test_images_come_without_asking_datasets(tmp_path, monkeypatch):
 def test_the_validation_split_has_one_name(tmp_path, folder, named):
     write(tmp_path, [*(file.replace("val/", f"{folder}/") for file in FILES), "test/n01/0.png"])
     assert len(load_images(DataConfig(name=str(tmp_path), test_split=named), "test")) == 2
-    with pytest.raises(DataError, match="data.test_split 'dev' is missing"):
+    with pytest.raises(DataError, match=r"data\.test_split 'dev' is missing"):
         load_images(DataConfig(name=str(tmp_path), test_split="dev"), "test")

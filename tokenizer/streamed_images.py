@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -18,7 +18,7 @@ from tokenizer.framing import Framing, uniform_draws
 from tokenizer.image_dataset import as_floats, framed_pixels
 from tokenizer.image_files import DataError, decode_image
 from tokenizer.parquet_shards import index_parquet
-from tokenizer.shards import Block, Shard, checked, find_shards
+from tokenizer.shards import Block, Shard, ShardFile, checked, find_shards
 from tokenizer.stream_order import StreamOrder
 from tokenizer.tar_shards import index_tar
 
@@ -181,12 +181,8 @@ def load_streamed(config: DataConfig, split: Literal["train", "test"]) -> Stream
         remedy = "add shards called test-... or validation-...; of streamed images none are held out by themselves"
         raise DataError(f"data set {config.name!r} has no test split: {remedy}")
     used = ["train"] + ([held_out] if held_out else [])
-    with ThreadPoolExecutor(INDEX_THREADS) as pool:
-        every = pool.map(
-            lambda file: index_tar(file) if file.path.endswith(".tar") else index_parquet(file, config),
-            [file for name in used for file in files[name]],
-        )
-        shards = {name: [next(every) for _ in files[name]] for name in used}
+    every = iter(_index(tuple(file for name in used for file in files[name]), config))
+    shards = {name: [next(every) for _ in files[name]] for name in used}
     class_names = _class_names([shard for name in used for shard in shards[name]])
     shards = {name: [shard for shard in shards[name] if len(shard.counts)] for name in used}
     for name in used:
@@ -204,6 +200,14 @@ def load_streamed(config: DataConfig, split: Literal["train", "test"]) -> Stream
         config.name,
         split,
     )
+
+
+@lru_cache(maxsize=1)  # the train and the held-out split are loaded one after the other, from the same shards
+def _index(files: tuple[ShardFile, ...], config: DataConfig) -> tuple[Shard, ...]:
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        return tuple(
+            pool.map(lambda file: index_tar(file) if file.path.endswith(".tar") else index_parquet(file, config), files)
+        )
 
 
 def _class_names(shards: Sequence[Shard]) -> list[str]:
