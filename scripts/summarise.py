@@ -2,8 +2,8 @@
 
 python scripts/summarise.py runs/bsds500-arcvq-f8-gan runs/bsds500-arcvq-f8-pixels --output docs/adversarial.json
 
-Of each run: its settings, how far its numbers were finite, their means and the last ones, what scripts/evaluate.py has measured of its
-result, and what the reconstruction error did when the adversarial loss came in.
+Of each run: its settings, how far its numbers were finite, their means and the last ones, what scripts/evaluate.py has
+measured of its result, and what the reconstruction error did when the adversarial loss came in.
 """
 
 import json
