@@ -25,7 +25,8 @@ class AdversarialConfig:
         adaptive: whether the weight is multiplied by the ratio of the lengths that the reconstruction loss's gradient
             and the adversarial loss's have at the decoder's last layer.
         max_weight: that ratio is at most this. It is largest when the discriminator enters.
-        disc_start: when the adversarial loss begins: a step, or, below 1, a share of the training.
+        disc_start: when the adversarial loss begins: a step, or, below 1, a share of the training, which then cannot
+            be made longer.
         ramp_steps: steps over which its weight then rises linearly from 0.
         pretrain_steps: steps before disc_start from which on the discriminator alone is trained.
         channels: width of the discriminator after its first convolution.
@@ -98,6 +99,8 @@ class Adversary:
         if config.norm == "batch" and run.accelerator.num_processes > 1:
             if run.device.type != "cuda":
                 raise ValueError("adversarial.norm batch on several processes needs GPUs; take adversarial.norm group")
+            if config.r1_weight:  # a batch normalisation over processes has no second derivative
+                raise ValueError("adversarial.r1_weight on several processes needs adversarial.norm group")
             discriminator = torch.nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
         self._run = run
         self.config = config

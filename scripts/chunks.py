@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,9 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+# No process waits longer for the others, of which each has its share of the images.
+LONGEST_WAIT = timedelta(days=7)
 
 T = TypeVar("T")
 Measure = Callable[[range], dict[str, Tensor]]

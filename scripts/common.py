@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
+from chunks import LONGEST_WAIT
 from diffusers.training_utils import EMAModel
 from fast_training import Trained, on_device, sharded_as, whole
 from run_log import LoaderClock, Means, RunLog
@@ -40,7 +41,6 @@ class Run:
         config: where it writes, and how often.
         optim: how it trains.
         settings: all options of the script, nested, to be stored and compared.
-
         accelerator: brings the processes together; None: made here.
 
     Raises:
@@ -59,7 +59,9 @@ class Run:
         self.config = config
         self.optim = optim
         self.folder = Path(config.output_dir) / config.name
-        self.accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
+        self.accelerator = accelerator or Accelerator(
+            mixed_precision=config.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
+        )
         settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # what None has turned out to be
         self.settings = settings
         optim.check_batch(self.accelerator.num_processes)
@@ -123,6 +125,8 @@ class Run:
             (self.folder / "inputs.yaml").write_text(yaml.safe_dump(inputs))
             processes = self.accelerator.num_processes
             print(f"run folder: {self.folder}, {processes} process{'es' if processes > 1 else ''}")
+            for trained in self._trained:
+                print(f"{trained.name}: {sum(weight.numel() for weight in trained.module.parameters()):,} parameters")
         if ema_decay is not None:
             self.ema = EMAModel(model.parameters(), decay=ema_decay)
         self.step = self._resume()

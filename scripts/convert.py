@@ -107,9 +107,11 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise ValueError(
                 f"{file} holds more than tensors, which is refused, as it could run code: {', '.join(classes)}. "
                 'Where you trust the file and have these classes, save the tensors alone: python -c "import torch; '
-                f"torch.save(torch.load('{file.name}', 'cpu', weights_only=False)['state_dict'], 'weights.pt')\""
+                f"torch.save(torch.load('{file}', 'cpu', weights_only=False)['state_dict'], 'weights.pt')\""
             ) from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # torch's own words for a file that it cannot read advise to read it without weights_only.
+        unreadable = isinstance(error, pickle.UnpicklingError)
+        reason = "it is no file of torch.save" if unreadable else (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} holds no plain tensors: {reason}") from error
     return _flat(content), {}
 

@@ -138,8 +138,8 @@ def encode_splits(
         moments = train.moments
     else:
         train = images["train"]
-        moments = shards("train", _sample(train, SCALE_SAMPLE), only="moments").column("moments")
-    held_out = EncodedDataset(shards("test", _sample(images["test"], HELD_OUT)).files)
+        moments = shards("train", evenly_spaced(train, SCALE_SAMPLE), only="moments").column("moments")
+    held_out = EncodedDataset(shards("test", evenly_spaced(images["test"], HELD_OUT)).files)
     return StageOne(
         tokenizer=tokenizer,
         train=train,
@@ -150,7 +150,7 @@ def encode_splits(
     )
 
 
-def _sample(images: ImageDataset | StreamedImages, count: int) -> list[int]:
+def evenly_spaced(images: ImageDataset | StreamedImages, count: int) -> list[int]:
     """The indices of `count` images, evenly spaced over the data set, or of all where there are fewer.
 
     Of streamed images, which are read in blocks, runs of `STREAMED_RUN` are evenly spaced.

@@ -14,13 +14,13 @@ Started again after an interruption, the same command goes on where it was. pipe
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import timedelta
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from chunks import LONGEST_WAIT
 from command_line import ScriptParser, run_script
 from generation import evaluate_generation
 from image_sources import DataSetImages, FolderImages, ImageSource, NpzImages
@@ -55,8 +55,6 @@ UNUSED = {
     GENERATION: PAIRED,
     STATISTICS: (*SAMPLED, *PAIRED, "protocol"),
 }
-# No process waits longer for the others, of which each has its share of the images.
-LONGEST_WAIT = timedelta(days=7)
 
 
 def make_parser() -> ScriptParser:
@@ -111,7 +109,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = make_parser()
     config = parser.parse(args)
     tasks = to_do(config)
-    state = PartialState(timeout=LONGEST_WAIT)
+    # Without a GPU accelerate has to be told, or takes each of several processes for the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     use_all_cores()
     torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
     settings = parser.settings(config)

@@ -18,6 +18,11 @@ from pipelines.pictures import save_class_samples
 from tokenizer import VQTokenizer
 from tokenizer.data import evaluation_batches
 
+# Images that `reconstruct` gives back, and pixels of them that go through the networks at once: beside the memory of a
+# training, 16 images of 256 px.
+SHOWN = 64
+PIXELS_AT_ONCE = 2**20
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -128,9 +133,12 @@ def reconstruct(tokenizer: VQTokenizer, images: Dataset) -> tuple[Tensor, Tensor
     tokenizer.eval()
     metrics = ReconstructionMetrics(tokenizer.config.codebook_size)
     shown: list[tuple[Tensor, Tensor]] = []
-    for batch in evaluation_batches(images, batch_size=64):
+    batch_size = max(1, min(SHOWN, PIXELS_AT_ONCE // tokenizer.config.image_size**2))
+    for batch in evaluation_batches(images, batch_size=batch_size):
         codes = tokenizer.encode_codes(batch["images"].to(tokenizer.device))
         originals, reconstructions = to_uint8(batch["images"]), to_uint8(tokenizer.decode_codes(codes).cpu())
         metrics.update(originals, reconstructions, codes.cpu())
-        shown = shown or [(originals, reconstructions)]
-    return *shown[0], metrics
+        if len(shown) * batch_size < SHOWN:
+            shown.append((originals, reconstructions))
+    originals, reconstructions = (torch.cat(side)[:SHOWN] for side in zip(*shown, strict=True))
+    return originals, reconstructions, metrics

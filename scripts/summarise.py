@@ -1,13 +1,14 @@
-"""What trainings of a tokenizer came to => a JSON file, and each run's curves as a picture beside it.
+"""What trainings of a tokenizer came to => a JSON file, and each run's curves and last reconstructions beside it.
 
 python scripts/summarise.py runs/bsds500-arcvq-f8-gan runs/bsds500-arcvq-f8-pixels --output docs/adversarial.json
 
-Of each run: its settings, how far its numbers were finite, its last ones, what scripts/evaluate.py has measured of its
-result, and what the reconstruction error did when the adversarial loss came in.
+Of each run: its settings, how far its numbers were finite, their means and the last ones, what scripts/evaluate.py has
+measured of its result, and what the reconstruction error did when the adversarial loss came in.
 """
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def main(args: Sequence[str] | None = None) -> None:
         results[folder.name] = summary(folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     for folder in map(Path, config.runs):
-        plot_curves(read_metrics(folder / "metrics.jsonl"), output.with_name(f"{output.stem}-{folder.name}.png"))
+        plot_curves(read_metrics(folder / "metrics.jsonl"), output.with_name(f"{output.stem}-{folder.name}-curves.png"))
+        if pictures := sorted((folder / "samples").glob("step-*.png")):
+            shutil.copy(pictures[-1], output.with_name(f"{output.stem}-{folder.name}.png"))
     output.write_text(json.dumps({"runs": results, **provenance("summarise", args)}, indent=2) + "\n")
     for name, result in results.items():
         print(f"{name}: not finite: {result['not_finite']}; adversarial entry: {json.dumps(result['entry'])}")
@@ -46,15 +49,19 @@ def summary(folder: Path) -> dict[str, Any]:
     """Everything that is said of one run."""
     records = read_metrics(folder / "metrics.jsonl")
     values = [value for record in records for value in record.values()]
-    evaluations = sorted((folder / "evaluation").glob("*.json"))
+    evaluations = sorted((folder / "evaluation").rglob("*.json"))
     return {
         "settings": read_settings(folder / "config.yaml"),
         "steps": records[-1]["step"],
         "numbers_logged": len(values),
         "not_finite": sum(not math.isfinite(value) for value in values),
+        "means": {name: _mean(records, name) for name in records[0] if name != "step"},
         "last": {name: value for record in records for name, value in record.items()},
         "entry": adversarial_entry(records),
-        "evaluations": {file.stem: json.loads(file.read_text()) for file in evaluations},
+        "evaluations": {
+            str(file.relative_to(folder / "evaluation").with_suffix("")): json.loads(file.read_text())
+            for file in evaluations
+        },
     }
 
 
@@ -79,8 +86,9 @@ def adversarial_entry(records: Sequence[Mapping[str, float]]) -> dict[str, float
     return {"step": start, "before": before, "largest_after": max(windows), "jump": max(windows) / before - 1}
 
 
-def _mean(records: Sequence[Mapping[str, float]]) -> float:
-    return sum(record["reconstruction"] for record in records) / len(records)
+def _mean(records: Sequence[Mapping[str, float]], name: str = "reconstruction") -> float:
+    values = [record[name] for record in records if name in record]
+    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

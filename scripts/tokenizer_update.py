@@ -61,7 +61,8 @@ class TokenizerUpdate:
         self._reconstruction_loss = reconstruction_loss
         self._adversary = adversary
         self._before_last: Tensor | None = None
-        self._tokenizer.decoder.last_layer.register_forward_pre_hook(self._keep)
+        if adversary is not None and adversary.config.adaptive:
+            self._tokenizer.decoder.last_layer.register_forward_pre_hook(self._keep)
 
     def __call__(self, parts: Sequence[Tensor]) -> Seen:
         """The update on a batch of images, in parts (B, C, H, W) of one size."""
@@ -70,6 +71,7 @@ class TokenizerUpdate:
             with torch.set_grad_enabled(len(parts) == 1):
                 outputs.append(self._trained.wrapped(part))
             hidden.append(self._before_last)
+            self._before_last = None
         pulls, terms = self._image_gradients(parts, outputs, hidden)
         if len(parts) == 1:
             quantized = outputs[0]
@@ -155,8 +157,9 @@ class TokenizerUpdate:
         return sum(weights[name] * loss for name, loss in losses.items())
 
     def _keep(self, last_layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        """Keeps what goes into the last layer in a forward pass."""
-        self._before_last = inputs[0].detach()
+        """Keeps what goes into the last layer in a forward pass, where the adaptive weight asks for it."""
+        if self._adversary.is_heard:
+            self._before_last = inputs[0].detach()
 
 
 def _dot(value: Tensor, gradient: Tensor) -> Tensor:

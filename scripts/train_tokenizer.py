@@ -16,6 +16,7 @@ from command_line import ScriptParser, run_script
 from common import Run
 from dry_run import DryReport, add_dry_run, dry_run
 from dry_training import DryRun, DryTraining
+from encoding import evenly_spaced
 from fast_training import on_device
 from image_facts import ImageFacts, image_facts
 from jsonargparse import Namespace
@@ -107,7 +108,10 @@ def set_up(
     averaged = tokenizer if config.ema_decay is None else copy.deepcopy(tokenizer).to(run.device)
     adversary = Adversary(run, adversarial, *sizes) if adversarial.weight else None
     reconstruction_loss = ReconstructionLoss(loss, weights, images.image_size, run.device)
-    run.prepare(tokenizer, images, {"data": images.fingerprint()}, config.data.num_workers, config.ema_decay)
+    inputs = {"data": images.fingerprint()}
+    if adversary:  # of a longer training a share is a later step: the adversary would fall silent again
+        inputs["step of adversarial.disc_start"] = str(adversarial.start(run.optim.max_steps))
+    run.prepare(tokenizer, images, inputs, config.data.num_workers, config.ema_decay)
     update = TokenizerUpdate(run.accelerator, run.main, reconstruction_loss, adversary)
     return Training(tokenizer, averaged, reconstruction_loss, adversary, update)
 
@@ -166,7 +170,7 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
             raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
         training.reconstruction_loss.pixel_variance = variance
     quantizer = tokenizer.bottleneck
-    preview = Subset(test_set, range(min(PREVIEW_IMAGES, len(test_set))))
+    preview = Subset(test_set, evenly_spaced(test_set, PREVIEW_IMAGES))
     counts = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=run.device)
 
     for batch in run.steps(whole=True):

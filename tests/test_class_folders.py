@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 from tokenizer.class_folders import read_class_folders
-from tokenizer.data import DataConfig, load_images
+from tokenizer.data import DataConfig, DataError, load_images
 
 FILES = [
     "train/n02/b.JPEG",
@@ -62,3 +62,12 @@ def test_images_come_without_asking_datasets(tmp_path, monkeypatch):
     assert train.class_names == ["n01", "n02", "n02-x", "n03"] == test.class_names
     assert train.labels.tolist() == [0, 2, 1, 1] and test.labels.tolist() == [0, 3]
     assert len(train.fingerprint()) == 64 and train[0]["images"].shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("named", ["val", "valid", "validation"])
+@pytest.mark.parametrize("folder", ["val", "validation"])
+def test_the_validation_split_has_one_name(tmp_path, folder, named):
+    write(tmp_path, [*(file.replace("val/", f"{folder}/") for file in FILES), "test/n01/0.png"])
+    assert len(load_images(DataConfig(name=str(tmp_path), test_split=named), "test")) == 2
+    with pytest.raises(DataError, match=r"data\.test_split 'dev' is missing"):
+        load_images(DataConfig(name=str(tmp_path), test_split="dev"), "test")

@@ -235,7 +235,7 @@ def test_other_weights_are_an_error_that_names_them_and_no_folder(tmp_path, tens
 def test_a_checkpoint_with_classes_is_refused_by_their_names(tmp_path, zipped):
     content = lightning(weights("vqgan")) | {"callbacks": {Callback: {"best": Path("a")}}}
     torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"could run code: .*Callback.*torch.save\(torch.load\('last.ckpt'"):
+    with pytest.raises(ValueError, match=r"could run code: .*Callback.*torch.save\(torch.load\('.*last.ckpt'"):
         convert.main([str(tmp_path / "last.ckpt"), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

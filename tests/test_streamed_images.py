@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tokenizer import tar_shards
+from tokenizer import streamed_images, tar_shards
 from tokenizer.data import (
     DataConfig,
     DataError,
@@ -194,6 +194,37 @@ def test_fingerprint_follows_shards(tmp_path):
     assert len({*prints, printed("b", [2, 3])}) == 5
 
 
+def test_fingerprint_follows_the_columns_that_are_read_and_not_their_place(tmp_path):
+    images = [[picture(n) for n in numbers] for numbers in (range(4), range(4, 8))]
+    columns = {"a": images[0], "b": images[0], "label": [0, 1, 2, 3], "coarse": [0, 0, 1, 1]}
+    for name in ("original", "copy"):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / name / "train.parquet")
+
+    def printed(name="original", image_column="a", label_column="label"):
+        return stream(tmp_path / name, image_column=image_column, label_column=label_column).fingerprint()
+
+    prints = [printed(), printed(image_column="b"), printed(label_column="coarse")]
+    assert len(set(prints)) == 3 and printed("copy") == prints[0]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("replaced", ["label", "images"])
+def test_fingerprint_follows_a_replaced_shard_of_equal_length(tmp_path, kind, replaced):
+    prints, lengths = [], []
+    for name, image, label in (("a", 0, 1), ("b", *((0, 2) if replaced == "label" else (3, 1)))):
+        folder, content = tmp_path / name, picture(image)
+        folder.mkdir()
+        if kind == "tar":
+            write_tar(folder / "train.tar", {"0.png": content, "0.cls": str(label).encode()})
+        else:
+            table = pa.table({"image": [content], "label": [label]})
+            pq.write_table(table, folder / "train.parquet", compression="none", use_dictionary=False)
+        prints.append(stream(folder, image_column="image").fingerprint())
+        lengths.append(next(folder.iterdir()).stat().st_size)
+    assert lengths[0] == lengths[1] and prints[0] != prints[1]
+
+
 # Sources
 
 
@@ -206,6 +237,8 @@ def test_splits_by_folder_or_by_name_or_none(tmp_path, kind):
     write_shard(tmp_path / "folders" / "train", kind, "0000", range(3))
     write_shard(tmp_path / "folders" / "val", kind, "0000", range(2))
     assert (len(stream(tmp_path / "folders")), len(stream(tmp_path / "folders", "test"))) == (3, 2)
+    assert all(len(stream(tmp_path / "folders", "test", test_split=name)) == 2 for name in ("val", "validation"))
+    assert "'test' is missing" in message(lambda: stream(tmp_path / "folders", test_split="test"))
     write_shard(tmp_path / "names", kind, "imagenet1k-train-0000", range(3))
     write_shard(tmp_path / "names", kind, "imagenet1k-test-0000", range(2))
     write_shard(tmp_path / "names", kind, "imagenet1k-validation-0000", range(1))
@@ -260,10 +293,20 @@ def test_a_tar_is_gone_through_once_until_it_changes(tmp_path, monkeypatch):
     scans = []
     scan = tar_shards._scan
     monkeypatch.setattr(tar_shards, "_scan", lambda file: [scans.append(file), scan(file)][1])
-    assert [len(stream(tmp_path)) for _ in range(2)] == [4, 4] and len(scans) == 1
+    assert [len(stream(tmp_path, image_size=size)) for size in (5, 6)] == [4, 4] and len(scans) == 1
     write_shards(tmp_path, "tar", shards=[5])
     (tmp_path / "train-00000-of-00001.tar").touch()
     assert len(stream(tmp_path)) == 5 and len(scans) == 2
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_shards_are_indexed_once_for_both_splits(tmp_path, monkeypatch, kind):
+    write_shards(tmp_path, kind, "train", [2, 3])
+    write_shards(tmp_path, kind, "validation", [1])
+    indexed, index = [], getattr(streamed_images, f"index_{kind}")
+    monkeypatch.setattr(streamed_images, f"index_{kind}", lambda *of: [indexed.append(of[0].path), index(*of)][1])
+    assert [len(stream(tmp_path, split)) for split in ("train", "test")] == [5, 1] and len(indexed) == 3
+    assert len(stream(tmp_path, label_column="label")) == 5 and len(indexed) == 6
 
 
 # Errors

@@ -36,13 +36,17 @@ def test_a_run_is_summarised_with_its_curves(tmp_path, capsys):
     (run / "evaluation").mkdir(parents=True)
     lines = [*records([0.5, float("nan")], start=20), {"step": 40, "test_psnr": 20.0}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "samples").mkdir()
+    for step, content in (("000020", b"the first"), ("000040", b"the last")):
+        (run / "samples" / f"step-{step}.png").write_bytes(content)
     (run / "evaluation" / "reconstruction-rfid.json").write_text('{"psnr": 20.5}')
     main([str(run), "--output", str(tmp_path / "docs" / "out.json")])
     result = json.loads((tmp_path / "docs" / "out.json").read_text())
     summary = result["runs"]["run"]
     assert (summary["steps"], summary["not_finite"], summary["last"]["test_psnr"]) == (40, 1, 20.0)
     assert summary["evaluations"] == {"reconstruction-rfid": {"psnr": 20.5}}
-    assert (tmp_path / "docs" / "out-run.png").stat().st_size > 1000
+    assert (tmp_path / "docs" / "out-run-curves.png").stat().st_size > 1000
+    assert (tmp_path / "docs" / "out-run.png").read_bytes() == b"the last"
     assert "summary: " in capsys.readouterr().out and result["commit"]
     with pytest.raises(ValueError, match=r"no metrics\.jsonl"):
         main([str(tmp_path), "--output", str(tmp_path / "x.json")])

@@ -9,7 +9,9 @@ import PIL.Image
 from tokenizer.framing import Framing
 from tokenizer.image_files import DataError
 
-HELD_OUT_SPLITS = ("test", "validation", "valid", "val")
+# One split by three names: `datasets` calls a folder val/ validation, shards keep the name that they have.
+VALIDATION_SPLITS = ("validation", "valid", "val")
+HELD_OUT_SPLITS = ("test", *VALIDATION_SPLITS)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class DataConfig:
         streaming: whether shards (parquet, or tar as of WebDataset) are read as they are needed, in blocks whose order
             is shuffled, and nothing is copied or downloaded as a whole.
         shuffle_buffer: streamed images that are shuffled among each other, over all processes.
-        test_split: name of the held-out split. None: test, else validation, valid or val.
+        test_split: name of the held-out split; validation, valid and val are one name. None: test, else validation.
     """
 
     name: str = "digits"
@@ -82,10 +84,13 @@ class DataConfig:
 
 def held_out_split(found: Collection[str], config: DataConfig) -> str | None:
     """Which of a data set's splits is held out; None where there is none. DataError: the one named is missing."""
-    if config.test_split is not None and config.test_split not in found:
+    named = config.test_split
+    wanted = HELD_OUT_SPLITS if named is None else (named, *(VALIDATION_SPLITS if named in VALIDATION_SPLITS else ()))
+    held_out = next((name for name in wanted if name in found), None)
+    if named is not None and held_out is None:
         there = f"data set {config.name!r} has the splits {', '.join(found)}"
-        raise DataError(f"data.test_split {config.test_split!r} is missing: {there}; set it to one of them")
-    return config.test_split or next((name for name in HELD_OUT_SPLITS if name in found), None)
+        raise DataError(f"data.test_split {named!r} is missing: {there}; set it to one of them")
+    return held_out
 
 
 def size_and_channels(first: PIL.Image.Image, where: str, config: DataConfig) -> tuple[int, int]:

@@ -47,6 +47,18 @@ class ParquetShard(Shard):
             return np.zeros(int(self.counts.sum()), np.int64)
         return checked(lambda: _label_column(self.file, self.metadata, self.label_column), self.file)
 
+    def image_layout(self) -> tuple[bytes, tuple[int, int]]:
+        """The columns read, and the place and length of the images of every row group; those of the middle one."""
+        place = _column_paths(self.metadata).index(self.image_field)
+        spans = []
+        for group in self.row_groups.tolist():
+            column = self.metadata.row_group(group).column(place)
+            first = column.data_page_offset
+            if column.has_dictionary_page:
+                first = min(first, column.dictionary_page_offset)
+            spans.append((first, first + column.total_compressed_size))
+        return f"{self.image_field}\0{self.label_column}\0{spans}".encode(), spans[len(spans) // 2]
+
 
 def index_parquet(file: ShardFile, config: DataConfig) -> ParquetShard:
     """The shard by its footer. Raises DataError: it has none, or no usable image and label columns."""
@@ -89,14 +101,17 @@ def _label_range(file: ShardFile, metadata: pq.FileMetaData, column: str) -> tup
     """The smallest and the largest label: from the footer, or from the column where the footer does not say."""
     if metadata.num_rows == 0:
         return None
-    paths = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
-    place = paths.index(column)
+    place = _column_paths(metadata).index(column)
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     found = [group.column(place).statistics for group in groups if group.num_rows]
     if all(one is not None and one.has_min_max and one.has_null_count and not one.null_count for one in found):
         return min(one.min for one in found), max(one.max for one in found)
     labels = _label_column(file, metadata, column)
     return int(labels.min()), int(labels.max())
+
+
+def _column_paths(metadata: pq.FileMetaData) -> list[str]:
+    return [metadata.schema.column(place).path for place in range(metadata.num_columns)]
 
 
 def _label_column(file: ShardFile, metadata: pq.FileMetaData, column: str) -> np.ndarray:

@@ -80,6 +80,13 @@ class Shard(ABC):
     def read_labels(self) -> np.ndarray:
         """All labels in order, int64 (n,); zeros without labels."""
 
+    @abstractmethod
+    def image_layout(self) -> tuple[bytes, tuple[int, int]]:
+        """What the index says of the stored images, their lengths above all; first and last byte + 1 of one or some.
+
+        Neither follows from where the file lies or when it was written.
+        """
+
 
 def find_shards(name: str, splits: Sequence[str], suffixes: Sequence[str]) -> dict[str, list[ShardFile]]:
     """The files below a folder or an address, by path, under the split that a folder's or the file's name holds.

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -18,12 +18,15 @@ from tokenizer.framing import Framing, uniform_draws
 from tokenizer.image_dataset import as_floats, framed_pixels
 from tokenizer.image_files import DataError, decode_image
 from tokenizer.parquet_shards import index_parquet
-from tokenizer.shards import Block, Shard, find_shards
+from tokenizer.shards import Block, Shard, ShardFile, checked, find_shards
 from tokenizer.stream_order import StreamOrder
 from tokenizer.tar_shards import index_tar
 
 # Shards whose metadata are read at once: far away, a footer is a matter of waiting.
 INDEX_THREADS = 16
+
+# Bytes of images that the fingerprint reads of each shard at most: of ImageNet's 294, 19 MB.
+FINGERPRINT_BYTES = 1 << 16
 
 
 @dataclass(eq=False, repr=False)
@@ -67,7 +70,8 @@ class StreamedImages(Dataset):
     @cached_property
     def labels(self) -> torch.Tensor:
         """All labels in order, int64 (n,), read when first asked for."""
-        return torch.from_numpy(np.concatenate([shard.read_labels() for shard in self.shards]))
+        with ThreadPoolExecutor(INDEX_THREADS) as pool:
+            return torch.from_numpy(np.concatenate(list(pool.map(lambda shard: shard.read_labels(), self.shards))))
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -114,10 +118,20 @@ class StreamedImages(Dataset):
             yield torch.stack([pixels for pixels, _ in samples]), torch.tensor([label for _, label in samples])
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the shards' names, lengths and numbers of samples, the image size and the channels."""
+        """SHA-256 (hex) of what the shards hold, the image size and the channels; computed once.
+
+        Of the shards: names, lengths, columns read, all labels, where the images lie and how long they are, and the
+        bytes of some in the middle. A copy of the shards elsewhere has the same.
+        """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(f"streamed {self.image_size} {self.channels} {self.framing.resize_to}".encode())
-        for shard in self.shards:
-            digest.update(f"\0{shard.file.path}\0{shard.file.size} {shard.counts.sum()}".encode())
+        with ThreadPoolExecutor(INDEX_THREADS) as pool:
+            for shard, images in zip(self.shards, pool.map(_image_digest, self.shards), strict=True):
+                digest.update(f"\0{shard.file.path}\0{shard.file.size} {shard.counts.sum()} {images}".encode())
+        digest.update(self.labels.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
     def _block_of(self, index: int | np.ndarray) -> np.ndarray:
@@ -127,9 +141,10 @@ class StreamedImages(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
         number = int(self._block_of(index))
-        if self._last_read is None or self._last_read[0] != number:
-            self._last_read = (number, self._read(number))
-        return self._last_read[1]
+        last_read = self._last_read  # threads may read at once
+        if last_read is None or last_read[0] != number:
+            last_read = self._last_read = (number, self._read(number))
+        return last_read[1]
 
     def _read(self, number: int) -> Block:
         shard = self._shard[number]
@@ -142,6 +157,14 @@ class StreamedImages(Dataset):
         where, label = f"image {row} of shard {self.shards[shard].file.name}", int(block.labels[offset])
         pixels = framed_pixels(decode_image(block.images[offset], where), where, self.framing, self.channels, draws)
         return pixels, label
+
+
+def _image_digest(shard: Shard) -> str:
+    layout, (first, last) = shard.image_layout()
+    middle, half = (first + last) // 2, FINGERPRINT_BYTES // 2
+    span = max(first, middle - half), min(last, middle + half)
+    content = checked(lambda: shard.file.span(*span), shard.file)
+    return hashlib.sha256(layout + b"\0" + content).hexdigest()
 
 
 def load_streamed(config: DataConfig, split: Literal["train", "test"]) -> StreamedImages:
@@ -158,12 +181,8 @@ def load_streamed(config: DataConfig, split: Literal["train", "test"]) -> Stream
         remedy = "add shards called test-... or validation-...; of streamed images none are held out by themselves"
         raise DataError(f"data set {config.name!r} has no test split: {remedy}")
     used = ["train"] + ([held_out] if held_out else [])
-    with ThreadPoolExecutor(INDEX_THREADS) as pool:
-        every = pool.map(
-            lambda file: index_tar(file) if file.path.endswith(".tar") else index_parquet(file, config),
-            [file for name in used for file in files[name]],
-        )
-        shards = {name: [next(every) for _ in files[name]] for name in used}
+    every = iter(_index(tuple(file for name in used for file in files[name]), config))
+    shards = {name: [next(every) for _ in files[name]] for name in used}
     class_names = _class_names([shard for name in used for shard in shards[name]])
     shards = {name: [shard for shard in shards[name] if len(shard.counts)] for name in used}
     for name in used:
@@ -181,6 +200,14 @@ def load_streamed(config: DataConfig, split: Literal["train", "test"]) -> Stream
         config.name,
         split,
     )
+
+
+@lru_cache(maxsize=1)  # the train and the held-out split are loaded one after the other, from the same shards
+def _index(files: tuple[ShardFile, ...], config: DataConfig) -> tuple[Shard, ...]:
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        return tuple(
+            pool.map(lambda file: index_tar(file) if file.path.endswith(".tar") else index_parquet(file, config), files)
+        )
 
 
 def _class_names(shards: Sequence[Shard]) -> list[str]:

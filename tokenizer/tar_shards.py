@@ -52,6 +52,11 @@ class TarShard(Shard):
         """All labels."""
         return self.samples[:, 2] if self.label_range is not None else np.zeros(len(self.samples), np.int64)
 
+    def image_layout(self) -> tuple[bytes, tuple[int, int]]:
+        """The place and length of every image; the image in the middle."""
+        first, length = self.samples[len(self.samples) // 2, :2].tolist()
+        return self.samples[:, :2].astype("<i8").tobytes(), (first, first + length)
+
 
 def index_tar(file: ShardFile) -> TarShard:
     """The shard by its headers, which are read once and then kept in the cache folder of `datasets`.

@@ -35,8 +35,8 @@ class ArcQuantizer(Quantizer):
         ball_growth: alpha, growth per update of the ball's radius.
         gather: what the arc loss's batch is in training, its top-k and its denominator: `global`, the tokens of all
             processes, of which each brings as many, so that W processes with a batch of B / W train as one with B;
-            `local`, each process's own, which saves the communication. Where gradients are accumulated it is one
-            micro-batch, not their sum.
+            `local`, each process's own, which saves the communication. A call's tokens are all that it knows of: where
+            gradients are accumulated in a loop of one's own, the batch is one part of it.
     """
 
     def __init__(
