@@ -26,6 +26,7 @@ from fast_training import Trained, on_device, sharded_as, whole
 from run_log import LoaderClock, Means, RunLog
 from run_options import OptimConfig, RunConfig
 from run_record import refuse_other_run
+from seeds import seed_of
 from threads import use_all_cores
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -150,7 +151,7 @@ class Run:
         batches = self._batches(self.dataset, start_step=self.step)
         for batch in self._clock.timed(batches, self.optim.batch_size):
             # All randomness of a step is a function of (seed, rank, step), so a resumed run repeats it.
-            torch.manual_seed(_mix(self.config.seed, self.accelerator.process_index, self.step))
+            torch.manual_seed(seed_of(self.config.seed, self.accelerator.process_index, self.step))
             for trained in self._trained:
                 trained.begin(self.optim.learning_rate(self.step))
             batch = {name: on_device(tensor, self.device) for name, tensor in batch.items()}
@@ -264,13 +265,3 @@ class Run:
             return {}
         names = (name for name, _ in self.model.named_parameters())
         return {name: whole(tensor).contiguous() for name, tensor in zip(names, self.ema.shadow_params, strict=True)}
-
-
-def _mix(seed: int, rank: int, step: int) -> int:
-    """A 63-bit seed from three numbers, different for different ones (splitmix64's finaliser on each)."""
-    state = 0
-    for number in (seed, rank, step):
-        state = (state ^ number) * 0x9E3779B97F4A7C15 % (1 << 64)
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % (1 << 64)
-        state ^= state >> 31
-    return state >> 1
