@@ -19,3 +19,5 @@ torch.set_num_threads(1)
 def fixed_seed():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (other libraries read the global state)
+    yield
+    torch.set_num_threads(1)  # a script that a test has called takes all cores, and kernels round by their threads
