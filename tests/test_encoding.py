@@ -173,7 +173,7 @@ def test_streamed_shards_are_cached_and_sampled(folder, tmp_path):
     torch.testing.assert_close(stage.train[list(range(150))]["latents"], expected["latents"])
     assert torch.equal(stage.train.labels, whole.labels) and len(stage.held_out["labels"]) == 150
     assert encode(folder, "streamed", data, mode="on_the_fly").latent_scale == stage.latent_scale
-    assert encoding._sample(whole, 128) == [*range(64), *range(75, 139)]
+    assert encoding.evenly_spaced(whole, 128) == [*range(64), *range(75, 139)]
 
 
 def test_a_cache_of_random_crops_is_refused(folder):
