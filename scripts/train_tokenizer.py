@@ -202,7 +202,7 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
 def load_average(run: Run, tokenizer: VQTokenizer, averaged: VQTokenizer) -> None:
     """Brings `averaged` up to date with the tokenizer in training, where it is another."""
     if averaged is not tokenizer:
-        run.load_averaged(averaged)
+        run.average.load_into(averaged)
         averaged.bottleneck.step.copy_(tokenizer.bottleneck.step)
 
 

@@ -94,7 +94,7 @@ def test_a_resumed_run_ends_as_one_never_stopped(tmp_path):
         runs.append(run)
     for a, b in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(runs[0].ema.shadow_params, runs[1].ema.shadow_params, strict=True):
+    for a, b in zip(runs[0].average.tensors, runs[1].average.tensors, strict=True):
         assert torch.equal(a, b)
 
 
