@@ -175,6 +175,20 @@ def test_an_adversarial_training_that_was_cut_off_ends_with_the_same_weights(one
     assert [line["loss"] for line in log(one.parent / "cut-off")] == [line["loss"] for line in log(one)]
 
 
+def test_compiled_trains_as_eager_does(one, train, monkeypatch):
+    """Both networks' forward and backward graphs as torch.compile cuts them, run by PyTorch's own kernels."""
+    compile_module, compiled = torch.nn.Module.compile, []
+
+    def compile_without_code(module):
+        compiled.append(type(module).__name__)
+        compile_module(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
+    found = weights(train("compiled", *GAN, "--run.compile", "true"))
+    assert sorted(compiled) == ["PatchDiscriminator", "VQTokenizer"]
+    assert_trained_alike(found, weights(one), weights(one, 1))
+
+
 def test_averaged_weights_are_saved_with_the_step_of_the_last(train):
     options = ["--run.checkpoint_every", 1, "--run.keep_checkpoints", 9, "--ema_decay", 0.5]
     run = train("averaged", *CONV, *options, "--optim.lr", 0.01)
