@@ -63,6 +63,8 @@ class Run:
         self.accelerator = accelerator or Accelerator(
             mixed_precision=config.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
         )
+        if self.accelerator.mixed_precision == "fp16" and self.accelerator.scaler is None:
+            raise ValueError("run.mixed_precision fp16 needs a GPU, whose gradients it scales; set bf16, or no")
         settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # what None has turned out to be
         self.settings = settings
         optim.check_batch(self.accelerator.num_processes)

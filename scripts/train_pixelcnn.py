@@ -38,6 +38,8 @@ def make_parser() -> ScriptParser:
 def check(config: Namespace) -> None:
     """Raises ValueError for options that cannot work, before time is spent."""
     check_share("ema_decay", config.ema_decay)
+    if config.run.gradient_checkpointing:
+        raise ValueError("the PixelCNN has no gradient checkpointing; leave out run.gradient_checkpointing")
 
 
 def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> PriorTraining:

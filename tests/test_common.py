@@ -107,6 +107,15 @@ def test_the_rate_times_the_batch(tmp_path):
     assert rates == pytest.approx([0.004, *[0.008] * 5])
 
 
+def test_fp16_without_its_scaler_is_refused(tmp_path, monkeypatch):
+    """As on a CPU, where accelerate would compute in float32."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ValueError, match=r"fp16 needs a GPU.*set bf16, or no"):
+        Run(RunConfig("run", str(tmp_path), mixed_precision="fp16"), OptimConfig(), {"run": {}})
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(
         ValueError, match=r"batch_size 8 does not go into 1 processes with optim.accumulation 3; .* of 3"

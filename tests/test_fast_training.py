@@ -26,7 +26,7 @@ clipping = pytest.mark.parametrize("max_grad_norm", [None, 0.01])
 def start(tmp_path):
     """Makes a run that writes nothing; with `scaled` its gradients go through the scaler of fp16.
 
-    accelerate refuses fp16 on a CPU: the networks stay float32, and all that is done to gradients and steps is fp16's.
+    The scripts refuse fp16 on a CPU: the networks stay float32, and all that is done to gradients and steps is fp16's.
     """
 
     def make(scaled, **optim):

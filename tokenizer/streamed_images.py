@@ -197,7 +197,7 @@ def load_streamed(config: DataConfig, split: Literal["train", "test"]) -> Stream
 def _index(files: tuple[ShardFile, ...], config: DataConfig) -> tuple[Shard, ...]:
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         return tuple(
-            pool.map(lambda file: index_tar(file) if file.path.endswith(".tar") else index_parquet(file, config), files)
+            pool.map(lambda file: index_tar(file) if file.url.endswith(".tar") else index_parquet(file, config), files)
         )
 
 
