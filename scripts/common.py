@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
+from average import Average
 from checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
 from chunks import LONGEST_WAIT
-from diffusers.training_utils import EMAModel
-from fast_training import Trained, on_device, sharded_as, whole
+from fast_training import Trained, on_device
 from run_log import LoaderClock, Means, RunLog
 from run_options import OptimConfig, RunConfig
 from run_record import refuse_other_run
@@ -63,6 +63,8 @@ class Run:
         self.accelerator = accelerator or Accelerator(
             mixed_precision=config.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
         )
+        if self.accelerator.mixed_precision == "fp16" and self.accelerator.scaler is None:
+            raise ValueError("run.mixed_precision fp16 needs a GPU, whose gradients it scales; set bf16, or no")
         settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # what None has turned out to be
         self.settings = settings
         optim.check_batch(self.accelerator.num_processes)
@@ -70,7 +72,7 @@ class Run:
         use_all_cores()
         torch.manual_seed(config.seed)
         self.step = 0
-        self.ema: EMAModel | None = None
+        self.average: Average | None = None
         self._trained: list[Trained] = []
         self._parts_done = 0  # of the step in progress
         self._means = Means()
@@ -97,7 +99,7 @@ class Run:
 
         `dataset` is what `steps` goes through; until then `self.dataset` may be set to another form of it. `inputs` are
         the fingerprints of what the run is made from, which must be the same when it resumes; `ema_decay` adds
-        `self.ema`, an average of the model's parameters.
+        `self.average`, that of the model's parameters.
         """
         self._batches = partial(
             training_batches,
@@ -129,7 +131,7 @@ class Run:
             for trained in self._trained:
                 print(f"{trained.name}: {sum(weight.numel() for weight in trained.module.parameters()):,} parameters")
         if ema_decay is not None:
-            self.ema = EMAModel(model.parameters(), decay=ema_decay)
+            self.average = Average(model, ema_decay)
         self.step = self._resume()
         return self.main.wrapped
 
@@ -163,9 +165,8 @@ class Run:
             if self.step % self.config.checkpoint_every == 0 or self.step == total:
                 named = [pair for trained in self._trained for pair in trained.module.named_parameters()]
                 self._refuse_broken([name for name, weight in named if not weight.isfinite().all()])
-                save_checkpoint(
-                    self.accelerator, self.folder, self.step, self._averages(), keep=self.config.keep_checkpoints
-                )
+                averages = {} if self.average is None else self.average.state()
+                save_checkpoint(self.accelerator, self.folder, self.step, averages, keep=self.config.keep_checkpoints)
         self._bar.close()
         if self._run_log is not None:
             self._run_log.close()
@@ -179,8 +180,8 @@ class Run:
 
     def complete(self, updated: bool) -> None:
         """Ends the step. Where the model was not `updated`, its average stays as it is."""
-        if updated and self.ema is not None:
-            self.ema.step(self.model.parameters())
+        if updated and self.average is not None:
+            self.average.update()
         for trained in self._trained:
             if updated and trained.gradient_norm is not None:
                 self._means.add({f"gradient_norm_{trained.name}": trained.gradient_norm})
@@ -214,15 +215,6 @@ class Run:
         """Where a picture of the completed step goes."""
         return self.folder / "samples" / f"{name}-{self.step:06d}.png"
 
-    def load_averaged(self, model: nn.Module) -> None:
-        """Loads the averaged parameters into `model`, a copy of the trained one, and puts it in eval mode.
-
-        To be called by every process: where the weights are sharded, each has a part.
-        """
-        for parameter, average in zip(model.parameters(), self.ema.shadow_params, strict=True):
-            parameter.data.copy_(whole(average))
-        model.eval()
-
     def export(self, name: str, save: Callable[[Path], None]) -> Path:
         """Writes the result folder `name` through `save(folder)` on the main process; whole, or not at all."""
         target = self.folder / name
@@ -250,18 +242,9 @@ class Run:
         step = 0
         if saved:
             step = step_of(saved[-1])
-            averages = load_checkpoint(self.accelerator, saved[-1], averaged=self.ema is not None)
-            if self.ema is not None:
-                shards = zip(self._averages(), self.ema.shadow_params, strict=True)
-                self.ema.shadow_params = [sharded_as(averages[name], shard) for name, shard in shards]
-                self.ema.optimization_step = step
+            averages = load_checkpoint(self.accelerator, saved[-1], averaged=self.average is not None)
+            if self.average is not None:
+                self.average.load_state(averages, step)
             if self.is_main:
                 print(f"resuming from {saved[-1]}")
         return step
-
-    def _averages(self) -> dict[str, Tensor]:
-        """The averaged parameters by name; none without an average."""
-        if self.ema is None:
-            return {}
-        names = (name for name, _ in self.model.named_parameters())
-        return {name: whole(tensor).contiguous() for name, tensor in zip(names, self.ema.shadow_params, strict=True)}

@@ -9,6 +9,7 @@ image size are read off the tensors.
 
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from command_line import ScriptParser, run_script
 from public_names import PublicTensors
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from tokenizer import VQTokenizer
 
@@ -101,9 +102,9 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as stored:
                 return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _load(file)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        if classes := pickled_classes(file, error):
+        if classes := [name for name in pickled_classes(file, error) if not _is_lightnings(name)]:
             raise ValueError(
                 f"{file} holds more than tensors, which is refused, as it could run code: {', '.join(classes)}. "
                 'Where you trust the file and have these classes, save the tensors alone: python -c "import torch; '
@@ -114,6 +115,27 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         reason = "it is no file of torch.save" if unreadable else (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} holds no plain tensors: {reason}") from error
     return _flat(content), {}
+
+
+def _load(file: Path) -> Any:
+    """What torch.save has written, of tensors and plain values alone; raises as torch.load.
+
+    For Lightning's classes, which its checkpoints name beside the weights, there are dictionaries.
+    """
+    allowed: set[str] = set()
+    while True:
+        try:
+            with safe_globals([(OrderedDict, name) for name in allowed]):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = {name for name in pickled_classes(file, error) if _is_lightnings(name)}
+            if found <= allowed:
+                raise
+            allowed |= found
+
+
+def _is_lightnings(name: str) -> bool:
+    return name.partition(".")[0] in ("pytorch_lightning", "lightning")
 
 
 def pickled_classes(file: Path, error: Exception) -> list[str]:

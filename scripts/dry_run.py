@@ -46,15 +46,14 @@ class DryReport:
     others: dict[str, str]
 
     def __str__(self) -> str:
-        memory = {**self.memory.tensors, "holes of the allocator": self.memory.holes, "program": self.memory.program}
-        memory = dict(sorted(memory.items(), key=lambda item: -item[1])) | {"all": self.memory.total}
-        tables = {
-            "parameters": {name: f"{count:,}" for name, count in self.parameters.items()},
-            "memory per process": {name: in_units(size) for name, size in memory.items() if size},
-        }
-        lines = []
-        for title, rows in tables.items():
-            lines += [title, *(f"  {name:<32}{value:>14}" for name, value in rows.items())]
+        memory = self.memory
+        others = {"holes of the allocator": memory.holes, "program": memory.program}
+        most = dict(sorted((memory.most | others).items(), key=lambda item: -item[1])) | {"all": memory.total}
+        at_peak = memory.tensors | others | {"all": memory.total}
+        lines = ["parameters", *(f"  {name:<32}{count:>14,}" for name, count in self.parameters.items())]
+        lines.append(f"{'memory per process':<34}{'at the peak':>14}{'most':>14}")
+        for name, size in most.items():
+            lines.append(f"  {name:<32}{in_units(at_peak.get(name, 0)):>14}{in_units(size):>14}")
         return "\n".join([*lines, *(f"{name:<34}{value}" for name, value in self.others.items())])
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from accelerate import DistributedType
 from accelerate.utils import convert_outputs_to_fp32
+from average import Average
 from common import Run
-from diffusers.training_utils import EMAModel
 from fast_training import Trained
 from image_facts import ImageFacts
 from memory import Unallocated
@@ -125,9 +125,9 @@ class DryRun(Run):
         self.model = model
         self.main = self.train(model, "model")
         if ema_decay is not None:
-            self.ema = EMAModel(model.parameters(), decay=ema_decay)
+            self.average = Average(model, ema_decay)
             if self._memory is not None:
-                self._memory.assign("average", self.ema.shadow_params)
+                self._memory.assign("average", self.average.tensors)
         return self.main.wrapped
 
     def train(self, module: nn.Module, name: str) -> Trained:

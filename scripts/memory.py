@@ -31,15 +31,17 @@ _OTHERS = "activations and temporaries"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of a training step on a CPU at the moment at which they are most.
+    """Bytes of a training step on a CPU.
 
     Attributes:
-        tensors: by part.
+        tensors: by part, at the moment at which all together are most.
+        most: the most of each part, at any moment.
         holes: what the allocator adds.
         program: the process without them, interpreter and libraries.
     """
 
     tensors: dict[str, int]
+    most: dict[str, int]
     holes: int
     program: int
 
@@ -102,7 +104,8 @@ class Unallocated(ExitStack):
         tensors = {part: size for part, size in self._tracker.peak.items() if size}
         freed = self._tracker.peak.total() - self._tracker.now.total()
         holes = round(_HOLES * freed) if keeps_freed_memory() else 0
-        return StepMemory(tensors, holes, psutil.Process().memory_info().rss)
+        most = {part: size for part, size in self._tracker.most.items() if size}
+        return StepMemory(tensors, most, holes, psutil.Process().memory_info().rss)
 
 
 def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
@@ -115,12 +118,13 @@ def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
 
 
 class _Tracker(TorchDispatchMode):
-    """The bytes of all storages that live, by part: `now`, and `peak`, when they were most."""
+    """The bytes of all storages that live, by part: `now`, at the `peak`, and the `most` of each part."""
 
     def __init__(self):
         super().__init__()
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
         self._parts: dict[int, str] = {}  # of the storages that live, by identity
 
     def __torch_dispatch__(
@@ -148,6 +152,7 @@ class _Tracker(TorchDispatchMode):
     def change(self, part: str, size: int) -> None:
         """Counts `size` bytes more of the `part`."""
         self.now[part] += size
+        self.most[part] = max(self.most[part], self.now[part])
         if self.now.total() >= self.peak.total():  # the last of equal ones, whose parts are known by then
             self.peak = self.now.copy()
 

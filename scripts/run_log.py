@@ -66,9 +66,10 @@ class LoaderClock:
     """How much of the time goes into waiting for the next batch."""
 
     def __init__(self):
-        self._began = time.perf_counter()
-        self._waited = 0.0
-        self._images = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
 
     def timed(self, batches: Iterable[T], images: int) -> Iterator[T]:
         """The same batches; each counts for so many images."""
@@ -87,7 +88,7 @@ class LoaderClock:
         """`loader_share` of the time since this was last asked, and `images_per_second` over it; begins anew."""
         passed = time.perf_counter() - self._began
         numbers = {"loader_share": self._waited / passed, "images_per_second": self._images / passed}
-        self.__init__()
+        self._begin()
         return numbers
 
 

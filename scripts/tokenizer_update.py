@@ -61,18 +61,21 @@ class TokenizerUpdate:
         self._reconstruction_loss = reconstruction_loss
         self._adversary = adversary
         self._before_last: Tensor | None = None
+        # A flag and not a question about the step: a compiled network would be compiled anew for every answer.
+        self._keeps = False
         if adversary is not None and adversary.config.adaptive:
             self._tokenizer.decoder.last_layer.register_forward_pre_hook(self._keep)
 
     def __call__(self, parts: Sequence[Tensor]) -> Seen:
         """The update on a batch of images, in parts (B, C, H, W) of one size."""
         outputs, hidden = [], []
+        self._keeps = heard = self._adversary is not None and self._adversary.is_heard
         for part in parts:
             with torch.set_grad_enabled(len(parts) == 1):
                 outputs.append(self._trained.wrapped(part))
             hidden.append(self._before_last)
-            self._before_last = None
-        pulls, terms = self._image_gradients(parts, outputs, hidden)
+        self._keeps, self._before_last = False, None
+        pulls, terms = self._image_gradients(parts, outputs, hidden if heard else None)
         if len(parts) == 1:
             quantized = outputs[0]
             loss = self._quantizer_loss(quantized.losses)
@@ -86,22 +89,24 @@ class TokenizerUpdate:
         return Seen(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
 
     def _image_gradients(
-        self, parts: Sequence[Tensor], outputs: Sequence[TokenizerOutput], hidden: Sequence[Tensor]
+        self, parts: Sequence[Tensor], outputs: Sequence[TokenizerOutput], hidden: Sequence[Tensor] | None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The gradient at each part's reconstruction of the loss on images, a mean over the parts, and its terms."""
-        heard = self._adversary is not None and self._adversary.is_heard
+        """The gradient at each part's reconstruction of the loss on images, a mean over the parts, and its terms.
+
+        With `hidden`, what goes into the last layer for each part, the adversary's loss is one of them.
+        """
         towards_images, towards_real, logs = [], [], []
         for part, output in zip(parts, outputs, strict=True):
             leaf = output.reconstruction.detach().requires_grad_(True)
             loss, terms = self._reconstruction_loss(part, leaf)
             towards_images.append(torch.autograd.grad(loss / len(parts), leaf)[0])
             terms = {"image_loss": loss, **terms}
-            if heard:
+            if hidden is not None:
                 terms["generator"] = self._adversary.generator_loss(leaf)
                 towards_real.append(torch.autograd.grad(terms["generator"] / len(parts), leaf)[0])
             logs.append({name: term.detach() for name, term in terms.items()})
         means = {name: torch.stack([terms[name] for terms in logs]).mean() for name in logs[0]}
-        if not heard:
+        if hidden is None:
             return towards_images, means
         weight = self._adversarial_weight(hidden, towards_images, towards_real)
         means["adversarial_weight"] = weight
@@ -157,8 +162,8 @@ class TokenizerUpdate:
         return sum(weights[name] * loss for name, loss in losses.items())
 
     def _keep(self, last_layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        """Keeps what goes into the last layer in a forward pass, where the adaptive weight asks for it."""
-        if self._adversary.is_heard:
+        """Keeps what goes into the last layer in the forward passes of which the adaptive weight is taken."""
+        if self._keeps:
             self._before_last = inputs[0].detach()
 
 

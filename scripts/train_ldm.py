@@ -7,28 +7,26 @@ accelerate launch scripts/train_ldm.py --config configs/mnist/ldm.yaml
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
 from command_line import ScriptParser, run_script
 from common import Run
 from diffusers import DDIMScheduler
-from dry_run import DryReport, add_dry_run, dry_run
+from dry_run import DryReport, dry_run
 from dry_training import DryRun, DryTraining
-from encoding import LatentsConfig, StageOne, encode_splits
+from encoding import StageOne
 from image_facts import ImageFacts
 from jsonargparse import Namespace
 from planned_stage_one import PlannedStageOne
-from run_options import OptimConfig, RunConfig, check_share
-from sampling import save_final_samples, save_preview
-from stage_one import load_tokenizer, note_other_data
+from prior_training import PriorTraining, add_prior_options, finish, plan_prior, start
+from run_options import check_share
+from sampling import save_preview
+from stage_one import load_tokenizer
 from torch import Tensor
 
 from pipelines import ArcVQLDMPipeline
 from priors.diffusion import diffusion_loss, make_scheduler
-from priors.unet import UNet, make_unet, null_label
-from tokenizer.data import DataConfig
+from priors.unet import make_unet, null_label
 
 # DDIM steps of the pictures made during training; the final ones take the pipeline's default.
 PREVIEW_STEPS = 50
@@ -37,19 +35,12 @@ PREVIEW_STEPS = 50
 def make_parser() -> ScriptParser:
     """The options of this script."""
     parser = ScriptParser("Train a class-conditional latent diffusion prior.", digits_config="ldm.yaml")
-    parser.add_argument("--tokenizer", type=str, default="runs/tokenizer", help="tokenizer folder, or its run folder")
     parser.add_function_arguments(make_unet, "unet", skip={"latent_shape", "num_classes"})
     parser.add_function_arguments(make_scheduler, "diffusion")
     parser.add_argument("--label_dropout", type=float, default=0.1, help="share of labels replaced by the null class")
     snr = "weighs the loss by min-SNR with this bound, 5 in its paper; None: all timesteps alike"
     parser.add_argument("--min_snr_gamma", type=float | None, default=None, help=snr)
-    parser.add_argument("--ema_decay", type=float, default=0.9999, help="of the averaged weights that are saved")
-    parser.add_class_arguments(LatentsConfig, "latents")
-    parser.add_class_arguments(DataConfig, "data")
-    parser.add_class_arguments(OptimConfig, "optim")
-    parser.add_class_arguments(RunConfig, "run")
-    add_dry_run(parser)
-    parser.set_defaults({"run.name": "ldm"})
+    add_prior_options(parser, "ldm", ema_decay=0.9999)
     return parser
 
 
@@ -62,22 +53,13 @@ def check(config: Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class Training:
-    """A UNet in training.
+class LDMTraining(PriorTraining):
+    """A UNet in training, and the `scheduler` of its noise."""
 
-    Attributes:
-        averaged: a copy, to hold its average.
-        scheduler: the noise.
-        loss: of a batch of latents, not scaled, and labels.
-    """
-
-    unet: UNet
-    averaged: UNet
     scheduler: DDIMScheduler
-    loss: Callable[[dict[str, Tensor]], Tensor]
 
 
-def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> Training:
+def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> LDMTraining:
     """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
     unet = make_unet(stage_one.tokenizer.latent_shape, len(stage_one.class_names), **config.unet.as_dict())
     scheduler = make_scheduler(**config.diffusion.as_dict())
@@ -90,21 +72,13 @@ def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -
         options = (config.label_dropout, config.min_snr_gamma)
         return diffusion_loss(model, scheduler, latents, batch["labels"], null, *options)
 
-    return Training(unet, averaged, scheduler, loss)
-
-
-def make_dry_training(run: DryRun, config: Namespace, stage_one: PlannedStageOne) -> DryTraining:
-    """The same on latents of no contents."""
-    training = set_up(run, config, stage_one)
-    return stage_one.dry_training(run, training.loss, {"UNet": training.unet}, training.averaged)
+    return LDMTraining(unet, averaged, loss, scheduler)
 
 
 def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
     """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
     check(config)
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
-    planned = PlannedStageOne(config.tokenizer, data, latents)
-    return partial(make_dry_training, stage_one=planned), planned.train
+    return plan_prior(config, "UNet", set_up)
 
 
 def main(args: Sequence[str] | None = None) -> DryReport | None:
@@ -114,15 +88,10 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
     if config.dry_run is not None:
         return dry_run(parser, config, *plan(config))
     check(config)
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
     tokenizer = load_tokenizer(config.tokenizer)
     with torch.device("meta"):  # sizes that do not fit are an error before encoding
         make_unet(tokenizer.latent_shape, 1, **config.unet.as_dict())
-    run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
-    if run.is_main:
-        note_other_data(config.tokenizer, data)
-    cache = Path(config.run.output_dir, "cache")
-    stage_one = encode_splits(tokenizer, data, latents, cache, run.device)
+    run, stage_one = start(parser, config, tokenizer)
     training = set_up(run, config, stage_one)
     averaged, id2label = training.averaged, dict(enumerate(stage_one.class_names))
     pipeline = ArcVQLDMPipeline(tokenizer, averaged, training.scheduler, id2label, stage_one.latent_scale)
@@ -133,18 +102,13 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         run.update(loss)
         run.log(loss=loss)
         if run.due(run.config.sample_every):
-            run.load_averaged(averaged)  # by every process: where the weights are sharded, each has a part
+            run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
         if run.is_main and run.due(run.config.sample_every):
             run.write({"test_loss": held_out_loss(pipeline, stage_one.held_out)})
             save_preview(pipeline, run.picture("step"), num_inference_steps=PREVIEW_STEPS)
 
-    run.load_averaged(averaged)
-    folder = run.export("pipeline", pipeline.save_pretrained)
-    if run.is_main:
-        # From the folder and not from memory: the pictures show what a user of the folder gets.
-        saved = ArcVQLDMPipeline.from_pretrained(folder).to(run.device)
-        save_final_samples(saved, run.folder / "samples", run.config.seed)
-        print(f"pipeline: {folder}")
+    run.average.load_into(averaged)
+    finish(run, pipeline)
     return None
 
 

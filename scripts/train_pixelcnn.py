@@ -7,64 +7,42 @@ accelerate launch scripts/train_pixelcnn.py --config configs/mnist/pixelcnn.yaml
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
 from command_line import ScriptParser, run_script
 from common import Run
-from dry_run import DryReport, add_dry_run, dry_run
+from dry_run import DryReport, dry_run
 from dry_training import DryRun, DryTraining
-from encoding import LatentsConfig, StageOne, encode_splits
+from encoding import StageOne
 from image_facts import ImageFacts
 from jsonargparse import Namespace
 from planned_stage_one import PlannedStageOne
-from run_options import OptimConfig, RunConfig, check_share
-from sampling import save_final_samples, save_preview
-from stage_one import load_tokenizer, note_other_data
+from prior_training import PriorTraining, add_prior_options, finish, plan_prior, start
+from run_options import check_share
+from sampling import save_preview
+from stage_one import load_tokenizer
 from torch import Tensor
 
 from pipelines import ArcVQPixelCNNPipeline
 from priors.pixelcnn import PixelCNN, code_nll
-from tokenizer.data import DataConfig
 
 
 def make_parser() -> ScriptParser:
     """The options of this script."""
     parser = ScriptParser("Train a class-conditional PixelCNN prior.", digits_config="pixelcnn.yaml")
-    parser.add_argument("--tokenizer", type=str, default="runs/tokenizer", help="tokenizer folder, or its run folder")
     parser.add_class_arguments(PixelCNN, "prior", skip={"codebook_size", "num_classes", "grid_size"})
-    parser.add_argument("--ema_decay", type=float, default=0.999, help="of the averaged weights that are saved")
-    parser.add_class_arguments(LatentsConfig, "latents")
-    parser.add_class_arguments(DataConfig, "data")
-    parser.add_class_arguments(OptimConfig, "optim")
-    parser.add_class_arguments(RunConfig, "run")
-    add_dry_run(parser)
-    parser.set_defaults({"run.name": "pixelcnn"})
+    add_prior_options(parser, "pixelcnn", ema_decay=0.999)
     return parser
 
 
 def check(config: Namespace) -> None:
     """Raises ValueError for options that cannot work, before time is spent."""
     check_share("ema_decay", config.ema_decay)
+    if config.run.gradient_checkpointing:
+        raise ValueError("the PixelCNN has no gradient checkpointing; leave out run.gradient_checkpointing")
 
 
-@dataclass(frozen=True)
-class Training:
-    """A PixelCNN in training.
-
-    Attributes:
-        averaged: a copy, to hold its average.
-        loss: of a batch of codes and labels, in nats per code.
-    """
-
-    prior: PixelCNN
-    averaged: PixelCNN
-    loss: Callable[[dict[str, Tensor]], Tensor]
-
-
-def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> Training:
+def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> PriorTraining:
     """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
     prior = PixelCNN(
         codebook_size=stage_one.tokenizer.config.codebook_size,
@@ -80,21 +58,13 @@ def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -
         codes = batch["codes"]  # (B, h, w)
         return code_nll(model(codes, batch["labels"]), codes).mean()
 
-    return Training(prior, averaged, loss)
-
-
-def make_dry_training(run: DryRun, config: Namespace, stage_one: PlannedStageOne) -> DryTraining:
-    """The same on codes of no contents."""
-    training = set_up(run, config, stage_one)
-    return stage_one.dry_training(run, training.loss, {"PixelCNN": training.prior}, training.averaged)
+    return PriorTraining(prior, averaged, loss)
 
 
 def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
     """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
     check(config)
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
-    planned = PlannedStageOne(config.tokenizer, data, latents)
-    return partial(make_dry_training, stage_one=planned), planned.train
+    return plan_prior(config, "PixelCNN", set_up)
 
 
 def main(args: Sequence[str] | None = None) -> DryReport | None:
@@ -104,13 +74,8 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
     if config.dry_run is not None:
         return dry_run(parser, config, *plan(config))
     check(config)
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
     tokenizer = load_tokenizer(config.tokenizer)
-    run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
-    if run.is_main:
-        note_other_data(config.tokenizer, data)
-    cache = Path(config.run.output_dir, "cache")
-    stage_one = encode_splits(tokenizer, data, latents, cache, run.device)
+    run, stage_one = start(parser, config, tokenizer)
     training = set_up(run, config, stage_one)
     averaged = training.averaged
     pipeline = ArcVQPixelCNNPipeline(tokenizer, averaged, dict(enumerate(stage_one.class_names))).to(run.device)
@@ -120,18 +85,13 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         run.update(loss)
         run.log(loss=loss, bits_per_code=loss.detach() / math.log(2))
         if run.due(run.config.sample_every):
-            run.load_averaged(averaged)  # by every process: where the weights are sharded, each has a part
+            run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
         if run.is_main and run.due(run.config.sample_every):
             run.write({"test_bits_per_code": held_out_bits(averaged, stage_one.held_out)})
             save_preview(pipeline, run.picture("step"))
 
-    run.load_averaged(averaged)
-    folder = run.export("pipeline", pipeline.save_pretrained)
-    if run.is_main:
-        # From the folder and not from memory: the pictures show what a user of the folder gets.
-        saved = ArcVQPixelCNNPipeline.from_pretrained(folder).to(run.device)
-        save_final_samples(saved, run.folder / "samples", run.config.seed)
-        print(f"pipeline: {folder}")
+    run.average.load_into(averaged)
+    finish(run, pipeline)
     return None
 
 

@@ -6,6 +6,7 @@ accelerate launch scripts/train_tokenizer.py --config configs/mnist/arcvq.yaml
 
 import copy
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -65,6 +66,8 @@ def make_parser() -> ScriptParser:
 
 def check(config: Namespace) -> None:
     """Raises ValueError for options that cannot work, before time is spent."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ValueError("FSDP shards the UNet of train_ldm.py; launch this with configs/accelerate/eight_gpus.yaml")
     LossConfig(**config.loss.as_dict()).check()
     AdversarialConfig(**config.adversarial.as_dict()).check(config.optim.max_steps)
     if config.ema_decay is not None:
@@ -202,7 +205,7 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
 def load_average(run: Run, tokenizer: VQTokenizer, averaged: VQTokenizer) -> None:
     """Brings `averaged` up to date with the tokenizer in training, where it is another."""
     if averaged is not tokenizer:
-        run.load_averaged(averaged)
+        run.average.load_into(averaged)
         averaged.bottleneck.step.copy_(tokenizer.bottleneck.step)
 
 

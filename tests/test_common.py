@@ -94,7 +94,7 @@ def test_a_resumed_run_ends_as_one_never_stopped(tmp_path):
         runs.append(run)
     for a, b in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(runs[0].ema.shadow_params, runs[1].ema.shadow_params, strict=True):
+    for a, b in zip(runs[0].average.tensors, runs[1].average.tensors, strict=True):
         assert torch.equal(a, b)
 
 
@@ -105,6 +105,15 @@ def test_the_rate_times_the_batch(tmp_path):
         rates.append(run.main.optimizer.param_groups[0]["lr"])
         run.update(run.main.wrapped(batch["x"]).sum())
     assert rates == pytest.approx([0.004, *[0.008] * 5])
+
+
+def test_fp16_without_its_scaler_is_refused(tmp_path, monkeypatch):
+    """As on a CPU, where accelerate would compute in float32."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ValueError, match=r"fp16 needs a GPU.*set bf16, or no"):
+        Run(RunConfig("run", str(tmp_path), mixed_precision="fp16"), OptimConfig(), {"run": {}})
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):

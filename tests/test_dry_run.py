@@ -55,6 +55,10 @@ def test_imagenet_without_imagenet(tmp_path, capsys):
     assert memory["gradients in exchange"] == 4 * trained
     assert memory["optimiser"] == pytest.approx(4 * 2 * trained, rel=1e-4)
     assert memory["batch"] == 4 * 4 * 3 * 256 * 256
+    # The discriminator's gradients come when the tokenizer's are gone; most is held before any are there.
+    tokenizer = sum(report.parameters[part] for part in ("encoder", "quantizer", "decoder"))
+    assert report.memory.most["gradients"] == 4 * tokenizer > 2 * memory.get("gradients", 0)
+    assert all(report.memory.most[part] >= size for part, size in memory.items())
     assert report.memory.total == sum(memory.values()) + report.memory.holes + report.memory.program
     assert report.others["processes"] == "8, each 4 of 32 images a step"
     assert report.others["tokens"] == "1,024 an image, 32,768 a step, 1,311,899,648 an epoch"
@@ -158,6 +162,11 @@ REFUSED = {
         ["--run.gradient_checkpointing", "true"],
         "has no gradient checkpointing",
     ),
+    "checkpoints of the PixelCNN": (
+        train_pixelcnn,
+        ["--run.gradient_checkpointing", "true"],
+        "the PixelCNN has no gradient checkpointing",
+    ),
     "random crops in the cache": (train_ldm, ["--data.crop", "random"], "latents.mode cache keeps those of one"),
     "attention of the UNet": (train_ldm, ["--unet.attention_sizes", "[3]"], "attention_sizes [3]"),
     "images that are not the tokenizer's": (train_pixelcnn, ["--data.channels", "3"], "the tokenizer was trained on"),
@@ -176,6 +185,13 @@ def test_what_cannot_work_is_refused_as_the_training_refuses_it(script, options,
         script.main(options)
     assert str(dry.value) == str(real.value)
     assert text in str(dry.value) and "\n" not in str(dry.value)
+
+
+def test_a_tokenizer_is_not_sharded(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for options in ([], ["--dry_run"]):
+        with pytest.raises(ValueError, match=r"FSDP shards the UNet of train_ldm\.py"):
+            train_tokenizer.main(options)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from accelerate.state import AcceleratorState
 from adversary import AdversarialConfig, Adversary
+from average import Average
 from common import Run
-from diffusers.training_utils import EMAModel
 from run_options import OptimConfig, RunConfig
 from tokenizer_update import TokenizerUpdate
 
@@ -26,7 +26,7 @@ clipping = pytest.mark.parametrize("max_grad_norm", [None, 0.01])
 def start(tmp_path):
     """Makes a run that writes nothing; with `scaled` its gradients go through the scaler of fp16.
 
-    accelerate refuses fp16 on a CPU: the networks stay float32, and all that is done to gradients and steps is fp16's.
+    The scripts refuse fp16 on a CPU: the networks stay float32, and all that is done to gradients and steps is fp16's.
     """
 
     def make(scaled, **optim):
@@ -50,7 +50,7 @@ def make_tokenizer(run):
     torch.manual_seed(0)
     tokenizer = VQTokenizer(3, 16, codebook_size=12, codebook_dim=4, hidden_channels=8, residual_channels=4)
     run.model, run.main = tokenizer, run.train(tokenizer, "model")
-    run.ema = EMAModel(tokenizer.parameters(), decay=0.9)
+    run.average = Average(tokenizer, decay=0.9)
     as_fp16(run)
     return tokenizer
 
@@ -76,7 +76,7 @@ def update(run, loss, adversary=None):
 
 def state(run):
     return {name: value.clone() for name, value in run.model.state_dict().items()} | {
-        f"ema {index}": value.clone() for index, value in enumerate(run.ema.shadow_params)
+        f"ema {index}": value.clone() for index, value in enumerate(run.average.tensors)
     }
 
 
@@ -95,7 +95,7 @@ def test_an_infinite_gradient_leaves_the_step_out_and_all_as_it_is(start, max_gr
     assert run.step == 2 and run.main.gradient_norm is None
     assert all(parameter.grad is None for parameter in run.model.parameters())
     seen, _ = update(run, squared())
-    assert seen.updated is True and run.model.bottleneck.step == 2 and run.ema.optimization_step == 2
+    assert seen.updated is True and run.model.bottleneck.step == 2
     names, means = run._means.take()
     logged = dict(zip(names, means.tolist(), strict=True))
     assert logged["skipped"] == pytest.approx(1 / 3)

@@ -1,5 +1,6 @@
 """The scripts as a user starts them: real processes, on the embedded digits, with networks of a few hundred weights."""
 
+import importlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from tokenizer import VQTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
 ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 # Without --multi_gpu the launcher starts one process where there is no GPU, whatever --num_processes says.
 TWO_PROCESSES = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
@@ -212,12 +214,16 @@ def test_a_prior_is_not_resumed_on_another_tokenizer(home):
 
 
 @pytest.mark.parametrize("script", ["train_tokenizer", "train_ldm", "train_pixelcnn", "sample", "evaluate"])
-def test_options_override_the_config_wherever_it_stands_and_are_printed(tmp_path, script):
+def test_options_override_the_config_wherever_it_stands_and_are_printed(tmp_path, script, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main = importlib.import_module(script).main
     option = "run.seed" if script.startswith("train") else "seed"
     nested = {"run": {"seed": 5}} if script.startswith("train") else {"seed": 5}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(nested))
-    for given, seed in (((), 5), ((f"--{option}", 7), 7)):
-        printed = yaml.safe_load(run(script, *given, "--config", "mine.yaml", "--print_config", cwd=tmp_path).stdout)
+    Path("mine.yaml").write_text(yaml.safe_dump(nested))
+    for given, seed in (((), 5), ((f"--{option}", "7"), 7)):
+        with pytest.raises(SystemExit, match="0"):
+            main([*given, "--config", "mine.yaml", "--print_config"])
+        printed = yaml.safe_load(capsys.readouterr().out)
         assert (printed["run"] if script.startswith("train") else printed)["seed"] == seed
 
 

@@ -377,6 +377,11 @@ def test_what_a_tar_shard_may_lack(tmp_path, members, expected):
     assert text.startswith(f"shard {tmp_path / 'train.tar'} ") and expected in text
 
 
+def test_a_single_tar_by_its_own_name(tmp_path):
+    write_tar(tmp_path / "images.tar", {f"{index}.png": picture(index) for index in range(3)})
+    assert len(stream(tmp_path / "images.tar", split="train")) == 3
+
+
 def test_some_shards_have_labels(tmp_path):
     write_tar(tmp_path / "train-0.tar", {"a.png": picture(0), "a.cls": b"0"})
     write_tar(tmp_path / "train-1.tar", {"a.png": picture(0)})

@@ -94,20 +94,21 @@ def assert_trained_alike(found, expected, began):
         assert gone_here > 1e-5 and off_here < 1e-3 * gone_here, file
 
 
-def in_two_processes(folder, *runs):
+def in_processes(folder, number, *runs, **variables):
+    """Trains the runs one after the other in so many processes, with these environment variables."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [word for run in runs for word in ("--", *map(str, run))][1:]
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
+    shared = os.environ | {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(number)} | variables
     workers = [
         subprocess.Popen(
             [sys.executable, str(WORKER), *arguments],
             cwd=folder, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
-        for rank in range(2)
+        for rank in range(number)
     ]  # fmt: skip
     for worker in workers:
         _, errors = worker.communicate(timeout=240)
@@ -116,8 +117,9 @@ def in_two_processes(folder, *runs):
 
 def test_processes_and_parts_with_equal_global_batch_train_as_one(one, home):
     """Tokenizer and discriminator: arc loss, adaptive weight and all are those of the whole batch."""
-    in_two_processes(
+    in_processes(
         home,
+        2,
         [*GAN, "--run.name", "two"],
         [*GAN, "--run.name", "two-by-two", "--optim.accumulation", 2],
     )
@@ -131,6 +133,27 @@ def test_processes_and_parts_with_equal_global_batch_train_as_one(one, home):
                 {key: value for key, value in numbers.items() if key not in TIMES} for numbers in (line, other)
             )
             assert other == pytest.approx(line, rel=1e-4, abs=1e-6)
+
+
+def test_processes_and_parts_train_as_one_to_the_precision_of_float64(home):
+    """By Adam's own epsilon, and with all that a discriminator can have: in float32 rounding would be followed."""
+    options = [*GAN, "--optim.eps", 1e-8, "--optim.lr", 1e-3, "--optim.max_grad_norm", 0.1, "--ema_decay", 0.9]
+    options += ["--adversarial.r1_weight", 1, "--adversarial.r1_every", 2, "--adversarial.lecam_weight", 0.1]
+    in_processes(home, 1, [*options, "--run.name", "one-64"], FLOAT64="1")
+    in_processes(
+        home,
+        2,
+        [*options, "--run.name", "two-64"],
+        [*options, "--run.name", "two-by-two-64", "--optim.accumulation", 2],
+        FLOAT64="1",
+    )
+    expected = weights(home / "runs/one-64")
+    assert {value.dtype for value in expected.values() if value.is_floating_point()} == {torch.float64}
+    for name in ("two-64", "two-by-two-64"):
+        for key, value in weights(home / "runs" / name).items():
+            torch.testing.assert_close(
+                value, expected[key], rtol=0, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}"
+            )
 
 
 def test_an_adversarial_training_that_was_cut_off_ends_with_the_same_weights(one, train, monkeypatch):
@@ -150,6 +173,22 @@ def test_an_adversarial_training_that_was_cut_off_ends_with_the_same_weights(one
         assert torch.equal(found[name], expected), name
     assert [line["step"] for line in log(one.parent / "cut-off")] == [1, 2, 3, 4, 5]
     assert [line["loss"] for line in log(one.parent / "cut-off")] == [line["loss"] for line in log(one)]
+
+
+def test_compiled_trains_as_eager_does(one, train, monkeypatch):
+    """Both networks' forward and backward graphs as torch.compile cuts them, run by PyTorch's own kernels."""
+    compile_module, compiled = torch.nn.Module.compile, []
+
+    def compile_without_code(module):
+        compiled.append(type(module).__name__)
+        compile_module(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 4)  # of a function; a graph for each step were 5
+    found = weights(train("compiled", *GAN, "--run.compile", "true"))
+    assert sorted(compiled) == ["PatchDiscriminator", "VQTokenizer"]
+    assert_trained_alike(found, weights(one), weights(one, 1))
 
 
 def test_averaged_weights_are_saved_with_the_step_of_the_last(train):

@@ -48,6 +48,18 @@ def test_parameters_of_the_published_size(multipliers, encoder, decoder, side):
     assert attention_levels(model) == ([False] * (len(model.encoder.network.down_blocks) - 1) + [True],) * 2
 
 
+def test_a_biased_channel_alone_in_its_group_leaves_no_trace_and_among_others_does():
+    torch.manual_seed(0)
+    for groups, is_equal in ((None, True), (8, False)):
+        model = make(norm_groups=groups)
+        images = images_for(model)
+        before = model.encode(images).latents
+        model.encoder.network.down_blocks[0].resnets[0].conv1.bias.data[3] += 1
+        assert torch.allclose(model.encode(images).latents, before, rtol=1e-4, atol=1e-5) == is_equal
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.GroupNorm)]
+        assert {norm.num_groups for norm in norms} == {groups or 32} and len(norms) > 20
+
+
 @pytest.mark.parametrize(
     ("sizes", "levels"), [(None, [0, 0, 1]), ((16, 4), [1, 0, 1]), ([8], [0, 1, 0]), ((), [0, 0, 0])]
 )
@@ -158,8 +170,9 @@ def test_save_and_load_is_bit_for_bit(tmp_path):
     [
         ({"residual_channels": 32}, "'vqgan' has no residual_channels; its own arguments are channel_multipliers, att"),
         ({"network": "conv"}, "'conv' has no channel_multipliers; its own arguments are residual_channels"),
-        ({"hidden_channels": 48}, "multiple of its 32 normalisation groups, got 48"),
-        ({"hidden_channels": 0}, "multiple of its 32 normalisation groups, got 0"),
+        ({"hidden_channels": 48}, "multiple of norm_groups, .* got 48 and 32"),
+        ({"hidden_channels": 0}, "multiple of norm_groups, .* got 0 and 32"),
+        ({"norm_groups": 0}, "multiple of norm_groups, .* got 32 and 0"),
         (
             {"attention_sizes": (8, 32)},
             "attention_sizes holds 32, .* at image_size 16 .* the feature maps are 16, 8 high",

@@ -17,8 +17,23 @@ FINGERPRINT_WHOLE = 100_000
 FINGERPRINT_PART = 10_000
 
 
+class FramedImages(Dataset):
+    """Images of one size, in classes."""
+
+    framing: Framing
+    class_names: list[str]
+
+    @property
+    def image_size(self) -> int:
+        return self.framing.image_size
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
 @dataclass(eq=False, repr=False)
-class ImageDataset(Dataset):
+class ImageDataset(FramedImages):
     """Images and labels by index; built by `load_images`.
 
     Item: {"images": float32 (channels, image_size, image_size) in [-1, 1], "labels": int64 ()}; of a list of indices,
@@ -38,14 +53,6 @@ class ImageDataset(Dataset):
     channels: int
     name: str
     split: str
-
-    @property
-    def image_size(self) -> int:
-        return self.framing.image_size
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     @property
     def is_augmented(self) -> bool:

@@ -57,7 +57,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         quantizer: name of the quantizer, one of `tokenizer.quantizers.QUANTIZERS`.
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code and of a latent token.
-        hidden_channels: width of the network; of `conv` even, of `vqgan` a multiple of 32.
+        hidden_channels: width of the network; of `conv` even, of `vqgan` a multiple of norm_groups.
         residual_channels: of `conv` alone: inner width of a residual layer; None is 32.
         num_residual_layers: residual layers in the encoder and in the decoder; of `vqgan` on each of the encoder's
             levels, and one more on each of the decoder's.
@@ -67,6 +67,8 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
             the network attends; None is the lowest level's. Below the lowest level it always attends.
         z_channels: of `vqgan` alone: channels between the networks and the 1 x 1 convolutions around the quantizer;
             None is codebook_dim.
+        norm_groups: of `vqgan` alone: groups of every group normalisation; None is 32, as published for 128
+            hidden_channels. A group of one channel loses that channel's mean over the image in each normalisation.
         quantizer_options: the quantizer's other arguments, by name; what is left out keeps the quantizer's default.
 
     Raises:
@@ -91,6 +93,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         channel_multipliers: tuple[int, ...] | None = None,
         attention_sizes: tuple[int, ...] | None = None,
         z_channels: int | None = None,
+        norm_groups: int | None = None,
         quantizer_options: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -99,6 +102,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
             "channel_multipliers": channel_multipliers,
             "attention_sizes": attention_sizes,
             "z_channels": z_channels,
+            "norm_groups": norm_groups,
         }
         common = (in_channels, codebook_dim, hidden_channels, num_residual_layers)
         if network == "conv":
@@ -106,7 +110,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
             sizes = conv_sizes(*common, **_own("conv", conv, vqgan))
         elif network == "vqgan":
             make_encoder, make_decoder = VQGANEncoder, VQGANDecoder
-            sizes = vqgan_sizes(*common, image_size, **_own("vqgan", vqgan, conv))
+            sizes = (vqgan_sizes(*common, image_size, **_own("vqgan", vqgan, conv)),)
         else:
             raise ValueError(f"unknown network {network!r}; there are 'conv' and 'vqgan'")
         self.encoder = make_encoder(*sizes)

@@ -10,12 +10,11 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from tokenizer.data_config import HELD_OUT_SPLITS, DataConfig, held_out_split, size_and_channels
 from tokenizer.data_sources import HUB_IDS
 from tokenizer.framing import Framing, uniform_draws
-from tokenizer.image_dataset import as_floats, framed_pixels
+from tokenizer.image_dataset import FramedImages, as_floats, framed_pixels
 from tokenizer.image_files import DataError, decode_image
 from tokenizer.parquet_shards import index_parquet
 from tokenizer.shards import Block, Shard, ShardFile, checked, find_shards
@@ -30,7 +29,7 @@ FINGERPRINT_BYTES = 1 << 16
 
 
 @dataclass(eq=False, repr=False)
-class StreamedImages(Dataset):
+class StreamedImages(FramedImages):
     """Images and labels in shards; built by `load_images` where `data.streaming` is true.
 
     Items by index, in the order of the shards, are those of an `ImageDataset`, and so are the attributes. One block is
@@ -58,14 +57,6 @@ class StreamedImages(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_last_read": None}
-
-    @property
-    def image_size(self) -> int:
-        return self.framing.image_size
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     @cached_property
     def labels(self) -> torch.Tensor:
@@ -206,7 +197,7 @@ def load_streamed(config: DataConfig, split: Literal["train", "test"]) -> Stream
 def _index(files: tuple[ShardFile, ...], config: DataConfig) -> tuple[Shard, ...]:
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         return tuple(
-            pool.map(lambda file: index_tar(file) if file.path.endswith(".tar") else index_parquet(file, config), files)
+            pool.map(lambda file: index_tar(file) if file.url.endswith(".tar") else index_parquet(file, config), files)
         )
 
 

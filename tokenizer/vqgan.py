@@ -8,38 +8,51 @@ levels and always in the middle, below the lowest; the decoder has one more resi
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
-# Of every group normalisation, as the published weights have it.
-NORM_GROUPS = 32
+
+@dataclass(frozen=True)
+class VQGANSizes:
+    """Of encoder and decoder alike.
+
+    Attributes:
+        channels: C, the images'.
+        latent_channels: D.
+        widths: of the levels, images first.
+        attends: whether each level attends.
+        num_layers: residual blocks on a level of the encoder.
+        z_channels: between the network and its 1 x 1 convolution.
+        norm_groups: of every group normalisation.
+    """
+
+    channels: int
+    latent_channels: int
+    widths: tuple[int, ...]
+    attends: tuple[bool, ...]
+    num_layers: int
+    z_channels: int
+    norm_groups: int
 
 
 class VQGANEncoder(nn.Module):
     """Images (B, C, H, W) in [-1, 1] -> latents (B, D, H / f, W / f)."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        latent_channels: int,
-        widths: Sequence[int],
-        attends: Sequence[bool],
-        num_layers: int,
-        z_channels: int,
-    ):
+    def __init__(self, sizes: VQGANSizes):
         super().__init__()
-        self.downsampling = 2 ** (len(widths) - 1)
+        self.downsampling = 2 ** (len(sizes.widths) - 1)
         self.network = Encoder(
-            in_channels,
-            z_channels,
-            tuple("AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D" for attention in attends),
-            tuple(widths),
-            num_layers,
-            NORM_GROUPS,
+            sizes.channels,
+            sizes.z_channels,
+            tuple("AttnDownEncoderBlock2D" if attends else "DownEncoderBlock2D" for attends in sizes.attends),
+            sizes.widths,
+            sizes.num_layers,
+            sizes.norm_groups,
             double_z=False,
         )
-        self.quant_conv = nn.Conv2d(z_channels, latent_channels, 1)
+        self.quant_conv = nn.Conv2d(sizes.z_channels, sizes.latent_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H / f, W / f)."""
@@ -49,25 +62,17 @@ class VQGANEncoder(nn.Module):
 class VQGANDecoder(nn.Module):
     """Quantized latents (B, D, h, w) -> images (B, C, f h, f w)."""
 
-    def __init__(
-        self,
-        out_channels: int,
-        latent_channels: int,
-        widths: Sequence[int],
-        attends: Sequence[bool],
-        num_layers: int,
-        z_channels: int,
-    ):
+    def __init__(self, sizes: VQGANSizes):
         super().__init__()
-        self.post_quant_conv = nn.Conv2d(latent_channels, z_channels, 1)
+        self.post_quant_conv = nn.Conv2d(sizes.latent_channels, sizes.z_channels, 1)
         self.network = Decoder(
-            z_channels,
-            out_channels,
+            sizes.z_channels,
+            sizes.channels,
             # diffusers counts these from the lowest level up, and the widths from the highest down.
-            tuple("AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D" for attention in reversed(attends)),
-            tuple(widths),
-            num_layers,
-            NORM_GROUPS,
+            tuple("AttnUpDecoderBlock2D" if attends else "UpDecoderBlock2D" for attends in reversed(sizes.attends)),
+            sizes.widths,
+            sizes.num_layers,
+            sizes.norm_groups,
         )
 
     @property
@@ -89,8 +94,9 @@ def vqgan_sizes(
     channel_multipliers: Sequence[int] = (1, 2, 2, 4),
     attention_sizes: Sequence[int] | None = None,
     z_channels: int | None = None,
-) -> tuple[int, int, list[int], list[bool], int, int]:
-    """The arguments of VQGANEncoder and VQGANDecoder from VQTokenizer's.
+    norm_groups: int = 32,
+) -> VQGANSizes:
+    """The sizes from VQTokenizer's arguments.
 
     Raises:
         ValueError: a size that cannot work.
@@ -104,10 +110,10 @@ def vqgan_sizes(
         )
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"channel_multipliers must be whole numbers from 1 on, one per level, got {list(multipliers)}")
-    if hidden_channels < 1 or hidden_channels % NORM_GROUPS:
+    if norm_groups < 1 or hidden_channels < 1 or hidden_channels % norm_groups:
         raise ValueError(
-            f"hidden_channels of network 'vqgan' must be a multiple of its {NORM_GROUPS} normalisation groups, "
-            f"got {hidden_channels}"
+            "hidden_channels of network 'vqgan' must be a multiple of norm_groups, its normalisation groups, "
+            f"got {hidden_channels} and {norm_groups}"
         )
     # The height of each level's feature maps, from the highest level to the lowest.
     levels = [image_size // 2**level for level in range(len(multipliers))]
@@ -117,5 +123,6 @@ def vqgan_sizes(
             f"attention_sizes holds {never[0]}, which no level has: at image_size {image_size} with "
             f"channel_multipliers {list(multipliers)} the feature maps are {', '.join(map(str, levels))} high"
         )
-    widths = [hidden_channels * multiplier for multiplier in multipliers]
-    return channels, latent_channels, widths, [size in attending for size in levels], num_layers, z_channels
+    widths = tuple(hidden_channels * multiplier for multiplier in multipliers)
+    attends = tuple(size in attending for size in levels)
+    return VQGANSizes(channels, latent_channels, widths, attends, num_layers, z_channels, norm_groups)

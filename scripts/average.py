@@ -1,0 +1,47 @@
+"""The average of a module's parameters over its training."""
+
+from collections.abc import Mapping
+
+from diffusers.training_utils import EMAModel
+from fast_training import sharded_as, whole
+from torch import Tensor, nn
+
+
+class Average:
+    """The exponential moving average of a module's parameters.
+
+    Args:
+        module: in training; each process may have a shard of it (FSDP), and then has one of the average.
+        decay: of the average; in the first steps it is lower, so that the beginning is soon forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self._module = module
+        self._ema = EMAModel(module.parameters(), decay=decay)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The averages, in the order of the parameters."""
+        return self._ema.shadow_params
+
+    def update(self) -> None:
+        """Takes in the parameters as they are after a step."""
+        self._ema.step(self._module.parameters())
+
+    def load_into(self, module: nn.Module) -> None:
+        """Loads the averages into a copy of the module, and puts it in eval mode. To be called by every process."""
+        for parameter, average in zip(module.parameters(), self.tensors, strict=True):
+            parameter.data.copy_(whole(average))
+        module.eval()
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages by their parameters' names, whole. To be called by every process."""
+        names = (name for name, _ in self._module.named_parameters())
+        return {name: whole(tensor).contiguous() for name, tensor in zip(names, self.tensors, strict=True)}
+
+    def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Takes up averages by their parameters' names, as they were after so many steps."""
+        names = (name for name, _ in self._module.named_parameters())
+        shards = zip(names, self.tensors, strict=True)
+        self._ema.shadow_params = [sharded_as(state[name], shard) for name, shard in shards]
+        self._ema.optimization_step = step
