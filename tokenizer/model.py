@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
@@ -13,13 +15,12 @@ from torch import Tensor
 from tokenizer.complete_weights import CompleteWeights
 from tokenizer.networks import ConvDecoder, ConvEncoder, conv_sizes
 from tokenizer.quantizers import QuantizerOutput, make_quantizer
-from tokenizer.straight_through import straight_through
 from tokenizer.vqgan import VQGANDecoder, VQGANEncoder, vqgan_sizes
 
 
 @dataclass
 class EncoderOutput(BaseOutput):
-    """`latents`: (B, D, h, w), before quantisation."""
+    """`latents`: (B, latent channels, h, w), before quantisation."""
 
     latents: Tensor
 
@@ -33,13 +34,21 @@ class DecoderOutput(BaseOutput):
 
 @dataclass
 class TokenizerOutput(BaseOutput):
-    """A full pass: reconstruction (B, C, H, W), latents (B, D, h, w), codes (B, h, w), losses, counts (K,).
+    """A full pass.
 
-    `losses` are the quantizer's, by name, not weighted.
+    Attributes:
+        reconstruction: (B, C, H, W); (2 B, C, H, W) in the training of a quantizer whose images are decoded twice: all
+            of them from what the quantizer gave, then all of them from what it has `sampled`.
+        moments: what the encoder gave.
+        latents: (B, latent channels, h, w).
+        codes: as `VQTokenizer.encode_codes` gives them; none without codes.
+        losses: the quantizer's, by name, not weighted.
+        counts: (K,) how often each code was used; none without codes.
     """
 
     # Under mixed precision accelerate makes the output anew from one dictionary, which needs the defaults.
     reconstruction: Tensor
+    moments: Tensor = None
     latents: Tensor = None
     codes: Tensor = None
     losses: dict[str, Tensor] = None
@@ -52,13 +61,15 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
     Args:
         in_channels: C, the images' channels.
         image_size: height and width of the images, in pixels; a multiple of the network's downsampling.
-        network: encoder and decoder; `conv` is the small convolutional network, downsampling by 4; `vqgan` the large
-            one, with a level for each of channel_multipliers, downsampling by 2 between two levels.
+        network: encoder and decoder; `conv` is the small convolutional network; `vqgan` the large one, with a level for
+            each of channel_multipliers, downsampling by 2 between two levels.
         quantizer: name of the quantizer, one of `tokenizer.quantizers.QUANTIZERS`.
-        codebook_size: K, the number of codes.
-        codebook_dim: D, the size of a code and of a latent token.
+        codebook_size: K, the number of codes; without meaning to a continuous quantizer.
+        codebook_dim: D, the size of a code, or of what else stands for a latent token in front of the decoder. Between
+            the networks' last and first convolutions, it is the size of factorised codes as well.
         hidden_channels: width of the network; of `conv` even, of `vqgan` a multiple of norm_groups.
         residual_channels: of `conv` alone: inner width of a residual layer; None is 32.
+        strided_layers: of `conv` alone: its convolutions of stride 2, 1 or 2; None is 2, downsampling by 4.
         num_residual_layers: residual layers in the encoder and in the decoder; of `vqgan` on each of the encoder's
             levels, and one more on each of the decoder's.
         channel_multipliers: of `vqgan` alone: each level's width as a multiple of hidden_channels, images first; None
@@ -89,6 +100,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         codebook_dim: int = 64,
         hidden_channels: int = 128,
         residual_channels: int | None = None,
+        strided_layers: int | None = None,
         num_residual_layers: int = 2,
         channel_multipliers: tuple[int, ...] | None = None,
         attention_sizes: tuple[int, ...] | None = None,
@@ -97,44 +109,64 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         quantizer_options: dict[str, Any] | None = None,
     ):
         super().__init__()
-        conv = {"residual_channels": residual_channels}
+        conv = {"residual_channels": residual_channels, "strided_layers": strided_layers}
         vqgan = {
             "channel_multipliers": channel_multipliers,
             "attention_sizes": attention_sizes,
             "z_channels": z_channels,
             "norm_groups": norm_groups,
         }
-        common = (in_channels, codebook_dim, hidden_channels, num_residual_layers)
+        # The bottleneck says what goes in and out of it; its table is drawn after the encoder's weights.
+        bottleneck = partial(make_quantizer, quantizer, codebook_size, codebook_dim, quantizer_options or {})
+        with torch.device("meta"):
+            encoder_channels = bottleneck().encoder_channels
+        common = (in_channels, encoder_channels, codebook_dim, hidden_channels, num_residual_layers)
         if network == "conv":
             make_encoder, make_decoder = ConvEncoder, ConvDecoder
             sizes = conv_sizes(*common, **_own("conv", conv, vqgan))
         elif network == "vqgan":
             make_encoder, make_decoder = VQGANEncoder, VQGANDecoder
-            sizes = (vqgan_sizes(*common, image_size, **_own("vqgan", vqgan, conv)),)
+            sizes = vqgan_sizes(*common, image_size, **_own("vqgan", vqgan, conv))
         else:
             raise ValueError(f"unknown network {network!r}; there are 'conv' and 'vqgan'")
-        self.encoder = make_encoder(*sizes)
+        self.encoder = make_encoder(sizes)
+        # Not called `quantizer`: diffusers answers that name with the constructor argument.
+        self.bottleneck = bottleneck()
+        self.bottleneck.values_per_token = in_channels * self.encoder.downsampling**2
         if image_size < self.downsampling or image_size % self.downsampling:
             raise ValueError(f"image_size must be a multiple of {self.downsampling}, got {image_size}")
-        # Not called `quantizer`: diffusers answers that name with the constructor argument.
-        self.bottleneck = make_quantizer(quantizer, codebook_size, codebook_dim, quantizer_options or {})
-        self.decoder = make_decoder(*sizes)
+        self.decoder = make_decoder(sizes)
 
     @property
     def codebook(self) -> Tensor:
-        """The effective table, (K, D)."""
+        """The effective table, (K, D).
+
+        Raises:
+            ValueError: a continuous quantizer has none.
+        """
         return self.bottleneck.codebook
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the quantizer is discrete. Of a continuous one, the calls that give or take codes are errors."""
+        return self.bottleneck.depth > 0
 
     @property
     def downsampling(self) -> int:
         """Pixels per latent token along each side."""
-        return self.encoder.downsampling
+        return self.encoder.downsampling * self.bottleneck.downsampling
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(D, h, w) of one image's latents."""
+        """(channels, h, w) of one image's latents; D channels in most quantizers."""
         side = self.config.image_size // self.downsampling
-        return self.config.codebook_dim, side, side
+        return self.bottleneck.latent_channels, side, side
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """(h, w) of one image's codes, or (h, w, depth) where a token has several."""
+        depth = self.bottleneck.depth
+        return self.latent_shape[1:] if depth == 1 else (*self.latent_shape[1:], depth)
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
         """Keeps the activations at the levels' borders alone and computes the others again in the backward pass.
@@ -151,46 +183,60 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
     @apply_forward_hook
     def encode(self, images: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """Images (B, C, H, W) in [-1, 1] -> `.latents` (B, D, h, w), before quantisation."""
-        if images.ndim != 4 or images.shape[1] != self.config.in_channels:
-            raise ValueError(f"expected images (B, {self.config.in_channels}, H, W), got {tuple(images.shape)}")
-        if images.shape[2] % self.downsampling or images.shape[3] % self.downsampling:
-            raise ValueError(f"image sides must be multiples of {self.downsampling}, got {tuple(images.shape[2:])}")
-        latents = self.encoder(images)
+        latents = self.bottleneck.latents(self._moments(images))
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
     def encode_codes(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> codes (B, h, w) int64."""
+        """Images (B, C, H, W) in [-1, 1] -> codes (B, h, w) int64, or (B, h, w, depth)."""
         return self.bottleneck.encode(self.encode(images).latents)
 
     @apply_forward_hook
     def quantize(self, latents: Tensor) -> QuantizerOutput:
-        """Latents (B, D, h, w) -> `.quantized` (straight-through), `.codes`, `.losses`, `.usage`, `.perplexity`."""
+        """Latents (B, D, h, w) -> `.quantized` (straight-through), `.codes`, `.losses`, `.usage`, `.perplexity`.
+
+        Raises:
+            ValueError: the quantizer's losses need more of the encoder than latents, or there are no codes.
+        """
+        if self.bottleneck.encoder_channels != self.bottleneck.latent_channels or self.bottleneck.downsampling > 1:
+            raise ValueError(
+                f"quantizer {self.config.quantizer!r} quantises what the encoder gives, of which latents are a part; "
+                "call the tokenizer on images, or encode and decode"
+            )
         return self.bottleneck(latents)
 
     @apply_forward_hook
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Quantises latents (B, D, h, w), with a straight-through gradient, then decodes: `.sample` (B, C, H, W)."""
-        rows = self.bottleneck.lookup(self.bottleneck.encode(latents))
-        sample = self.decoder(straight_through(rows, latents).to(self.dtype))
+        sample = self.decoder(self.bottleneck.snap(latents).to(self.dtype))
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @apply_forward_hook
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes (B, h, w) int64 -> images (B, C, H, W), about [-1, 1]."""
+        """Codes (B, h, w) int64, or (B, h, w, depth) -> images (B, C, H, W), about [-1, 1]."""
         return self.decoder(self.bottleneck.lookup(codes).to(self.dtype))
 
     def forward(self, images: Tensor) -> TokenizerOutput:
         """Images (B, C, H, W) in [-1, 1] -> reconstruction, latents, codes, losses, counts, for training."""
-        latents = self.encode(images).latents
-        quantized = self.quantize(latents)
+        moments = self._moments(images)
+        quantized = self.bottleneck(moments)
+        decoded = [part for part in (quantized.quantized, quantized.sampled) if part is not None]
         return TokenizerOutput(
-            reconstruction=self.decoder(quantized.quantized),
-            latents=latents,
+            reconstruction=self.decoder(decoded[0] if len(decoded) == 1 else torch.cat(decoded)),
+            moments=moments,
+            latents=self.bottleneck.latents(moments),
             codes=quantized.codes,
             losses=quantized.losses,
             counts=quantized.counts,
         )
+
+    def _moments(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> what the encoder gives."""
+        if images.ndim != 4 or images.shape[1] != self.config.in_channels:
+            raise ValueError(f"expected images (B, {self.config.in_channels}, H, W), got {tuple(images.shape)}")
+        if images.shape[2] % self.downsampling or images.shape[3] % self.downsampling:
+            raise ValueError(f"image sides must be multiples of {self.downsampling}, got {tuple(images.shape[2:])}")
+        return self.encoder(images)
 
 
 def _own(network: str, own: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:

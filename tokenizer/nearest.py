@@ -36,6 +36,14 @@ def closest(tokens: Tensor, codebook: Tensor) -> Tensor:
     return _search(tokens, codebook, lambda part, codes: inner_products(part, codes, -codes.square().sum(dim=1) / 2))
 
 
+def largest_product(tokens: Tensor, codebook: Tensor) -> Tensor:
+    """The code of largest inner product with each token: (N, D), (K, D) -> (N,) int64.
+
+    In float32 at least; of equal ones the first code.
+    """
+    return _search(tokens, codebook, inner_products)
+
+
 @torch.no_grad()
 def _search(tokens: Tensor, codebook: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     tokens, codebook = at_least_float32(tokens, tokens), at_least_float32(codebook, tokens)

@@ -1,6 +1,7 @@
-"""The arc loss over the tokens of all processes: each process's latents (n, D) -> the loss of the global batch.
+"""What a quantizer asks of the tokens of all processes: the arc loss, sums, tokens of the whole batch.
 
-Every process takes the share K / W of the codes against the tokens of all, so that W processes share the work of one.
+Of the arc loss every process takes the share K / W of the codes against the tokens of all, so that W processes share
+the work of one.
 """
 
 from typing import Any
@@ -29,6 +30,39 @@ def global_arc_loss(latents: Tensor, codebook: Tensor, scale: float, margin: flo
     share = slice(len(codebook) * rank // world, len(codebook) * (rank + 1) // world)
     terms, _ = arc_terms(_Gather.apply(latents), codebook[share], scale, margin, top_k)
     return _Total.apply(terms.sum()) / len(codebook)
+
+
+@torch.no_grad()
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, on each of them; to be called by every process."""
+    if several_processes():
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@torch.no_grad()
+def gathered(tokens: Tensor) -> Tensor:
+    """The tokens (n, D) of all processes, (W n, D), in the order of the whole batch; to be called by every process."""
+    return _Gather.apply(tokens) if several_processes() else tokens
+
+
+@torch.no_grad()
+def tokens_at(tokens: Tensor, places: Tensor) -> Tensor:
+    """The tokens at these places (M,) of the whole batch, (M, D), of which this process has its share `tokens` (n, D).
+
+    To be called by every process with the same places. Each token comes from its owner: none is gathered in vain.
+    """
+    if not several_processes():
+        return tokens[places]
+    own = places - dist.get_rank() * len(tokens)
+    here = (own >= 0) & (own < len(tokens))
+    return summed(torch.where(here[:, None], tokens[own.clamp(0, len(tokens) - 1)], 0))
+
+
+def whole_batch(tokens: Tensor) -> int:
+    """How many tokens all processes have, of which each has as many as this one."""
+    return len(tokens) * (dist.get_world_size() if several_processes() else 1)
 
 
 class _Gather(torch.autograd.Function):

@@ -20,7 +20,8 @@ class VQGANSizes:
 
     Attributes:
         channels: C, the images'.
-        latent_channels: D.
+        encoder_channels: of what the encoder gives.
+        decoder_channels: of what the decoder takes.
         widths: of the levels, images first.
         attends: whether each level attends.
         num_layers: residual blocks on a level of the encoder.
@@ -29,7 +30,8 @@ class VQGANSizes:
     """
 
     channels: int
-    latent_channels: int
+    encoder_channels: int
+    decoder_channels: int
     widths: tuple[int, ...]
     attends: tuple[bool, ...]
     num_layers: int
@@ -52,7 +54,7 @@ class VQGANEncoder(nn.Module):
             sizes.norm_groups,
             double_z=False,
         )
-        self.quant_conv = nn.Conv2d(sizes.z_channels, sizes.latent_channels, 1)
+        self.quant_conv = nn.Conv2d(sizes.z_channels, sizes.encoder_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H / f, W / f)."""
@@ -64,7 +66,7 @@ class VQGANDecoder(nn.Module):
 
     def __init__(self, sizes: VQGANSizes):
         super().__init__()
-        self.post_quant_conv = nn.Conv2d(sizes.latent_channels, sizes.z_channels, 1)
+        self.post_quant_conv = nn.Conv2d(sizes.decoder_channels, sizes.z_channels, 1)
         self.network = Decoder(
             sizes.z_channels,
             sizes.channels,
@@ -87,7 +89,8 @@ class VQGANDecoder(nn.Module):
 
 def vqgan_sizes(
     channels: int,
-    latent_channels: int,
+    encoder_channels: int,
+    decoder_channels: int,
     hidden_channels: int,
     num_layers: int,
     image_size: int,
@@ -102,7 +105,7 @@ def vqgan_sizes(
         ValueError: a size that cannot work.
     """
     multipliers = tuple(channel_multipliers)
-    z_channels = latent_channels if z_channels is None else z_channels
+    z_channels = decoder_channels if z_channels is None else z_channels
     if min(channels, num_layers, z_channels) < 1:
         raise ValueError(
             "in_channels, num_residual_layers and z_channels of network 'vqgan' must be at least 1, got "
@@ -125,4 +128,5 @@ def vqgan_sizes(
         )
     widths = tuple(hidden_channels * multiplier for multiplier in multipliers)
     attends = tuple(size in attending for size in levels)
-    return VQGANSizes(channels, latent_channels, widths, attends, num_layers, z_channels, norm_groups)
+    ends = (channels, encoder_channels, decoder_channels)
+    return VQGANSizes(*ends, widths, attends, num_layers, z_channels, norm_groups)

@@ -1,14 +1,41 @@
 """The quantizers by name. A new one is one file here and one line in `QUANTIZERS`."""
 
 import inspect
+import math
 from typing import Any, Literal, get_args, get_origin
 
 from tokenizer.quantizers.arc import ArcQuantizer
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput
+from tokenizer.quantizers.cosine import CosineQuantizer
+from tokenizer.quantizers.cvq import CVQQuantizer
+from tokenizer.quantizers.ema import EMAQuantizer
+from tokenizer.quantizers.fc import FCQuantizer
+from tokenizer.quantizers.hvq import HVQQuantizer
+from tokenizer.quantizers.hyperspherical_vae import HypersphericalVAEQuantizer
+from tokenizer.quantizers.ibq import IBQQuantizer
+from tokenizer.quantizers.lc import LCQuantizer
+from tokenizer.quantizers.rq import RQQuantizer
+from tokenizer.quantizers.simvq import SimVQQuantizer
+from tokenizer.quantizers.sq import SQQuantizer
+from tokenizer.quantizers.vae import VAEQuantizer
+from tokenizer.quantizers.vaevq import VAEVQQuantizer
 from tokenizer.quantizers.vq import VQQuantizer
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "arc": ArcQuantizer,
+    "cosine": CosineQuantizer,
+    "cvq": CVQQuantizer,
+    "ema": EMAQuantizer,
+    "fc": FCQuantizer,
+    "hvq": HVQQuantizer,
+    "hyperspherical_vae": HypersphericalVAEQuantizer,
+    "ibq": IBQQuantizer,
+    "lc": LCQuantizer,
+    "rq": RQQuantizer,
+    "simvq": SimVQQuantizer,
+    "sq": SQQuantizer,
+    "vae": VAEQuantizer,
+    "vaevq": VAEVQQuantizer,
     "vq": VQQuantizer,
 }
 
@@ -17,7 +44,7 @@ def make_quantizer(name: str, codebook_size: int, codebook_dim: int, options: di
     """The quantizer called `name`; `options` are the other arguments of its constructor.
 
     Raises:
-        ValueError: an unknown name or option, or an option of the wrong type; the valid ones are named.
+        ValueError: an unknown name or option, or an option of the wrong type, which are named; a number below 0.
     """
     if name not in QUANTIZERS:
         raise ValueError(f"unknown quantizer {name!r}; there are {', '.join(QUANTIZERS)}")
@@ -36,6 +63,9 @@ def _check_type(name: str, option: str, value: Any, annotation: Any) -> None:
     # An int is a good float, a bool is not a good int.
     elif type(value) is not annotation and not (annotation is float and type(value) is int):
         raise ValueError(f"{name}.{option} must be of type {annotation.__name__}, got {value!r}")
+    # Weights, rates, counts and angles: none of them has a meaning below 0.
+    elif type(value) is not bool and not 0 <= value < math.inf:
+        raise ValueError(f"{name}.{option} must be finite and not negative, got {value!r}")
 
 
 __all__ = ["QUANTIZERS", "Quantizer", "QuantizerOutput", "make_quantizer"]

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenizer.angular_margin import (
     arc_loss_and_codes,
@@ -12,14 +12,15 @@ from tokenizer.angular_margin import (
     check_arc_arguments,
     project_to_ball,
 )
-from tokenizer.nearest import most_similar
 from tokenizer.processes import global_arc_loss, several_processes
-from tokenizer.quantizers.base import Quantizer
-from tokenizer.unit_vectors import unit_vectors
+from tokenizer.quantizers.cosine import CosineQuantizer
+from tokenizer.quantizers.tables import TableInit
 
 
-class ArcQuantizer(Quantizer):
+class ArcQuantizer(CosineQuantizer):
     """Largest cosine, raw rows out, norms inside a growing ball, an arc-cosine additive-margin loss.
+
+    Each part can be had without the others: `ball` none leaves the arc loss alone, `arc_initial` 0 the ball.
 
     Args:
         codebook_size: K, the number of codes.
@@ -29,7 +30,7 @@ class ArcQuantizer(Quantizer):
         scale: s of the arc loss.
         margin: m of the arc loss, in radians.
         top_k: positives per code in the arc loss, over the tokens of the batch.
-        arc_initial: gamma_0, weight of the arc loss at step 0.
+        arc_initial: gamma_0, weight of the arc loss at step 0; at 0 there is none, and it is not computed.
         arc_decay: lambda, its decay per update: gamma_t = gamma_0 exp(-lambda t).
         ball: `exp`, a radius of exp(ball_growth t); `fixed`, a radius of 1; `none`, no bound.
         ball_growth: alpha, growth per update of the ball's radius.
@@ -37,6 +38,7 @@ class ArcQuantizer(Quantizer):
             processes, of which each brings as many, so that W processes with a batch of B / W train as one with B;
             `local`, each process's own, which saves the communication. A call's tokens are all that it knows of: where
             gradients are accumulated in a loop of one's own, the batch is one part of it.
+        init: how the table is drawn: see `initial_table`.
     """
 
     def __init__(
@@ -53,11 +55,10 @@ class ArcQuantizer(Quantizer):
         ball: Literal["exp", "fixed", "none"] = "exp",
         ball_growth: float = 3e-4,
         gather: Literal["global", "local"] = "global",
+        init: TableInit = "unit",
     ):
-        super().__init__(codebook_size, codebook_dim)
+        super().__init__(codebook_size, codebook_dim, beta, legacy_beta, init)
         check_arc_arguments(scale, margin, top_k)
-        self.beta = beta
-        self.legacy_beta = legacy_beta
         self.scale = scale
         self.margin = margin
         self.top_k = top_k
@@ -66,7 +67,6 @@ class ArcQuantizer(Quantizer):
         self.ball = ball
         self.ball_growth = ball_growth
         self.gather = gather
-        self.codebook = nn.Parameter(unit_vectors(torch.randn(codebook_size, codebook_dim)))  # eq. 4
 
     @property
     def radius(self) -> Tensor:
@@ -81,15 +81,13 @@ class ArcQuantizer(Quantizer):
         norms = torch.linalg.vector_norm(self.codebook.detach(), dim=1)
         return (norms >= self.radius * (1 - 1e-6)).double().mean()
 
-    def assign(self, tokens: Tensor) -> Tensor:
-        """The code of largest cosine similarity: (N, D) -> (N,) int64."""
-        return most_similar(tokens, self.codebook)
-
-    def assign_with_losses(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def assign_with_losses(self, tokens: Tensor, codebook: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The code of largest cosine similarity, and `arc`, the arc loss over the batch (see `gather`)."""
-        arguments = (self.codebook, self.scale, self.margin, self.top_k)
+        if not self.arc_initial:
+            return super().assign_with_losses(tokens, codebook)
+        arguments = (codebook, self.scale, self.margin, self.top_k)
         if self.training and self.gather == "global" and several_processes():
-            codes, arc = self.assign(tokens.detach()), global_arc_loss(tokens, *arguments)
+            codes, arc = self.assign(tokens.detach(), codebook), global_arc_loss(tokens, *arguments)
         else:
             arc, codes = arc_loss_and_codes(tokens, *arguments)
         return codes, {"arc": arc}
@@ -97,7 +95,7 @@ class ArcQuantizer(Quantizer):
     def check_tokens(self, tokens: int, processes: int) -> None:
         """Raises ValueError where a batch has fewer tokens than each code has positives."""
         seen = tokens * processes if self.gather == "global" else tokens
-        if seen < self.top_k:
+        if self.arc_initial and seen < self.top_k:
             raise ValueError(
                 f"a batch of {seen} tokens is fewer than top_k {self.top_k} of the arc loss; raise optim.batch_size, "
                 "or lower model.quantizer_options.top_k"
@@ -105,20 +103,16 @@ class ArcQuantizer(Quantizer):
 
     def loss_weights(self) -> dict[str, float | Tensor]:
         """1, beta and gamma_t."""
-        codebook, commitment = (self.beta, 1.0) if self.legacy_beta else (1.0, self.beta)
-        return {
-            "codebook": codebook,
-            "commitment": commitment,
-            "arc": arc_weight(self.step, self.arc_initial, self.arc_decay),
-        }
+        arc = {"arc": arc_weight(self.step, self.arc_initial, self.arc_decay)} if self.arc_initial else {}
+        return super().loss_weights() | arc
 
     def diagnostics(self) -> dict[str, Tensor]:
         """The ball's radius, and the share of the codes on it; nothing without a ball."""
         return {} if self.ball == "none" else {"ball_radius": self.radius, "share_on_ball": self.share_on_ball}
 
     @torch.no_grad()
-    def after_update(self) -> None:
+    def after_update(self, moments: Tensor, codes: Tensor | None) -> None:
         """Counts the update, then draws the table into the ball of the new radius."""
-        super().after_update()
+        super().after_update(moments, codes)
         if self.ball != "none":
             self.codebook.copy_(project_to_ball(self.codebook, self.radius))

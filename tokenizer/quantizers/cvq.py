@@ -1,0 +1,122 @@
+"""CVQ-VAE (Zheng and Vedaldi 2023): codes that are seldom used are drawn to tokens of the batch, their anchors."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from tokenizer.nearest import closest, entries_of_tile, most_similar
+from tokenizer.processes import gathered, summed, whole_batch
+from tokenizer.quantizers.anchors import Distance, closest_tokens, random_tokens, sampled_tokens, similarities
+from tokenizer.quantizers.base import tokens_of
+from tokenizer.quantizers.tables import TableInit
+from tokenizer.quantizers.vq import VQQuantizer
+from tokenizer.unit_vectors import at_least_float32
+
+# Of the contrastive loss.
+_TEMPERATURE = 0.07
+
+
+class CVQQuantizer(VQQuantizer):
+    """The closest row; the raw rows go to the decoder. After each update of the optimiser the table moves:
+
+        N_k <- g N_k + (1 - g) f_k,  a_k = exp(-10 K N_k / (1 - g) - 1e-3),  e_k <- (1 - a_k) e_k + a_k anchor_k,
+
+    f_k the share of the tokens of the whole batch that have code k, N_k 0 at first (section 3.2). A code in use,
+    N_k = 1 / K, stays; one that is never hit becomes its anchor in every update.
+
+    Args:
+        codebook_size: K, the number of codes.
+        codebook_dim: D, the size of a code.
+        beta: weight of the commitment loss.
+        legacy_beta: puts beta on the codebook term instead.
+        distance: what is close, in assigning tokens, in anchors and in the contrastive loss: the largest cosine, or
+            the smallest euclidean distance.
+        anchor: a code's, of the batch of all processes: its `closest` token; a `random` one (the public code draws
+            from a pool of earlier batches as well); `probrandom`, one drawn by the softmax over tokens of cosines or
+            negative squared distances.
+        decay: g.
+        first_batch: only the first update re-places codes.
+        contrastive_weight: weight of the contrastive loss, 0: none. For each code, the cross-entropy by which the mean
+            similarity of its max(1, N / K) closest tokens wins against each of the N / 2 least close ones, at a
+            temperature of 0.07. It trains the table alone. In training, N is of all processes.
+        init: how the table is drawn: see `initial_table`.
+
+    Attributes:
+        frequencies: N, (K,).
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        beta: float = 0.25,
+        legacy_beta: bool = False,
+        distance: Distance = "cosine",
+        anchor: Literal["closest", "random", "probrandom"] = "closest",
+        decay: float = 0.99,
+        first_batch: bool = False,
+        contrastive_weight: float = 0.0,
+        init: TableInit = "uniform",
+    ):
+        super().__init__(codebook_size, codebook_dim, beta, legacy_beta, init)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+        self.distance = distance
+        self.anchor = anchor
+        self.decay = decay
+        self.first_batch = first_batch
+        self.contrastive_weight = contrastive_weight
+        self.register_buffer("frequencies", torch.zeros(codebook_size))
+
+    def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
+        """The closest code: (N, D), (K, D) -> (N,) int64."""
+        return most_similar(tokens, codebook) if self.distance == "cosine" else closest(tokens, codebook)
+
+    def assign_with_losses(self, tokens: Tensor, codebook: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The closest code, and `contrastive`, that loss, where it has a weight."""
+        codes, losses = super().assign_with_losses(tokens, codebook)
+        return codes, losses | ({"contrastive": self.contrastive(tokens, codebook)} if self.contrastive_weight else {})
+
+    def contrastive(self, tokens: Tensor, codebook: Tensor) -> Tensor:
+        """The contrastive loss, a scalar; in training, to be called by every process."""
+        tokens = gathered(tokens.detach()) if self.training else tokens.detach()
+        part = max(1, entries_of_tile(tokens) // len(tokens))
+        # A part of the codes at a time, computed again in the backward pass: K x N similarities are never held.
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        terms = [checkpoint(self._contrastive_terms, tokens, codes, **options) for codes in codebook.split(part)]
+        return torch.cat(terms).mean()
+
+    def _contrastive_terms(self, tokens: Tensor, codes: Tensor) -> Tensor:
+        """The loss of each of some codes, (k,)."""
+        found = similarities(tokens, codes, self.distance) / _TEMPERATURE
+        positive = found.topk(max(1, len(tokens) // self.codebook_size)).values.mean(dim=1, keepdim=True)
+        logits = torch.cat([positive, found.topk(len(tokens) // 2, largest=False).values], dim=1)
+        return cross_entropy(logits, torch.zeros(len(codes), dtype=torch.int64, device=codes.device), reduction="none")
+
+    def loss_weights(self) -> dict[str, float | Tensor]:
+        """1 and beta, in the order of `legacy_beta`, and `contrastive_weight`."""
+        weight = self.contrastive_weight
+        return super().loss_weights() | ({"contrastive": weight} if weight else {})
+
+    @torch.no_grad()
+    def after_update(self, moments: Tensor, codes: Tensor | None) -> None:
+        """Re-places seldom used codes by tokens of the batch of all processes, and counts the update."""
+        self._move(tokens_of(at_least_float32(moments.detach(), self.codebook)), codes)
+        super().after_update(moments, codes)
+
+    def _move(self, tokens: Tensor, codes: Tensor) -> None:
+        shares = summed(self.counts_of(codes)).to(self.frequencies.dtype) / whole_batch(tokens)
+        self.frequencies.lerp_(shares, 1 - self.decay)
+        weights = torch.exp(-10 * self.codebook_size / (1 - self.decay) * self.frequencies - 1e-3)
+        if self.first_batch:
+            weights = weights * (self.step == 0)
+        if self.anchor == "closest":
+            anchors = closest_tokens(tokens, self.codebook, self.distance)
+        elif self.anchor == "random":
+            anchors = random_tokens(tokens, torch.arange(self.codebook_size, device=tokens.device), self.update_seed)
+        else:
+            anchors = sampled_tokens(tokens, self.codebook, self.distance, self.update_seed)
+        self.codebook.lerp_(anchors.to(self.codebook.dtype), weights[:, None])

@@ -1,0 +1,109 @@
+"""VQ-EMA: each row is a moving average of the tokens assigned to it (VQ-VAE, van den Oord et al. 2017, app. A.1)."""
+
+import torch
+from torch import Tensor
+
+from tokenizer.nearest import closest
+from tokenizer.processes import summed
+from tokenizer.quantizers.anchors import random_tokens
+from tokenizer.quantizers.base import QuantizerOutput, tokens_of
+from tokenizer.quantizers.tables import TableInit, TableQuantizer, initial_table
+from tokenizer.unit_vectors import at_least_float32
+
+# Of the Laplace smoothing of cluster sizes: what keeps an empty cluster from 0 / 0.
+_EPSILON = 1e-5
+
+
+class EMAQuantizer(TableQuantizer):
+    """Nearest row in l2; the rows are means of the tokens assigned to them, and get no gradient.
+
+    With n_k tokens of the whole batch in cluster k, and z their vectors, each update makes
+
+        N_k <- g N_k + (1 - g) n_k,  m_k <- g m_k + (1 - g) sum z,  e_k = m_k / N~_k,
+        N~_k = n (N_k + eps) / (n + K eps),  n = sum N,  eps = 1e-5.
+
+    Averages start as if each code had been its own cluster of one token: N_k = 1, m_k = e_k. So a code that is not hit
+    stays where it is; it is drawn to the origin only after hundreds of updates, when its N_k falls below eps.
+
+    Args:
+        codebook_size: K, the number of codes.
+        codebook_dim: D, the size of a code.
+        beta: weight of the commitment loss, the only one.
+        decay: g.
+        revive_below: codes with N_k below it become random tokens of the batch, with N_k = 1, or this where it is
+            more; 0: none. N_k is a count per update, so a code needs as many hits in the batch of all processes, on
+            average, to stay.
+        init: how the table is drawn: see `initial_table`.
+
+    Attributes:
+        cluster_sizes: N, (K,).
+        cluster_sums: m, (K, D).
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        beta: float = 0.25,
+        decay: float = 0.99,
+        revive_below: float = 0.0,
+        init: TableInit = "uniform",
+    ):
+        super().__init__(codebook_size, codebook_dim)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+        if not 0 <= revive_below < float("inf"):
+            raise ValueError(f"revive_below must be at least 0 and finite, got {revive_below}")
+        self.beta = beta
+        self.decay = decay
+        self.revive_below = revive_below
+        self.register_buffer("codebook", initial_table(init, codebook_size, codebook_dim))
+        self.register_buffer("cluster_sizes", torch.ones(codebook_size))
+        self.register_buffer("cluster_sums", self.codebook.clone())
+
+    def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
+        """The code of smallest euclidean distance: (N, D), (K, D) -> (N,) int64."""
+        return closest(tokens, codebook)
+
+    def quantize(self, moments: Tensor) -> QuantizerOutput:
+        output = super().quantize(moments)
+        del output.losses["codebook"]
+        return output
+
+    def loss_weights(self) -> dict[str, float | Tensor]:
+        """beta."""
+        return {"commitment": self.beta}
+
+    def check_tokens(self, tokens: int, processes: int) -> None:
+        """Raises ValueError where a batch has too few codes for each of the table to be hit `revive_below` times."""
+        hits = tokens * processes * self.depth
+        if hits < self.revive_below * self.codebook_size:
+            raise ValueError(
+                f"a batch of {hits} codes cannot hit each of {self.codebook_size} codes revive_below "
+                f"{self.revive_below} times, so that codes in use are replaced in every update; raise "
+                "optim.batch_size, or lower model.quantizer_options.revive_below"
+            )
+
+    def assigned(self, moments: Tensor, codes: Tensor) -> Tensor:
+        """The vectors that the codes were found for, (codes.numel(), D), in their order."""
+        return tokens_of(moments)
+
+    @torch.no_grad()
+    def after_update(self, moments: Tensor, codes: Tensor | None) -> None:
+        """Moves the averages and the table by the batch of all processes, revives codes, and counts the update."""
+        vectors = self.assigned(at_least_float32(moments.detach(), self.codebook), codes)
+        # The sum of each cluster's vectors, as of index_add_, but on a GPU in a fixed order.
+        added = torch.ops.aten.embedding_dense_backward(vectors, codes.flatten(), self.codebook_size, -1, False)
+        sizes, sums, share = self.cluster_sizes, self.cluster_sums, 1 - self.decay
+        sizes.lerp_(summed(self.counts_of(codes)).to(sizes.dtype), share)
+        sums.lerp_(summed(added).to(sums.dtype), share)
+        if self.revive_below:
+            # All codes draw a token, so that the device need not say how many are dead.
+            dead, size = sizes < self.revive_below, max(1.0, self.revive_below)
+            tokens = random_tokens(vectors, dead.cumsum(0) - 1, self.update_seed)
+            sizes.masked_fill_(dead, size)
+            sums.copy_(torch.where(dead[:, None], size * tokens, sums))
+        total = sizes.sum()
+        smoothed = total * (sizes + _EPSILON) / (total + self.codebook_size * _EPSILON)
+        self.codebook.copy_(sums / smoothed[:, None])
+        super().after_update(moments, codes)

@@ -1,0 +1,246 @@
+"""The hierarchical quantised autoencoder (HQA, Williams et al. 2020; HVQ-VAE): levels of probabilistic quantizers."""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import embedding, log_softmax, mse_loss
+
+from tokenizer.level_networks import LevelNetworks
+from tokenizer.nearest import closest
+from tokenizer.noise import ImageNoise
+from tokenizer.processes import summed
+from tokenizer.quantizers.base import Quantizer, QuantizerOutput, grid_of, maps_of, tokens_of
+from tokenizer.quantizers.tables import TableInit, initial_table
+from tokenizer.soft_assignment import code_logits, expected_distances, relaxed_one_hot
+from tokenizer.straight_through import straight_through
+from tokenizer.unit_vectors import at_least_float32
+
+# Between a revived code and the most-used one, in each dimension, a normal deviate of this size.
+_REVIVAL_SPREAD = 0.01
+
+
+class HVQQuantizer(Quantizer):
+    """A stack of levels, each with a table, q(k | z) ~ exp(-|z - e_k|^2); the codes are the top level's.
+
+    Level 1's latents are what the encoder gives. Each level above encodes those below it, normalised, at half the side.
+    Codes are looked up downwards: the row of the top level is decoded to the latents below, of which the nearest row is
+    taken, and so on to level 1, whose rows the images are decoded from.
+
+    Published is a training level by level, each on the frozen one below. Here all levels learn at the same time, and no
+    gradient passes from a level to one below: what it encodes, and is to decode, is detached. Each level so minimises
+    the objective of its phase, on a level below that is still learning; there are no phases. In training the images are
+    decoded from level 1's sample alone; in evaluation from what is left of them in the top level's codes.
+
+    A sample is the rows' mean by the soft weights of a relaxed sample of the codes (`relaxed_one_hot`). Codes, and what
+    is counted, are the nearest ones, not the sampled ones.
+
+    Losses, of level l, means over tokens and images:
+        level_l_kl: sum_k p_k (log p_k + log K), for each value of the level's input: of level 1's, of the image.
+        level_l_commitment: sum_k p_k |z - e_k|^2, for each value of the level's input.
+        level_l_reconstruction: from level 2 on, the squared error of the normalised latents below, a mean over values.
+
+    Args:
+        codebook_size: K, the number of codes of each level.
+        codebook_dim: D, the size of a code of each level.
+        levels: how many; with 1 it is a flat stochastic quantizer. Each above the first halves the side of the grid.
+        hidden_channels: width of the networks between levels.
+        residual_channels: inner width of their residual layers.
+        num_residual_layers: their residual layers.
+        kl_weight: of the divergence from the uniform distribution, beside a mean squared error.
+        commitment_weight: of the commitment, likewise.
+        initial_temperature: of the samples at step 0.
+        final_temperature: at the end of a planned training, reached linearly; without a plan it does not change.
+        reset_every: updates between two looks for unused codes; 0: never. At each, the least-used code of a level
+            becomes the most-used one plus a little noise, where its count since the last look is below the share
+            `reset_share`.
+        reset_share: of the most-used code's count.
+        norm_decay: of the running mean and variance of the latents, per update.
+        init: how the tables are drawn: see `initial_table`.
+
+    Raises:
+        ValueError: less than one level, a temperature that is not above 0, a decay above 1, or sizes of the networks
+            that cannot work.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        levels: int = 2,
+        hidden_channels: int = 128,
+        residual_channels: int = 32,
+        num_residual_layers: int = 2,
+        kl_weight: float = 1e-3,
+        commitment_weight: float = 1e-3,
+        initial_temperature: float = 0.667,
+        final_temperature: float = 0.001,
+        reset_every: int = 20,
+        reset_share: float = 0.03,
+        norm_decay: float = 0.9,
+        init: TableInit = "normal",
+    ):
+        super().__init__(codebook_size, codebook_dim)
+        if levels < 1:
+            raise ValueError(f"levels must be at least 1, got {levels}")
+        if not min(initial_temperature, final_temperature) > 0:
+            raise ValueError(f"temperatures must be above 0, got {initial_temperature} and {final_temperature}")
+        if norm_decay > 1:
+            raise ValueError(f"norm_decay must be at most 1, got {norm_decay}")
+        self.downsampling = 2 ** (levels - 1)
+        self.kl_weight = kl_weight
+        self.commitment_weight = commitment_weight
+        self.initial_temperature = initial_temperature
+        self.final_temperature = final_temperature
+        self.reset_every = reset_every
+        self.reset_share = reset_share
+        self.norm_decay = norm_decay
+        self._planned_steps: int | None = None
+        self.tables = nn.ParameterList(initial_table(init, codebook_size, codebook_dim) for _ in range(levels))
+        sizes = (codebook_dim, hidden_channels, residual_channels, num_residual_layers)
+        self.networks = nn.ModuleList(LevelNetworks(*sizes) for _ in range(levels - 1))
+        self.register_buffer("counts", torch.zeros(levels, codebook_size, dtype=torch.int64))
+
+    @property
+    def codebook(self) -> Tensor:
+        """The top level's table, (K, D)."""
+        return self.tables[-1]
+
+    @property
+    def temperature(self) -> Tensor:
+        """Of the relaxed samples at the present step, a scalar."""
+        done = self.step.double() / (self._planned_steps or math.inf)
+        return self.initial_temperature + (self.final_temperature - self.initial_temperature) * done.clamp(max=1)
+
+    def plan(self, steps: int) -> None:
+        """The temperature is to reach its end after as many updates."""
+        self._planned_steps = steps
+
+    def latents(self, moments: Tensor) -> Tensor:
+        """Those of the top level: (B, D, h, w) -> (B, D, h / 2^(levels - 1), w / 2^(levels - 1)).
+
+        Raises:
+            ValueError: a side that is no multiple of 2^(levels - 1).
+        """
+        self._check_sides(moments)
+        with torch.autocast(moments.device.type, enabled=False):
+            latents = at_least_float32(moments, moments)
+            for networks in self.networks:
+                latents = networks.up(latents)
+        return latents
+
+    def assign_latents(self, latents: Tensor) -> Tensor:
+        return _nearest(latents, self.codebook)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        return self._down(_rows(codes, self.codebook))
+
+    def snap(self, latents: Tensor) -> Tensor:
+        """`lookup(encode(latents))`; the gradient passes straight through each table, and through the decoders."""
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = at_least_float32(latents, latents)
+            return self._down(straight_through(_rows(self.assign_latents(latents), self.codebook), latents))
+
+    def quantize(self, moments: Tensor) -> QuantizerOutput:
+        self._check_sides(moments)
+        noise = self.noise(moments) if self.training else None  # one stream, from which each level draws its own
+        rows, codes, losses = self._level(1, moments, self.values_per_token, noise)
+        quantized, latents = rows, moments
+        for level, networks in enumerate(self.networks, start=2):
+            below = networks.normalised(latents.detach())
+            latents = networks.encoder(below)
+            rows, codes, found = self._level(level, latents, 4 * self.codebook_dim, noise)
+            losses |= found | {f"level_{level}_reconstruction": mse_loss(networks.decoder(rows), below)}
+        if not self.training:
+            latents = self.latents(moments)
+            quantized, codes = self.snap(latents), self.assign_latents(latents)
+        return QuantizerOutput(quantized, codes, losses, self.counts_of(codes))
+
+    def loss_weights(self) -> dict[str, float | Tensor]:
+        """1 for the reconstructions, kl_weight and commitment_weight for the others."""
+        weights = {"kl": self.kl_weight, "commitment": self.commitment_weight, "reconstruction": 1.0}
+        levels = range(1, len(self.tables) + 1)
+        names = ((level, name) for level in levels for name in weights if (level, name) != (1, "reconstruction"))
+        return {f"level_{level}_{name}": weights[name] for level, name in names}
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """The temperature."""
+        return {"temperature": self.temperature}
+
+    @torch.no_grad()
+    def after_update(self, moments: Tensor, codes: Tensor) -> None:
+        """Counts the update and the codes, follows the latents' mean and variance, and replaces unused codes.
+
+        The levels between the first and the top see the latents once more, by the networks as the update has left them.
+        """
+        # At the first update nothing is known: the statistics become those of the batch.
+        decay = torch.where(self.step == 0, 0.0, self.norm_decay)
+        super().after_update(moments, codes)
+        latents, counts = at_least_float32(moments, moments), []
+        with torch.autocast(moments.device.type, enabled=False):
+            for table, networks in zip(self.tables, self.networks, strict=False):
+                counts.append(self.counts_of(_nearest(latents, table)))
+                above = networks.up(latents) if len(counts) < len(self.networks) else None
+                networks.follow(latents, decay)
+                latents = above
+        self.counts += summed(torch.stack([*counts, self.counts_of(codes)]))
+        if self.reset_every:
+            self._replace_unused(due=self.step % self.reset_every == 0)
+
+    def _replace_unused(self, due: Tensor) -> None:
+        """Of each level, the least-used code where it is used too little; then the counts begin anew. If it is `due`.
+
+        Without a branch, which would wait for the device.
+        """
+        generator = torch.Generator().manual_seed(self.update_seed)
+        noise = torch.randn(len(self.tables), self.codebook_dim, generator=generator).to(self.codebook)
+        for table, counts, deviate in zip(self.tables, self.counts, noise, strict=True):
+            least, most = counts.argmin(dim=0, keepdim=True), counts.argmax(dim=0, keepdim=True)
+            unused = due & (counts[least] < self.reset_share * counts[most])
+            table[least] = torch.where(unused, table[most] + _REVIVAL_SPREAD * deviate, table[least])
+        self.counts.copy_(torch.where(due, 0, self.counts))
+
+    def _level(
+        self, level: int, latents: Tensor, values: int, noise: ImageNoise | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Latents (B, D, h, w) -> rows (B, D, h, w), codes (B, h, w) and losses, of which a token has so many `values`.
+
+        The rows are a sample; without noise those of the codes.
+        """
+        tokens = tokens_of(latents)  # (N, D)
+        table = at_least_float32(self.tables[level - 1], tokens)
+        logits = code_logits(tokens, tokens.new_full((len(tokens), 1), 2.0), table)  # (N, K)
+        codes = logits.argmax(dim=1)  # (N,)
+        log_p = log_softmax(logits, dim=1)
+        p = log_p.exp()
+        kl = (p * (log_p + math.log(self.codebook_size))).sum() / len(tokens)
+        losses = {"kl": kl / values, "commitment": expected_distances(p, tokens, table).mean() / values}
+        if noise is None:
+            rows = embedding(codes, table)
+        else:
+            gumbel = noise.gumbel(logits.view(len(latents), -1, self.codebook_size)).view_as(logits)
+            rows = relaxed_one_hot(logits, gumbel, self.temperature) @ table
+        losses = {f"level_{level}_{name}": loss for name, loss in losses.items()}
+        return maps_of(rows, latents), grid_of(codes, latents), losses
+
+    def _down(self, rows: Tensor) -> Tensor:
+        """Rows of the top level (B, D, h', w') -> rows of level 1 (B, D, h, w), straight through the nearest ones."""
+        for networks, table in zip(reversed(self.networks), reversed(list(self.tables)[:-1]), strict=True):
+            below = networks.down(rows)
+            rows = straight_through(_rows(_nearest(below, table), table), below)
+        return rows
+
+    def _check_sides(self, moments: Tensor) -> None:
+        if moments.shape[2] % self.downsampling or moments.shape[3] % self.downsampling:
+            raise ValueError(f"sides must be multiples of {self.downsampling}, got {tuple(moments.shape[2:])}")
+
+
+def _nearest(latents: Tensor, table: Tensor) -> Tensor:
+    """(B, D, h, w), (K, D) -> codes (B, h, w)."""
+    return grid_of(closest(tokens_of(latents), table), latents)
+
+
+def _rows(codes: Tensor, table: Tensor) -> Tensor:
+    """(B, h, w), (K, D) -> (B, D, h, w)."""
+    return rearrange(embedding(codes, table), "b h w d -> b d h w")

@@ -1,0 +1,63 @@
+"""The hyperspherical variational autoencoder (Davidson et al. 2018): a continuous reference on the unit sphere."""
+
+from einops import rearrange
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from tokenizer.quantizers.base import QuantizerOutput, unit_latents
+from tokenizer.quantizers.continuous import ContinuousQuantizer
+from tokenizer.von_mises_fisher import kl_to_uniform, sample
+
+
+class HypersphericalVAEQuantizer(ContinuousQuantizer):
+    """A von Mises-Fisher distribution of each latent's direction: the encoder gives its mean and concentration.
+
+    The mean is the unit vector of the first D channels, the concentration softplus + 1 of the last. In training the
+    decoder takes a sample, and `kl` is the divergence from the uniform distribution on the sphere, summed over an
+    image's tokens, mean over the images. Otherwise it takes the mean, which is also the latents; zero channels stay so.
+
+    Args:
+        codebook_size: without meaning here.
+        codebook_dim: D, the channels of the latents, at least 2: the sphere is that of R^D.
+        kl_weight: weight of `kl`; with loss.pixel log_mse, 1 is the evidence lower bound.
+
+    Raises:
+        ValueError: a codebook_dim of 1.
+    """
+
+    name = "hyperspherical_vae"
+
+    def __init__(self, codebook_size: int, codebook_dim: int, kl_weight: float = 1.0):
+        super().__init__(codebook_size, codebook_dim)
+        if codebook_dim < 2:
+            raise ValueError(
+                f"quantizer {self.name!r} needs a sphere, whose directions vary; set model.codebook_dim to 2 or more, "
+                f"got {codebook_dim}"
+            )
+        self.kl_weight = kl_weight
+
+    @property
+    def encoder_channels(self) -> int:
+        """D + 1: means before they are normalised, then what concentrations come of."""
+        return self.codebook_dim + 1
+
+    def latents(self, moments: Tensor) -> Tensor:
+        """The mean directions."""
+        return self.snap(moments[:, : self.codebook_dim])
+
+    def snap(self, latents: Tensor) -> Tensor:
+        """The directions of the latents."""
+        return unit_latents(latents).to(latents.dtype)
+
+    def quantize(self, moments: Tensor) -> QuantizerOutput:
+        taken = self.latents(moments)
+        concentration = softplus(moments[:, -1:]) + 1
+        kl = kl_to_uniform(concentration, self.codebook_dim).sum(dim=(1, 2, 3)).mean()
+        if self.training:
+            grids = (rearrange(part, "b c h w -> b h w c") for part in (taken, concentration))
+            taken = rearrange(sample(*grids, self.noise(moments)), "b h w c -> b c h w")
+        return QuantizerOutput(taken, losses={"kl": kl})
+
+    def loss_weights(self) -> dict[str, float | Tensor]:
+        """kl_weight."""
+        return {"kl": self.kl_weight}

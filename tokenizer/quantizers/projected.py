@@ -1,0 +1,35 @@
+"""Quantizers whose codebook is a frozen table seen through a learned linear layer."""
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.nearest import closest
+from tokenizer.quantizers.tables import TableQuantizer
+
+
+class ProjectedQuantizer(TableQuantizer):
+    """Nearest row in l2 of the codebook Linear(table). The table (K, F) is frozen; the layer learns.
+
+    A gradient at any row moves the layer, and by it all rows, so that no code is left behind.
+
+    Args:
+        codebook_size: K, the number of codes.
+        codebook_dim: D, the size of a code.
+        table_dim: F, the size of a row of the table, which is drawn from N(0, 1 / F): its rows are about 1 long.
+        bias: whether the layer adds a learned offset.
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int, table_dim: int, bias: bool):
+        super().__init__(codebook_size, codebook_dim)
+        self.table = nn.Parameter(torch.randn(codebook_size, table_dim) * table_dim**-0.5, requires_grad=False)
+        self.projector = nn.Linear(table_dim, codebook_dim, bias)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The effective table, (K, D), with its gradient to the layer; all look-ups go through it."""
+        with torch.autocast(self.table.device.type, enabled=False):
+            return self.projector(self.table)
+
+    def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
+        """The code of smallest euclidean distance: (N, D), (K, D) -> (N,) int64."""
+        return closest(tokens, codebook)

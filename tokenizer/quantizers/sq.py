@@ -1,0 +1,132 @@
+"""The stochastic quantizer of SQ-VAE, gaussian (Takida et al. 2022): codes are drawn with a learned variance."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, log_softmax
+
+from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
+from tokenizer.quantizers.tables import TableInit, TableQuantizer
+from tokenizer.soft_assignment import code_logits, likeliest, relaxed_one_hot
+from tokenizer.straight_through import straight_through
+from tokenizer.unit_vectors import at_least_float32
+
+# A variance is no smaller, as published.
+_SMALLEST_VARIANCE = 1e-10
+# Nor a temperature, which float32 would otherwise round to 0 after some millions of updates.
+_SMALLEST_TEMPERATURE = 1e-6
+
+
+class SQQuantizer(TableQuantizer):
+    """q(k | z) ~ exp(-1/2 |z - e_k|^2 / variance), with variance = exp(what the encoder says) + exp(a learned scalar).
+
+    In training the decoder takes a relaxed sample of the codes, the rows' mean by its soft weights, which is
+    differentiable as it is: there is no straight-through gradient and no commitment. Codes, and their counts, are the
+    likeliest ones, not the sampled ones. In evaluation the decoder takes the row of the likeliest code. It is to be
+    trained with `loss.pixel` log_mse, the likelihood of the images under the best variance.
+
+    Losses, sums over an image's tokens in nats, means over images:
+        entropy: sum_k p_k log p_k, the entropy's negative.
+        distance: |z - q|^2 / (2 variance), with q what the decoder takes.
+
+    Args:
+        codebook_size: K, the number of codes.
+        codebook_dim: D, the size of a code.
+        variance: what the encoder says of it, the models gaussian_1 to gaussian_4: `scalar`, nothing, exp(0) = 1;
+            `image`, one for each image, the mean over its tokens of one more channel, in the logarithm; `position`, one
+            for each token, one more channel; `dimension`, D for each token, D more channels. With the last one the
+            likeliest code depends on them, and they are part of the latents, the last D channels of 2 D.
+        initial_variance: what the learned scalar starts at. Published: 20 for CIFAR-10, 10 for MNIST.
+        temperature_decay: a sample's temperature is exp(-temperature_decay t) at step t.
+        init: how the table is drawn: see `initial_table`.
+
+    Raises:
+        ValueError: an initial variance that has no logarithm.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        variance: Literal["scalar", "image", "position", "dimension"] = "scalar",
+        initial_variance: float = 20.0,
+        temperature_decay: float = 1e-5,
+        init: TableInit = "normal",
+    ):
+        super().__init__(codebook_size, codebook_dim)
+        if not 0 < initial_variance < math.inf:
+            raise ValueError(f"initial_variance must be above 0 and finite, got {initial_variance}")
+        self.variance = variance
+        self.temperature_decay = temperature_decay
+        self.learn_table(init)
+        self.log_variance = nn.Parameter(torch.full((), math.log(initial_variance)))
+
+    @property
+    def latent_channels(self) -> int:
+        """D; 2 D where the assignment depends on the variance of each dimension."""
+        return self.codebook_dim * (2 if self.variance == "dimension" else 1)
+
+    @property
+    def encoder_channels(self) -> int:
+        """D, and those of the logarithmic variance."""
+        more = {"scalar": 0, "image": 1, "position": 1, "dimension": self.codebook_dim}
+        return self.codebook_dim + more[self.variance]
+
+    @property
+    def temperature(self) -> Tensor:
+        """Of the relaxed samples at the present step, a scalar."""
+        return torch.exp(-self.temperature_decay * self.step.double()).clamp(min=_SMALLEST_TEMPERATURE)
+
+    def latents(self, moments: Tensor) -> Tensor:
+        """The first D channels; all 2 D of them where the assignment depends on the variance of each dimension."""
+        return moments[:, : self.latent_channels]
+
+    def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
+        """The likeliest code: (N, latent_channels), (K, D) -> (N,) int64."""
+        means, log_variance = tokens[:, : self.codebook_dim], tokens[:, self.codebook_dim :]
+        # One variance for all dimensions decides nothing.
+        precision = self._precision(log_variance) if self.variance == "dimension" else torch.ones_like(means[:, :1])
+        return likeliest(means, precision, at_least_float32(codebook, means))
+
+    def snap(self, latents: Tensor) -> Tensor:
+        """The row of the likeliest code, with a straight-through gradient to the first D channels of the latents."""
+        return straight_through(self.lookup(self.encode(latents)), latents[:, : self.codebook_dim])
+
+    def quantize(self, moments: Tensor) -> QuantizerOutput:
+        means, log_variance = moments[:, : self.codebook_dim], moments[:, self.codebook_dim :]
+        if self.variance == "scalar":
+            log_variance = torch.zeros_like(means[:, :1])
+        elif self.variance == "image":
+            log_variance = log_variance.mean(dim=(2, 3), keepdim=True).expand_as(means[:, :1])
+        tokens, precision = tokens_of(means), self._precision(tokens_of(log_variance))  # (N, D), (N, 1) or (N, D)
+        codebook = at_least_float32(self.codebook, tokens)
+        logits = code_logits(tokens, precision, codebook)  # (N, K)
+        if self.training:
+            codes = logits.argmax(dim=1)  # (N,)
+            gumbel = self.noise(moments).gumbel(logits.view(len(moments), -1, self.codebook_size)).view_as(logits)
+            rows = quantized = relaxed_one_hot(logits, gumbel, self.temperature) @ codebook
+        else:
+            codes = self.assign(tokens_of(self.latents(moments)), codebook)
+            rows = embedding(codes, codebook)
+            quantized = straight_through(rows, tokens)
+        log_p = log_softmax(logits, dim=1)
+        losses = {
+            "entropy": (log_p.exp() * log_p).sum() / len(moments),
+            "distance": (precision * (tokens - rows).square()).sum() / (2 * len(moments)),
+        }
+        return QuantizerOutput(maps_of(quantized, moments), grid_of(codes, moments), losses, self.counts_of(codes))
+
+    def loss_weights(self) -> dict[str, float | Tensor]:
+        """1 and 1: with log_mse they add up to nats."""
+        return {"entropy": 1.0, "distance": 1.0}
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """The temperature, and the learned part of the variance."""
+        return {"temperature": self.temperature, "learned_variance": self.log_variance.detach().exp()}
+
+    def _precision(self, log_variance: Tensor) -> Tensor:
+        """1 / max(exp(log_variance) + exp(learned), 1e-10), of one shape; in the logarithm, where nothing overflows."""
+        total = torch.logaddexp(log_variance, at_least_float32(self.log_variance, log_variance))
+        return total.clamp(min=math.log(_SMALLEST_VARIANCE)).neg().exp()
