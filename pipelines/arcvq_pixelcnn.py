@@ -8,7 +8,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 from pipelines.class_labels import ClassConditionalPipeline, check_id2label
-from priors.pixelcnn import PixelCNN
+from priors.pixelcnn import PixelCNN, code_grid
 from tokenizer.model import VQTokenizer
 
 
@@ -21,7 +21,8 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         id2label: class id -> name, for every class.
 
     Raises:
-        ValueError: a prior with another number of codes or another grid than the tokenizer.
+        ValueError: a prior with another number of codes or another grid than the tokenizer, or a tokenizer that has
+            no codes, or several for each token.
     """
 
     model_cpu_offload_seq = "prior->vqvae"
@@ -29,7 +30,7 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
     def __init__(self, vqvae: VQTokenizer, prior: PixelCNN, id2label: dict | None = None):
         super().__init__()
         theirs = (prior.config.codebook_size, *prior.config.grid_size)
-        ours = (vqvae.config.codebook_size, *vqvae.latent_shape[1:])
+        ours = (vqvae.config.codebook_size, *code_grid(vqvae))
         if theirs != ours:
             raise ValueError(f"the prior models (K, h, w) = {theirs}, the tokenizer has {ours}")
         self.register_modules(vqvae=vqvae, prior=prior)

@@ -140,7 +140,7 @@ def pair_metrics(
 class ReconstructionMetrics:
     """Sums over a split, batch by batch, of a tokenizer with `codebook_size` codes; any batch size gives one result.
 
-    `counts`, int64 (K,), says how often each code has occurred.
+    `counts`, int64 (K,), says how often each code has occurred. With a `codebook_size` of 0 there are no codes.
     """
 
     def __init__(
@@ -155,20 +155,21 @@ class ReconstructionMetrics:
         self._sums: dict[str, float] = {}
         self.counts = torch.zeros(codebook_size, dtype=torch.int64)
 
-    def update(self, originals: Tensor, reconstructions: Tensor, codes: Tensor) -> None:
-        """Add a batch: images uint8 (B, C, H, W) on both sides, codes int64 (B, ...) in [0, K).
+    def update(self, originals: Tensor, reconstructions: Tensor, codes: Tensor | None) -> None:
+        """Add a batch: images uint8 (B, C, H, W) on both sides, codes int64 (B, ...) in [0, K) if there are any.
 
         Raises:
             ValueError: the images do not match (see `psnr`, `ssim`) or the codes are of another number of images.
         """
-        if len(codes) != len(originals):
+        if codes is not None and len(codes) != len(originals):
             raise ValueError(f"codes of {len(codes)} images came with {len(originals)} originals; pass as many")
         values = pair_metrics(originals, reconstructions, self.perceptual, self.ssim_window)
-        self.add(values, code_counts(codes, self.codebook_size).cpu())
+        self.add(values, None if codes is None else code_counts(codes, self.codebook_size).cpu())
 
-    def add(self, values: dict[str, Tensor], counts: Tensor) -> None:
-        """Add what was measured elsewhere: `pair_metrics` of a batch, and the counts (K,) of its codes."""
-        self.counts += counts
+    def add(self, values: dict[str, Tensor], counts: Tensor | None) -> None:
+        """Add what was measured elsewhere: `pair_metrics` of a batch, and the counts (K,) of its codes, if any."""
+        if counts is not None:
+            self.counts += counts
         for name, of_images in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + of_images.sum().item()
         self.images += len(next(iter(values.values())))
@@ -181,7 +182,9 @@ class ReconstructionMetrics:
         if self.images == 0:
             raise ValueError("no image was measured; call update with at least one batch first")
         means = {name: total / self.images for name, total in self._sums.items()}
-        codes = {"usage": usage(self.counts).item(), "perplexity": perplexity(self.counts).item()}
+        codes = {}
+        if len(self.counts):
+            codes = {"usage": usage(self.counts).item(), "perplexity": perplexity(self.counts).item()}
         return means | codes | {"images": self.images}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
@@ -133,22 +134,12 @@ def plot_codebook(codebook: Tensor, counts: Tensor, path: str | Path) -> None:
     if not torch.isfinite(codebook).all() or (counts < 0).any() or not counts.any():
         raise ValueError("the codebook holds NaN or infinity, or counts are negative or all zero")
     codebook = codebook.float()
-    size, used = len(codebook), counts > 0
+    size = len(codebook)
 
     figure = Figure(figsize=(10, 4.6), dpi=160, layout="constrained")
     scatter, matrix = figure.subplots(1, 2)
-    norms = codebook.norm(dim=1)
-    for name, colour, chosen in (("used", USED, used), ("unused", UNUSED, ~used)):
-        if chosen.any():
-            label = f"{int(chosen.sum()):,} {name}"
-            x, y = norms[chosen].numpy(), counts[chosen].numpy()
-            scatter.scatter(x, y, s=14, alpha=0.6, linewidths=0, color=colour, label=label)
-    scatter.set_yscale("symlog", linthresh=1, linscale=0.5)  # logarithmic from 1 up, and 0 is still on it
-    scatter.set_ylim(-0.3, 5.0 * int(counts.max()))  # room for the legend
-    scatter.set(xlabel="norm of the code", ylabel="times used on the held-out split")
+    draw_norms(scatter, codebook.norm(dim=1), counts)
     scatter.set_title(f"usage {100 * usage(counts):.1f} %, perplexity {perplexity(counts):.1f} of {size:,}")
-    scatter.legend(loc="upper center", ncols=2)
-    scatter.grid(alpha=0.25)
 
     order = counts.argsort(descending=True, stable=True)[:MAX_CODES]
     # Not by matrix product, which rounds the distance of a code to itself or to its copy away from 0.
@@ -162,6 +153,21 @@ def plot_codebook(codebook: Tensor, counts: Tensor, path: str | Path) -> None:
     for axis in (matrix.xaxis, matrix.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
     figure.savefig(path, format="png")
+
+
+def draw_norms(panel: Axes, norms: Tensor, counts: Tensor) -> None:
+    """Norms of codes, (K,), against how often each is used, int64 (K,), on a scale that is logarithmic from 1 up."""
+    used = counts > 0
+    for name, colour, chosen in (("used", USED, used), ("unused", UNUSED, ~used)):
+        if chosen.any():
+            label = f"{int(chosen.sum()):,} {name}"
+            x, y = norms[chosen].numpy(), counts[chosen].numpy()
+            panel.scatter(x, y, s=14, alpha=0.6, linewidths=0, color=colour, label=label)
+    panel.set_yscale("symlog", linthresh=1, linscale=0.5)  # and 0 is still on it
+    panel.set_ylim(-0.3, 5.0 * int(counts.max()))  # room for the legend
+    panel.set(xlabel="norm of the code", ylabel="times used on the held-out split")
+    panel.legend(loc="upper center", ncols=2)
+    panel.grid(alpha=0.25)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

@@ -47,6 +47,11 @@ class Protocol:
     storage: Literal["lossless", "jpeg"] = "lossless"
     fid_input_229: bool = False
 
+    @property
+    def alters_images(self) -> bool:
+        """Whether bytes are other than the nearest ones to the floats."""
+        return (self.quantisation, self.storage) != ("round", "lossless")
+
     def to_bytes(self, images: Tensor) -> Tensor:
         """Images, float (B, C, H, W) in [-1, 1], as the uint8 images that are measured; with JPEG, of 3 channels.
 
@@ -101,7 +106,6 @@ def number_name(metric: str, protocol: Protocol, images: int, asked: int, remark
     """
     if protocol.measures == "reconstruction" and metric == "fid":
         metric = "rfid"
-    altered = (protocol.quantisation, protocol.storage) != ("round", "lossless")
-    for remark in [*([protocol.name] if altered else []), *remarks]:
+    for remark in [*([protocol.name] if protocol.alters_images else []), *remarks]:
         metric = f"{metric[:-1]},{remark}]" if metric.endswith("]") else f"{metric}[{remark}]"
     return metric if images >= asked else f"{metric}@{images}"

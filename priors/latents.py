@@ -3,7 +3,7 @@
 A shard is a safetensors file about consecutive images of a data set, for n images in F orientations:
 
     latents  (n, F, D, h, w)  float32 or float16, before quantisation, not scaled
-    codes    (n, F, h, w)     int32
+    codes    (n, F, h, w)     int32, or (n, F, h, w, depth); not there where the tokenizer has none
     labels   (n,)             int64
     moments  (1, 3)           float64: how many values the latents have, their mean, their sum of squares about it
 
@@ -48,11 +48,14 @@ def tokenizer_fingerprint(tokenizer: VQTokenizer) -> str:
 def encode_images(tokenizer: VQTokenizer, images: Tensor) -> dict[str, Tensor]:
     """Images (B, C, H, W) in [-1, 1] -> {"latents": (B, D, h, w) float32, not scaled, "codes": (B, h, w) int64}.
 
-    The tokenizer is in eval mode and in float32; the result is on its device.
+    Where a token has several codes, they are (B, h, w, depth); a continuous tokenizer has none. The tokenizer is in
+    eval mode and in float32; the result is on its device.
     """
     latents = [tokenizer.encode(part.to(tokenizer.device)).latents for part in images.split(ENCODED_AT_ONCE)]
-    codes = [tokenizer.bottleneck.encode(part) for part in latents]
-    return {"latents": torch.cat(latents).float(), "codes": torch.cat(codes)}
+    encoded = {"latents": torch.cat(latents).float()}
+    if tokenizer.has_codes:
+        encoded["codes"] = torch.cat([tokenizer.bottleneck.encode(part) for part in latents])
+    return encoded
 
 
 def encode_shard(
@@ -77,14 +80,16 @@ def encode_shard(
         ValueError: latents that are not finite in this dtype.
     """
     batches = evaluation_batches(Subset(dataset, indices), batch_size=ENCODED_AT_ONCE, num_workers=num_workers)
-    latents, codes, labels = [], [], []
+    dtypes = {"latents": dtype, "codes": torch.int32}
+    found, labels = {}, []
     for batch in batches:
         sides = [batch["images"], batch["images"].flip(-1)] if flips else [batch["images"]]
         encoded = [encode_images(tokenizer, side) for side in sides]
-        latents.append(torch.stack([side["latents"].to("cpu", dtype) for side in encoded], dim=1))
-        codes.append(torch.stack([side["codes"].to("cpu", torch.int32) for side in encoded], dim=1))
+        for name in encoded[0]:
+            both = torch.stack([side[name].to("cpu", dtypes[name]) for side in encoded], dim=1)
+            found.setdefault(name, []).append(both)
         labels.append(batch["labels"])
-    shard = {"latents": torch.cat(latents), "codes": torch.cat(codes), "labels": torch.cat(labels)}
+    shard = {name: torch.cat(parts) for name, parts in found.items()} | {"labels": torch.cat(labels)}
     if not shard["latents"].isfinite().all():
         name = str(dtype).removeprefix("torch.")
         raise ValueError(f"latents of images {indices[0]} to {indices[-1]} are not finite in {name}")
@@ -118,8 +123,8 @@ def latent_scale(moments: Tensor) -> float:
 class EncodedDataset(Dataset):
     """A data set as the tokenizer sees it, in the data set's order; the shards are mapped into memory, not read.
 
-    Item: {"latents": float32 (D, h, w), "codes": int64 (h, w), "labels": int64 ()} of one image as it is; of a list of
-    indices, the batch of their items.
+    Item: {"latents": float32 (D, h, w), "codes": int64 (h, w) or (h, w, depth), "labels": int64 ()} of one image
+    as it is, "codes" as far as the tokenizer has them; of a list of indices, the batch of their items.
 
     Args:
         shards: their files, in order.
@@ -161,12 +166,10 @@ class EncodedDataset(Dataset):
         indices = torch.tensor(indices, dtype=torch.int64)
         if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(f"an index is outside 0..{len(self) - 1}")
-        first = self._shard(0)
-        batch = {
-            "latents": torch.empty(len(indices), *first["latents"].shape[2:]),
-            "codes": torch.empty(len(indices), *first["codes"].shape[2:], dtype=torch.int64),
-            "labels": self.labels[indices],
-        }
+        batch = {"labels": self.labels[indices]}
+        for name, values in self._shard(0).items():
+            dtype = torch.float32 if values.is_floating_point() else torch.int64
+            batch[name] = torch.empty(len(indices), *values.shape[2:], dtype=dtype)
         shards = torch.bucketize(indices, self._ends, right=True)
         for shard in shards.unique().tolist():
             here = (shards == shard).nonzero().flatten()
@@ -188,4 +191,4 @@ class EncodedDataset(Dataset):
 def _open(file: Path, *names: str) -> dict[str, Tensor]:
     """Tensors of a safetensors file as maps of it: what is not touched is not read."""
     with safe_open(file, "pt") as tensors:
-        return {name: tensors.get_tensor(name) for name in names}
+        return {name: tensors.get_tensor(name) for name in names if name in tensors.keys()}  # noqa: SIM118

@@ -14,6 +14,23 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, relu
 
 from tokenizer.complete_weights import CompleteWeights
+from tokenizer.model import VQTokenizer
+
+
+def code_grid(tokenizer: VQTokenizer) -> tuple[int, int]:
+    """(h, w) of a tokenizer's codes.
+
+    Raises:
+        ValueError: it has no codes, or several for a token, which this prior does not model.
+    """
+    depth = tokenizer.bottleneck.depth
+    if depth != 1:
+        codes = "no codes" if depth == 0 else f"{depth} codes for each token"
+        raise ValueError(
+            f"the PixelCNN models one code for each token, and quantizer {tokenizer.config.quantizer!r} gives {codes}; "
+            "train the latent diffusion prior on this tokenizer, or take another quantizer"
+        )
+    return tokenizer.code_shape
 
 
 class GatedLayer(nn.Module):
