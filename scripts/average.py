@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from diffusers.training_utils import EMAModel
+import torch
 from fast_training import sharded_as, whole
 from torch import Tensor, nn
 
@@ -10,23 +10,29 @@ from torch import Tensor, nn
 class Average:
     """The exponential moving average of a module's parameters.
 
+    After t updates the decay is (1 + t) / (10 + t), where that is lower, so that the beginning is soon forgotten.
+
     Args:
         module: in training; each process may have a shard of it (FSDP), and then has one of the average.
-        decay: of the average; in the first steps it is lower, so that the beginning is soon forgotten.
+        decay: of the average.
+
+    Attributes:
+        tensors: the averages, in the order of the parameters.
     """
 
     def __init__(self, module: nn.Module, decay: float):
         self._module = module
-        self._ema = EMAModel(module.parameters(), decay=decay)
+        self._decay = decay
+        self._updates = 0
+        self.tensors = [parameter.detach().clone() for parameter in module.parameters()]
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The averages, in the order of the parameters."""
-        return self._ema.shadow_params
-
+    @torch.no_grad()
     def update(self) -> None:
         """Takes in the parameters as they are after a step."""
-        self._ema.step(self._module.parameters())
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates)) if self._updates else 0.0
+        self._updates += 1
+        for average, parameter in zip(self.tensors, self._module.parameters(), strict=True):
+            average.lerp_(parameter, 1 - decay)
 
     def load_into(self, module: nn.Module) -> None:
         """Loads the averages into a copy of the module, and puts it in eval mode. To be called by every process."""
@@ -43,5 +49,5 @@ class Average:
         """Takes up averages by their parameters' names, as they were after so many steps."""
         names = (name for name, _ in self._module.named_parameters())
         shards = zip(names, self.tensors, strict=True)
-        self._ema.shadow_params = [sharded_as(state[name], shard) for name, shard in shards]
-        self._ema.optimization_step = step
+        self.tensors = [sharded_as(state[name], shard) for name, shard in shards]
+        self._updates = step

@@ -107,10 +107,9 @@ def step_case(name: str, batch_size: int, precision: str, compiled: bool, device
     images = on_device(images, device)
     if not ours:
         return lambda: _descend(trained.wrapped, images, accelerator.backward, trained.optimizer)
-    update = TokenizerUpdate(
-        accelerator, trained, ReconstructionLoss(LossConfig(), WeightFiles(), config.image_size, device)
-    )
-    return lambda: update([images])
+    loss = ReconstructionLoss(LossConfig(), WeightFiles(), config.image_size, device)
+    update = TokenizerUpdate(accelerator, trained, loss)
+    return lambda: update([images], seed=0)
 
 
 def _descend(

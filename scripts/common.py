@@ -34,6 +34,9 @@ from tqdm.auto import tqdm
 
 from tokenizer.data import training_batches
 
+# In the place of a rank, where a seed is that of all processes.
+_ALL_RANKS = 1 << 32
+
 
 class Run:
     """One training run: its folder, its place in it, and what happens around each step.
@@ -86,6 +89,11 @@ class Run:
     def device(self) -> torch.device:
         """This process's device."""
         return self.accelerator.device
+
+    @property
+    def noise_seed(self) -> int:
+        """Of noise that all processes draw alike in the present step."""
+        return seed_of(self.config.seed, _ALL_RANKS, self.step)
 
     def prepare(
         self,

@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from pipelines.metrics import to_uint8
+from pipelines.protocols import Protocol
 from tokenizer.data import ImageDataset
 from tokenizer.image_files import convert
 
@@ -87,6 +88,24 @@ class DataSetImages(ImageSource):
         """That of the data set, with the number of images used where it is not all."""
         whole = self.images.fingerprint()
         return whole if len(self) == len(self.images) else f"{whole}[:{len(self)}]"
+
+
+class ProtocolImages(DataSetImages):
+    """A split in the bytes that a protocol of reconstructions makes of it."""
+
+    def __init__(self, images: ImageDataset, number: int, protocol: Protocol):
+        super().__init__(images, number)
+        self.protocol = protocol
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.protocol.to_bytes(self.images[index]["images"][None])[0]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the split, with what the protocol does to its bytes."""
+        split = super().fingerprint
+        altered = f" {self.protocol.quantisation}, {self.protocol.storage}"
+        return split + altered if self.protocol.alters_images else split
 
 
 class FolderImages(ImageSource):

@@ -11,7 +11,6 @@ network has random weights: neither changes time or memory.
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ import psutil
 import torch
 import train_ldm
 import train_tokenizer
+from budget import step_times
 from command_line import CONFIGS, ScriptParser, run_script
 from dry_run import in_units, reckon
-from dry_training import DryRun
 from provenance import machine, provenance
-from run_options import OptimConfig, RunConfig
 
 _ALIKE = ("--run.mixed_precision", "no", "--optim.batch_size")
 # The script, and its arguments.
@@ -104,17 +102,7 @@ def estimate(case: str, options: list[str], steps: int) -> dict[str, Any]:
 def make_steps(case: str, options: list[str], steps: int) -> dict[str, Any]:
     """Real steps: the seconds of each, and the most memory that the process has taken."""
     script, arguments = CASES[case]
-    parser = script.make_parser()
-    config = parser.parse([*arguments, *options])
-    make, _ = script.plan(config)
-    optim = OptimConfig(**config.optim.as_dict())
-    run = DryRun(RunConfig(**config.run.as_dict()), optim, parser.settings(config), 1, memory=None)
-    training = make(run, config)
-    seconds = []
-    for _ in range(steps):
-        began = time.perf_counter()
-        training.step()
-        seconds.append(time.perf_counter() - began)
+    seconds = step_times(script, [*arguments, *options], steps)
     # Not getrusage's: that counts the process that has started this one.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = int(status["VmHWM"].split()[0]) * 1024

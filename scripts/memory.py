@@ -86,7 +86,8 @@ class Unallocated(ExitStack):
 
         self.assign("weights", [*module.parameters(), *module.buffers()])
         for parameter in module.parameters():
-            parameter.register_post_accumulate_grad_hook(assign_gradient)
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(assign_gradient)
         optimizer.register_step_post_hook(assign_state)
 
     def assign(self, part: str, tensors: Iterable[Any]) -> None:
@@ -130,6 +131,8 @@ class _Tracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, operator: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if operator is torch.ops.aten._local_scalar_dense.default:
+            return 0  # what a tensor without memory says: the seed of a step, or that no proposal is left to wait for
         results = operator(*args, **(kwargs or {}))
         for result in tree_leaves(results):
             if not isinstance(result, Tensor) or result.device.type == "meta":

@@ -77,8 +77,8 @@ class PlannedStageOne:
         """What is read in an epoch, in which each image is seen in one orientation."""
         if self.latents.mode == "on_the_fly":
             return self.train.encoded_bytes
-        dim, height, width = self._sizes.latent_shape
-        return len(self.train) * height * width * (dim * getattr(torch, self.latents.dtype).itemsize + 4)
+        values, codes = math.prod(self._sizes.latent_shape), math.prod(self._sizes.code_shape)
+        return len(self.train) * (values * getattr(torch, self.latents.dtype).itemsize + codes * 4)
 
     def dry_training(
         self,
@@ -114,7 +114,7 @@ class PlannedStageOne:
             images = torch.empty(count, self.train.channels, size, size)
             return {"images": on_device(images, images.device), "labels": labels}
         dim, height, width = self._sizes.latent_shape
-        codes = torch.zeros(count, height, width, dtype=torch.int64)
+        codes = torch.zeros(count, *self._sizes.code_shape, dtype=torch.int64)
         latents = torch.empty(count, dim, height, width)
         return {"latents": on_device(latents, latents.device), "codes": codes, "labels": labels}
 

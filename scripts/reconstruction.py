@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from chunks import Chunks, Measure, sharing_weights
-from image_sources import DataSetImages, ImageSource
+from image_sources import DataSetImages, ImageSource, ProtocolImages
 from jsonargparse import Namespace
 from measuring import (
     CHUNK,
@@ -18,6 +18,8 @@ from measuring import (
     make_measuring,
 )
 from provenance import commit
+from reference import features_of
+from sampling import number_of_codes, round_trip
 from stage_one import check_images, load_tokenizer
 from torch import Tensor
 
@@ -66,11 +68,15 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
     }
     chunks = Chunks(output, "reconstruction", facts | environment() | {"commit": commit()}, number, CHUNK)
     chunks.compute(lambda: _measure(measuring, images, tokenizer or source, config.ssim_window))
+    originals = None
+    if measuring.extractor is not None:  # the same for every tokenizer of these images
+        same_bytes = ProtocolImages(images, number, measuring.protocol)
+        originals = features_of(same_bytes, measuring.extractor, Path(config.cache_dir))
     if not PartialState().is_main_process:
         return None
-    numbers, counts, first = _numbers(chunks, measuring, tokenizer, len(images))
+    numbers, counts, first = _numbers(chunks, originals, measuring, tokenizer, len(images))
     save_comparison(first["originals"][:SHOWN], first["reconstructions"][:SHOWN], output / "reconstruction.png")
-    if tokenizer is not None:
+    if tokenizer is not None and tokenizer.has_codes:
         plot_codebook(tokenizer.codebook.detach().cpu(), counts, output / "codebook.png")
     return Measured(facts | {"asked": len(images)}, numbers, chunks)
 
@@ -94,9 +100,9 @@ def _measure(
         if tokenizer is None:
             made = reconstructions.batch(chunk).float() / 127.5 - 1
         else:
-            codes = tokenizer.encode_codes(floats.to(device))
-            values["counts"] = code_counts(codes, tokenizer.config.codebook_size).cpu()
-            made = tokenizer.decode_codes(codes)
+            made, codes = round_trip(tokenizer, floats.to(device))
+            if codes is not None:
+                values["counts"] = code_counts(codes, tokenizer.config.codebook_size).cpu()
         if not torch.isfinite(made).all():
             raise ValueError(
                 f"reconstructions of images {chunk.start} to {chunk.stop - 1} hold NaN or infinity; the model diverged"
@@ -104,7 +110,6 @@ def _measure(
         pair = [measuring.protocol.to_bytes(these.cpu()).to(device) for these in (floats, made)]
         values |= {name: of_images.cpu() for name, of_images in pair_metrics(*pair, perceptual, ssim_window).items()}
         if extractor is not None:
-            values["original_features"], _ = extractor.extract(pair[0])
             values["features"], logits = extractor.extract(pair[1])
             if logits is not None:
                 values["logits"] = logits
@@ -116,25 +121,25 @@ def _measure(
 
 
 def _numbers(
-    chunks: Chunks, measuring: Measuring, tokenizer: VQTokenizer | None, asked: int
+    chunks: Chunks, originals: Chunks | None, measuring: Measuring, tokenizer: VQTokenizer | None, asked: int
 ) -> tuple[dict[str, float | int], Tensor, dict[str, Tensor]]:
     """The named numbers, how often each code occurred, and the first chunk."""
-    others = {"counts", "original_features", "features", "logits", "originals", "reconstructions"}
-    metrics = ReconstructionMetrics(1 if tokenizer is None else tokenizer.config.codebook_size)
+    others = {"counts", "features", "logits", "originals", "reconstructions"}
+    metrics = ReconstructionMetrics(0 if tokenizer is None else number_of_codes(tokenizer))
     first: dict[str, Tensor] = {}
     for values in chunks.read():
         first = first or values
         pairs = {name: values[name] for name in sorted(values, key=_place) if name not in others}
-        metrics.add(pairs, values.get("counts", torch.zeros(1, dtype=torch.int64)))
+        metrics.add(pairs, values.get("counts"))
     found = metrics.result()
     number = found.pop("images")
-    of_codes = {name: found.pop(name) for name in ("usage", "perplexity")}
-    if measuring.extractor is not None:
+    of_codes = {name: found.pop(name) for name in ("usage", "perplexity") if name in found}
+    if originals is not None:
         features, logits = chunks.column("features"), chunks.column("logits")
-        compared = distribution_metrics(features, logits, None, moments_of(chunks.column("original_features")))
+        compared = distribution_metrics(features, logits, None, moments_of(originals.column("features")))
         found |= {metric_name(name, measuring.extractor): value for name, value in compared.items()}
     numbers = {number_name(name, measuring.protocol, number, asked): value for name, value in found.items()}
-    if tokenizer is not None:
+    if of_codes:
         radius = getattr(tokenizer.bottleneck, "radius", None)
         numbers |= {name if number >= asked else f"{name}@{number}": value for name, value in of_codes.items()}
         numbers |= codebook_geometry(tokenizer.codebook, None if radius is None else radius.item())

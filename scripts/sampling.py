@@ -131,14 +131,28 @@ def read_final_samples(folder: Path) -> Tensor:
 def reconstruct(tokenizer: VQTokenizer, images: Dataset) -> tuple[Tensor, Tensor, ReconstructionMetrics]:
     """The first 64 originals and reconstructions, uint8 (n, C, H, W), and the metrics over all images."""
     tokenizer.eval()
-    metrics = ReconstructionMetrics(tokenizer.config.codebook_size)
+    metrics = ReconstructionMetrics(number_of_codes(tokenizer))
     shown: list[tuple[Tensor, Tensor]] = []
     batch_size = max(1, min(SHOWN, PIXELS_AT_ONCE // tokenizer.config.image_size**2))
     for batch in evaluation_batches(images, batch_size=batch_size):
-        codes = tokenizer.encode_codes(batch["images"].to(tokenizer.device))
-        originals, reconstructions = to_uint8(batch["images"]), to_uint8(tokenizer.decode_codes(codes).cpu())
-        metrics.update(originals, reconstructions, codes.cpu())
+        made, codes = round_trip(tokenizer, batch["images"].to(tokenizer.device))
+        originals, reconstructions = to_uint8(batch["images"]), to_uint8(made.cpu())
+        metrics.update(originals, reconstructions, codes)
         if len(shown) * batch_size < SHOWN:
             shown.append((originals, reconstructions))
     originals, reconstructions = (torch.cat(side)[:SHOWN] for side in zip(*shown, strict=True))
     return originals, reconstructions, metrics
+
+
+def number_of_codes(tokenizer: VQTokenizer) -> int:
+    """K; 0 where the quantizer is continuous."""
+    return tokenizer.config.codebook_size if tokenizer.has_codes else 0
+
+
+@torch.no_grad()
+def round_trip(tokenizer: VQTokenizer, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Images (B, C, H, W) in [-1, 1] -> what is left of them in codes, or, without codes, in latents; the codes."""
+    if not tokenizer.has_codes:
+        return tokenizer.decode(tokenizer.encode(images).latents).sample, None
+    codes = tokenizer.encode_codes(images)
+    return tokenizer.decode_codes(codes), codes

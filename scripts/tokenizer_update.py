@@ -27,14 +27,14 @@ class Seen:
 
     Attributes:
         updated: whether the optimiser has made its step.
-        reconstructions: of each part, (B, C, H, W).
-        counts: (K,) how often each code was used.
+        reconstructions: of each part, (B, C, H, W), or (2 B, C, H, W) where images are decoded twice.
+        counts: (K,) how often each code was used; none without codes.
         terms: scalars for the log; `loss` is what was minimised.
     """
 
     updated: bool
     reconstructions: list[Tensor]
-    counts: Tensor
+    counts: Tensor | None
     terms: dict[str, Tensor]
 
 
@@ -61,18 +61,23 @@ class TokenizerUpdate:
         self._reconstruction_loss = reconstruction_loss
         self._adversary = adversary
         self._before_last: Tensor | None = None
+        self._seed = 0  # of the update in progress
         # A flag and not a question about the step: a compiled network would be compiled anew for every answer.
         self._keeps = False
         if adversary is not None and adversary.config.adaptive:
             self._tokenizer.decoder.last_layer.register_forward_pre_hook(self._keep)
 
-    def __call__(self, parts: Sequence[Tensor]) -> Seen:
-        """The update on a batch of images, in parts (B, C, H, W) of one size."""
+    def __call__(self, parts: Sequence[Tensor], seed: int) -> Seen:
+        """The update on a batch of images, in parts (B, C, H, W) of one size.
+
+        `seed` is that of the quantizer's noise in this step, one for all processes.
+        """
         outputs, hidden = [], []
+        self._seed = seed
         self._keeps = heard = self._adversary is not None and self._adversary.is_heard
-        for part in parts:
+        for index in range(len(parts)):
             with torch.set_grad_enabled(len(parts) == 1):
-                outputs.append(self._trained.wrapped(part))
+                outputs.append(self._pass(parts, index))
             hidden.append(self._before_last)
         self._keeps, self._before_last = False, None
         pulls, terms = self._image_gradients(parts, outputs, hidden if heard else None)
@@ -85,8 +90,19 @@ class TokenizerUpdate:
         terms = {"loss": terms.pop("image_loss") + loss.detach(), **terms, **quantized.losses}
         updated = self._trained.descend()
         if updated:
-            self._tokenizer.bottleneck.after_update()
+            moments = torch.cat([output.moments.detach() for output in outputs])
+            codes = torch.cat([output.codes for output in outputs]) if self._tokenizer.has_codes else None
+            self._tokenizer.bottleneck.after_update(moments, codes)
         return Seen(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
+
+    def _pass(self, parts: Sequence[Tensor], index: int) -> TokenizerOutput:
+        """A part through the networks; again, it meets the same noise again."""
+        self._seed_noise(self._accelerator.process_index * sum(map(len, parts)) + index * len(parts[0]))
+        return self._trained.wrapped(parts[index])
+
+    def _seed_noise(self, first_image: int) -> None:
+        """Makes the quantizer's noise that of images from this place of the whole batch on."""
+        self._tokenizer.bottleneck.seed_noise(self._seed, first_image)
 
     def _image_gradients(
         self, parts: Sequence[Tensor], outputs: Sequence[TokenizerOutput], hidden: Sequence[Tensor] | None
@@ -96,9 +112,12 @@ class TokenizerUpdate:
         With `hidden`, what goes into the last layer for each part, the adversary's loss is one of them.
         """
         towards_images, towards_real, logs = [], [], []
-        for part, output in zip(parts, outputs, strict=True):
-            leaf = output.reconstruction.detach().requires_grad_(True)
-            loss, terms = self._reconstruction_loss(part, leaf)
+        leaves = [output.reconstruction.detach().requires_grad_(True) for output in outputs]
+        # Where an image is decoded more than once, each of its reconstructions is compared with it.
+        originals = [part.repeat(len(leaf) // len(part), 1, 1, 1) for part, leaf in zip(parts, leaves, strict=True)]
+        self._reconstruction_loss.see(originals, leaves, self._accelerator)
+        for images, leaf in zip(originals, leaves, strict=True):
+            loss, terms = self._reconstruction_loss(images, leaf)
             towards_images.append(torch.autograd.grad(loss / len(parts), leaf)[0])
             terms = {"image_loss": loss, **terms}
             if hidden is not None:
@@ -140,18 +159,19 @@ class TokenizerUpdate:
     ) -> tuple[TokenizerOutput, Tensor]:
         """Takes each part through the networks and back; what the quantizer says of the whole batch, and its loss."""
         quantizer = self._tokenizer.bottleneck
-        latents = torch.cat([output.latents for output in outputs]).detach().requires_grad_(True)
-        quantized = quantizer(latents)
+        parameters = [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
+        moments = torch.cat([output.moments for output in outputs]).detach().requires_grad_(True)
+        self._seed_noise(self._accelerator.process_index * len(moments))
+        quantized = quantizer(moments)
         loss = self._quantizer_loss(quantized.losses)
-        inputs = [latents, *quantizer.parameters()]
-        at_latents, *at_parameters = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
-        for index, (part, pull, at_part) in enumerate(
-            zip(parts, pulls, at_latents.chunk(len(parts)), strict=True), start=1
-        ):
-            with self._trained.alone(index < len(parts)):
-                output = self._trained.wrapped(part)
-                value = _dot(output.reconstruction, pull) + _dot(output.latents, at_part)
-                for parameter, gradient in zip(quantizer.parameters(), at_parameters, strict=True):
+        at_moments, *at_parameters = torch.autograd.grad(
+            loss, [moments, *parameters], allow_unused=True, materialize_grads=True
+        )
+        for index, (pull, at_part) in enumerate(zip(pulls, at_moments.chunk(len(parts)), strict=True)):
+            with self._trained.alone(index < len(parts) - 1):
+                output = self._pass(parts, index)
+                value = _dot(output.reconstruction, pull) + _dot(output.moments, at_part)
+                for parameter, gradient in zip(parameters, at_parameters, strict=True):
                     value = value + _dot(parameter, gradient) / len(parts)
                 self._trained.backward(value)
         return quantized, loss
@@ -159,7 +179,8 @@ class TokenizerUpdate:
     def _quantizer_loss(self, losses: dict[str, Tensor]) -> Tensor:
         """The quantizer's losses by their weights, a scalar."""
         weights = self._tokenizer.bottleneck.loss_weights()
-        return sum(weights[name] * loss for name, loss in losses.items())
+        none = torch.zeros((), device=self._accelerator.device)
+        return sum((weights[name] * loss for name, loss in losses.items()), start=none)
 
     def _keep(self, last_layer: nn.Module, inputs: tuple[Tensor]) -> None:
         """Keeps what goes into the last layer in the forward passes of which the adaptive weight is taken."""

@@ -24,7 +24,7 @@ from stage_one import load_tokenizer
 from torch import Tensor
 
 from pipelines import ArcVQPixelCNNPipeline
-from priors.pixelcnn import PixelCNN, code_nll
+from priors.pixelcnn import PixelCNN, code_grid, code_nll
 
 
 def make_parser() -> ScriptParser:
@@ -47,7 +47,7 @@ def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -
     prior = PixelCNN(
         codebook_size=stage_one.tokenizer.config.codebook_size,
         num_classes=len(stage_one.class_names),
-        grid_size=stage_one.tokenizer.latent_shape[1:],
+        grid_size=code_grid(stage_one.tokenizer),
         **config.prior.as_dict(),
     )
     averaged = copy.deepcopy(prior).requires_grad_(False)
@@ -75,6 +75,7 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         return dry_run(parser, config, *plan(config))
     check(config)
     tokenizer = load_tokenizer(config.tokenizer)
+    code_grid(tokenizer)  # a tokenizer that cannot be modelled is an error before encoding
     run, stage_one = start(parser, config, tokenizer)
     training = set_up(run, config, stage_one)
     averaged = training.averaged

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from adversary import AdversarialConfig, Adversary
@@ -31,6 +32,7 @@ from tqdm.auto import tqdm
 
 from pipelines.pictures import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
+from tokenizer.codebook_file import load_codebook_file
 from tokenizer.data import DataConfig, ImageDataset, StreamedImages, hold_in_memory, load_images, pixel_batches
 from tokenizer.decoded import bytes_held, pixel_variance
 from tokenizer.perceptual import RandomWeights, WeightFiles
@@ -44,6 +46,12 @@ def make_parser() -> ScriptParser:
     """The options of this script."""
     parser = ScriptParser("Train an image tokenizer.", digits_config="tokenizer.yaml")
     parser.add_class_arguments(VQTokenizer, "model", skip={"in_channels", "image_size"})
+    parser.add_argument(
+        "--codebook_file",
+        type=str | None,
+        default=None,
+        help="of quantizer lc: its frozen table, as scripts/codebook.py features writes it; None: a random one",
+    )
     parser.add_class_arguments(LossConfig, "loss")
     parser.add_argument(
         "--recon_norm", type=bool, default=True, help="divide the squared error by the variance of the training pixels"
@@ -89,9 +97,9 @@ class Training:
     adversary: Adversary | None
     update: TokenizerUpdate
 
-    def step(self, images: Sequence[Tensor]) -> tuple[Seen, dict[str, Tensor]]:
+    def step(self, images: Sequence[Tensor], seed: int) -> tuple[Seen, dict[str, Tensor]]:
         """Both updates on a batch, in parts (B, C, H, W) of one size; what the second one logs."""
-        seen = self.update(images)
+        seen = self.update(images, seed)
         return seen, self.adversary.update(images, seen.reconstructions) if self.adversary else {}
 
 
@@ -105,13 +113,16 @@ def set_up(
     loss, adversarial = LossConfig(**config.loss.as_dict()), AdversarialConfig(**config.adversarial.as_dict())
     sizes = (images.channels, images.image_size)
     tokenizer = VQTokenizer(*sizes, **config.model.as_dict())
+    inputs = {"data": images.fingerprint()}
+    if config.codebook_file is not None:
+        inputs["codebook_file"] = load_codebook_file(tokenizer.bottleneck, Path(config.codebook_file))
+    tokenizer.bottleneck.plan(run.optim.max_steps)
     tokens = math.prod(tokenizer.latent_shape[1:])
     processes = run.accelerator.num_processes
     tokenizer.bottleneck.check_tokens(run.optim.batch_size // processes * tokens, processes)
     averaged = tokenizer if config.ema_decay is None else copy.deepcopy(tokenizer).to(run.device)
     adversary = Adversary(run, adversarial, *sizes) if adversarial.weight else None
     reconstruction_loss = ReconstructionLoss(loss, weights, images.image_size, run.device)
-    inputs = {"data": images.fingerprint()}
     if adversary:  # of a longer training a share is a later step: the adversary would fall silent again
         inputs["step of adversarial.disc_start"] = str(adversarial.start(run.optim.max_steps))
     run.prepare(tokenizer, images, inputs, config.data.num_workers, config.ema_decay)
@@ -127,7 +138,7 @@ def make_dry_training(run: DryRun, config: Namespace, images: ImageFacts) -> Dry
 
     def step() -> None:
         run.step = adversarial.fullest_step(run.optim.max_steps)
-        seen, _ = training.step(batch.chunk(run.optim.accumulation))
+        seen, _ = training.step(batch.chunk(run.optim.accumulation), run.noise_seed)
         run.complete(seen.updated)
 
     tokenizer = training.tokenizer
@@ -177,23 +188,28 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
     counts = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=run.device)
 
     for batch in run.steps(whole=True):
-        seen, against = training.step(batch["images"].chunk(optim.accumulation))  # each (B, C, H, W)
+        parts = batch["images"].chunk(optim.accumulation)  # each (B, C, H, W)
+        seen, against = training.step(parts, run.noise_seed)
         run.complete(seen.updated)
 
         run.log(**seen.terms, **against)
-        counts += seen.counts
+        if tokenizer.has_codes:
+            counts += seen.counts
         if run.due(run.config.log_every):
-            counts = run.accelerator.reduce(counts, "sum")
-            numbers = {"train_usage": usage(counts), "train_perplexity": perplexity(counts), **quantizer.diagnostics()}
-            values = torch.stack([value.float() for value in numbers.values()]).tolist()  # one wait for the device
-            run.write(dict(zip(numbers, values, strict=True)))
+            counts, numbers = run.accelerator.reduce(counts, "sum"), quantizer.diagnostics()
+            if tokenizer.has_codes:
+                numbers |= {"train_usage": usage(counts), "train_perplexity": perplexity(counts)}
+            if numbers:
+                values = torch.stack([value.float() for value in numbers.values()]).tolist()  # one wait for the device
+                run.write(dict(zip(numbers, values, strict=True)))
             counts.zero_()
         if run.is_main and run.due(run.config.sample_every):
             load_average(run, tokenizer, averaged)
             originals, reconstructions, metrics = reconstruct(averaged, preview)
             run.write({f"test_{name}": value for name, value in metrics.result().items() if name != "images"})
             save_comparison(originals[:32], reconstructions[:32], run.picture("step"))
-            plot_codebook(averaged.codebook.detach().cpu(), metrics.counts, run.picture("codebook"))
+            if tokenizer.has_codes:
+                plot_codebook(averaged.codebook.detach().cpu(), metrics.counts, run.picture("codebook"))
 
     load_average(run, tokenizer, averaged)
     folder = run.export("tokenizer", averaged.save_pretrained)
@@ -206,7 +222,9 @@ def load_average(run: Run, tokenizer: VQTokenizer, averaged: VQTokenizer) -> Non
     """Brings `averaged` up to date with the tokenizer in training, where it is another."""
     if averaged is not tokenizer:
         run.average.load_into(averaged)
-        averaged.bottleneck.step.copy_(tokenizer.bottleneck.step)
+        # What is no parameter has no average: counters, and tables that are means already.
+        for buffer, current in zip(averaged.buffers(), tokenizer.buffers(), strict=True):
+            buffer.copy_(current)
 
 
 if __name__ == "__main__":
