@@ -4,7 +4,8 @@ import os
 import tempfile
 
 _CACHE = tempfile.TemporaryDirectory(prefix="arcvq-tests-")
-# Both are read once, when the libraries are imported.
+# All are read once, when the libraries are imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers' processes share the cores: none is to spin
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
@@ -21,3 +22,9 @@ def fixed_seed():
     np.random.seed(0)  # noqa: NPY002 (other libraries read the global state)
     yield
     torch.set_num_threads(1)  # a script that a test has called takes all cores, and kernels round by their threads
+
+
+@pytest.fixture(scope="session")
+def has_bfloat16():
+    """Whether the processor computes in bfloat16; another one converts in between, and rounds otherwise."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from pipeline_calls import quiet, sample, seeded
+from quantizer_cases import small_tokenizer
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from priors import PixelCNN
+from priors.pixelcnn import code_grid
 from tokenizer import VQTokenizer
 
 ID2LABEL = {0: "zero", 1: "one, single", 2: "two"}
@@ -127,3 +129,14 @@ def test_a_prior_over_another_grid_is_refused(parts, codes, grid):
 def test_names_must_cover_the_classes(parts):
     with pytest.raises(ValueError, match="must name the classes 0 to 2"):
         ArcVQPixelCNNPipeline(*parts, {0: "a", 1: "b", 2: "c", 3: "null"})
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "message"),
+    [("vae", "quantizer 'vae' gives no codes"), ("rq", "quantizer 'rq' gives 4 codes for each token")],
+)
+def test_a_tokenizer_without_one_code_for_each_token_is_refused(quantizer, message):
+    tokenizer = small_tokenizer(quantizer)
+    for call in (lambda: code_grid(tokenizer), lambda: ArcVQPixelCNNPipeline(tokenizer, PixelCNN(12, 3, (4, 4)))):
+        with pytest.raises(ValueError, match=message + "; train the latent diffusion prior"):
+            call()

@@ -87,6 +87,7 @@ print(memory(device, reset=False) - before, memory(device, reset=True) - before)
     assert left < 60e6
 
 
+@pytest.mark.slow
 def test_the_script_writes_a_table_and_a_json(tmp_path):
     options = ["--grid", "64x16x4", "--cases", "arc,plain", "--rounds", "1", "--repeats", "3", "--threads", "1"]
     command = [sys.executable, str(SCRIPTS / "benchmark.py"), "quantizers", *options, "--output", "out/b.json"]

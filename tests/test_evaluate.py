@@ -140,7 +140,7 @@ def test_fewer_samples_than_the_protocol_asks_for_are_marked(home, reconstructio
     assert {"psnr@30", "ssim@30", "l1@30", "usage@30"} <= set(part["numbers"])
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_give_the_numbers_of_one(home, reconstruction, generation, processes):
     for alone, arguments in ((reconstruction, ("reconstruction", "tokenizer")), (generation, GENERATION)):
         cache = ("--cache_dir", f"cache-{processes}")  # so that the reference is shared out, too

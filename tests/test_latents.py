@@ -214,3 +214,17 @@ def test_the_step_and_a_reload_do_not_matter(model, tmp_path):
     assert tokenizer_fingerprint(model) == fingerprint
     model.save_pretrained(tmp_path)
     assert tokenizer_fingerprint(VQTokenizer.from_pretrained(tmp_path)) == fingerprint
+
+
+def test_several_codes_of_a_token_are_kept_as_they_are(tmp_path):
+    sizes = {"codebook_size": 12, "codebook_dim": 4, "hidden_channels": 8, "residual_channels": 4}
+    model = VQTokenizer(1, 8, quantizer="rq", quantizer_options={"code_depth": 3, "init": "normal"}, **sizes).eval()
+    images = Images(6)
+    dataset = encoded(model, images, tmp_path, flips=True)
+    direct = encode_images(model, images.images)
+    assert direct["codes"].shape == (6, *model.code_shape) == (6, 2, 2, 3)
+    batch = dataset[list(range(6))]
+    assert torch.equal(batch["codes"], direct["codes"]) and torch.equal(batch["latents"], direct["latents"])
+    mirrored = encode_images(model, images.images.flip(-1))["codes"]
+    found = dataset.augmented([0, 1, 2, 3, 4, 5], seed=0, epoch=0)["codes"]
+    assert all(any(torch.equal(code, side[i]) for side in (direct["codes"], mirrored)) for i, code in enumerate(found))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, conv_transpose2d, relu
 
-from tokenizer.networks import ConvDecoder, ConvEncoder, ResidualLayer
+from tokenizer.networks import ConvDecoder, ConvEncoder, ConvSizes, ResidualLayer, conv_sizes
 
 
 def apply(convolution, values, **options):
@@ -37,7 +37,7 @@ def test_the_skip_branch_carries_the_rectified_input():
 
 
 def test_the_encoder_is_the_papers_layer_by_layer():
-    encoder = ConvEncoder(3, 5, 8, 4, 2)
+    encoder = ConvEncoder(ConvSizes(3, 5, 7, 8, 4, 2, strided_layers=2))
     images = torch.randn(2, 3, 16, 12)
     hidden = relu(apply(encoder.conv_in, images, stride=2, padding=1))
     hidden = relu(apply(encoder.conv_down, hidden, stride=2, padding=1))
@@ -51,7 +51,7 @@ def test_the_encoder_is_the_papers_layer_by_layer():
 
 
 def test_the_decoder_is_the_papers_layer_by_layer():
-    decoder = ConvDecoder(3, 5, 8, 4, 2)
+    decoder = ConvDecoder(ConvSizes(3, 7, 5, 8, 4, 2, strided_layers=2))
     quantized = torch.randn(2, 5, 4, 3)
     hidden = apply(decoder.conv_in, quantized, padding=1)
     for layer in decoder.residual:
@@ -69,12 +69,28 @@ def test_parameters_of_the_published_size(channels):
     layers = residual_size(128, 32, 2)
     encoder = conv_size(channels, 64, 4) + conv_size(64, 128, 4) + conv_size(128, 128, 3) + conv_size(128, 64, 1)
     decoder = conv_size(64, 128, 3) + conv_size(128, 64, 4) + conv_size(64, channels, 4)
-    assert num_parameters(ConvEncoder(channels, 64, 128, 32, 2)) == encoder + layers
-    assert num_parameters(ConvDecoder(channels, 64, 128, 32, 2)) == decoder + layers
+    assert num_parameters(ConvEncoder(conv_sizes(channels, 64, 64, 128, 2))) == encoder + layers
+    assert num_parameters(ConvDecoder(conv_sizes(channels, 64, 64, 128, 2))) == decoder + layers
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_the_number_of_residual_layers(layers):
-    widest = num_parameters(ConvEncoder(1, 4, 8, 6, layers)) - num_parameters(ConvEncoder(1, 4, 8, 6, 0))
+    def sizes(layers):
+        return conv_sizes(1, 4, 4, 8, layers, 6)
+
+    widest = num_parameters(ConvEncoder(sizes(layers))) - num_parameters(ConvEncoder(sizes(0)))
     assert widest == residual_size(8, 6, layers)
-    assert ConvDecoder(1, 4, 8, 6, layers)(torch.randn(1, 4, 2, 2)).shape == (1, 1, 8, 8)
+    assert ConvDecoder(sizes(layers))(torch.randn(1, 4, 2, 2)).shape == (1, 1, 8, 8)
+
+
+def test_one_strided_layer_halves_the_sides():
+    sizes = conv_sizes(3, 5, 7, 8, 2, 4, strided_layers=1)
+    assert sizes.downsampling == 2
+    assert ConvEncoder(sizes)(torch.randn(2, 3, 10, 6)).shape == (2, 5, 5, 3)
+    assert ConvDecoder(sizes)(torch.randn(2, 7, 5, 3)).shape == (2, 3, 10, 6)
+
+
+@pytest.mark.parametrize("layers", [0, 3])
+def test_another_number_of_strided_layers_is_refused(layers):
+    with pytest.raises(ValueError, match=f"strided_layers of network 'conv' is 1 or 2, got {layers}"):
+        conv_sizes(3, 5, 7, 8, 2, strided_layers=layers)

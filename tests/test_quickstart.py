@@ -6,25 +6,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import warm
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_demo_goes_from_images_to_a_report_and_does_not_train_twice(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "--max_steps", "4", "--num_images", "20"]
-    first, second = (
-        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=540) for _ in range(2)
-    )
-    for done in (first, second):
-        assert done.returncode == 0, done.stderr[-4000:]
-    assert first.stdout.count("nothing is left to train") == 0
-    assert second.stdout.count("nothing is left to train") == 3
-    folder = tmp_path / "runs" / "quickstart"
+COMMAND = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "--max_steps", "4", "--num_images", "20"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder in which the demo has run, and what it printed."""
+    cwd = tmp_path_factory.mktemp("demo")
+    done = subprocess.run(COMMAND, cwd=cwd, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return cwd, done.stdout
+
+
+def test_the_demo_goes_from_images_to_a_report(demo):
+    cwd, printed = demo
+    assert printed.count("nothing is left to train") == 0
+    folder = cwd / "runs" / "quickstart"
     results = json.loads((folder / "numbers.json").read_text())
     assert results["tokenizer"]["numbers"]["images"] == 360
     for prior in ("ldm", "pixelcnn"):
         assert results[prior]["numbers"]["samples"] == 20
         assert 0 <= results[prior]["numbers"]["class_accuracy[digits-classifier]"] <= 1
-        assert f"{prior}: frechet_distance[digits-classifier]@20" in second.stdout
+        assert f"{prior}: frechet_distance[digits-classifier]@20" in printed
     page = (folder / "report.html").read_text()
     titles = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
     assert titles == ["Overview", "Reconstruction", "Codebook", "Latent diffusion", "PixelCNN", "Curves", "Again"]
@@ -32,3 +41,15 @@ def test_the_demo_goes_from_images_to_a_report_and_does_not_train_twice(tmp_path
     assert not re.findall(r'\bsrc="(?!data:)', page)
     for name in results:
         assert results[name]["protocol"]["command"].replace("'", "&#x27;") in page
+
+
+@pytest.mark.slow
+def test_a_second_start_trains_nothing(demo):
+    cwd, _ = demo
+    before = (cwd / "runs/quickstart/numbers.json").read_text()
+    again = warm.run(COMMAND, cwd, timeout=540)
+    assert again.returncode == 0 and again.stdout.count("nothing is left to train") == 3
+    results, expected = json.loads((cwd / "runs/quickstart/numbers.json").read_text()), json.loads(before)
+    assert {name: of["numbers"] for name, of in results.items()} == {
+        name: of["numbers"] for name, of in expected.items()
+    }

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from safetensors.torch import load_file
 
@@ -21,6 +22,7 @@ from tokenizer import VQTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
+
 ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 # Without --multi_gpu the launcher starts one process where there is no GPU, whatever --num_processes says.
 TWO_PROCESSES = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
@@ -29,6 +31,8 @@ SMALL = {
     "ldm": ["--unet.channels", "16", "--unet.head_channels", "16", "--diffusion.prediction_type", "epsilon"],
     "pixelcnn": ["--prior.channels", "8", "--prior.num_layers", "3", "--prior.head_channels", "16"],
 }
+# The UNet's samples take long; what it shares with the others is tested quickly on those.
+SLOW_LDM = pytest.param("ldm", marks=pytest.mark.slow)
 ARTEFACT = {
     "tokenizer": "tokenizer/diffusion_pytorch_model.safetensors",
     "ldm": "pipeline/unet/diffusion_pytorch_model.safetensors",
@@ -42,7 +46,10 @@ def command(script, *options, launcher=(sys.executable,)):
 
 def run(*args, cwd, check=True, **kwargs):
     """Runs a script in `cwd` and returns the finished process; its output is shown where it fails."""
-    done = subprocess.run(command(*args, **kwargs), cwd=cwd, capture_output=True, text=True, timeout=300)
+    if "launcher" in kwargs:
+        done = subprocess.run(command(*args, **kwargs), cwd=cwd, capture_output=True, text=True, timeout=300)
+    else:
+        done = warm.run(command(*args), cwd)
     assert done.returncode == 0 or not check, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
@@ -59,7 +66,8 @@ def home(tmp_path_factory):
     """A working directory in which the three trainings have been run, one after the other, as the README says."""
     cwd = tmp_path_factory.mktemp("home")
     for stage in SMALL:
-        run(*training(stage, "runs", 60, "--run.checkpoint_every", 20), cwd=cwd, launcher=ACCELERATE)
+        launcher = {"launcher": ACCELERATE} if stage == "tokenizer" else {}
+        run(*training(stage, "runs", 60, "--run.checkpoint_every", 20), cwd=cwd, **launcher)
     return cwd
 
 
@@ -109,10 +117,10 @@ assert np.array_equal(images, final["images"])
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("stage", SMALL)
+@pytest.mark.parametrize("stage", ["tokenizer", pytest.param("pixelcnn", marks=pytest.mark.slow), SLOW_LDM])
 def test_a_killed_training_ends_with_the_weights_of_one_never_killed(home, stage):
     arguments = training(stage, "killed", 60, "--run.checkpoint_every", 7)
-    process = subprocess.Popen(command(*arguments), cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.Process(command(*arguments), home)
     log = home / "killed" / stage / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 25):
         time.sleep(0.002)
@@ -130,9 +138,10 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(home, stage
         assert torch.equal(weights[name], expected[name]), name
 
 
-@pytest.mark.parametrize("stage", SMALL)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["tokenizer", "ldm"])
 def test_bfloat16_trains_and_saves_float32(home, stage):
-    run(*training(stage, "bf16", 6, "--run.mixed_precision", "bf16"), cwd=home)
+    run(*training(stage, "bf16", 2, "--run.mixed_precision", "bf16"), cwd=home)
     weights, single = (load_file(home / folder / stage / ARTEFACT[stage]) for folder in ("bf16", "runs"))
     assert {name: tensor.dtype for name, tensor in weights.items()} == {
         name: tensor.dtype for name, tensor in single.items()
@@ -140,6 +149,7 @@ def test_bfloat16_trains_and_saves_float32(home, stage):
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_compiled_trains_as_eager_does(home):
     for name, compiled in (("eager", "false"), ("compiled", "true")):
@@ -162,7 +172,7 @@ def test_a_run_is_made_longer_and_a_finished_one_is_left_as_it_is(home):
         assert torch.equal(again[0][name], expected) and torch.equal(again[1][name], expected), name
 
 
-@pytest.mark.parametrize("limit", [0, 2])
+@pytest.mark.parametrize("limit", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_the_same_weights_in_memory_or_not(home, limit):
     folder = home / f"limit-{limit}" / "tokenizer"
     shutil.copytree(home / "runs/tokenizer", folder)
@@ -175,13 +185,14 @@ def test_a_run_goes_on_with_the_same_weights_in_memory_or_not(home, limit):
         assert torch.equal(weights[name], expected[name]), name
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(home):
     run(*training("tokenizer", "seeded", 60, "--run.seed", 1), cwd=home)
     weights, expected = (load_file(home / run / "tokenizer" / ARTEFACT["tokenizer"]) for run in ("seeded", "runs"))
     assert not torch.equal(weights["encoder.conv_in.weight"], expected["encoder.conv_in.weight"])
 
 
-@pytest.mark.parametrize("stage", SMALL)
+@pytest.mark.parametrize("stage", ["tokenizer", "pixelcnn", SLOW_LDM])
 def test_two_processes_train_and_save(home, stage):
     done = run(*training(stage, "pair", 6), cwd=home, launcher=TWO_PROCESSES)
     assert ", 2 processes" in done.stdout and done.stdout.count("run folder") == 1
@@ -192,6 +203,7 @@ def test_two_processes_train_and_save(home, stage):
     assert [json.loads(line)["step"] for line in lines if "lr" in json.loads(line)] == list(range(1, 7))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_whole_batch(home):
     """The arc loss runs over the tokens of both; the tokenizer draws no noise, so only rounding may differ."""
     shared = ["--model.quantizer_options.arc_initial", 100.0]
@@ -305,7 +317,7 @@ def assert_one_line(done, text):
     [
         (("train_tokenizer", "--optim.max_step", 3), "--optim.max_steps"),
         (("train_tokenizer", "--optim.lr", "fast"), "optim.lr"),
-        (("train_tokenizer", "--model.quantizer", "arcs"), "unknown quantizer 'arcs'; there are arc, vq"),
+        (("train_tokenizer", "--model.quantizer", "arcs"), "unknown quantizer 'arcs'; there are arc, cosine"),
         (("train_tokenizer", "--model.quantizer_options.margni", 1), "'margni'; it has beta"),
         (("train_tokenizer", "--data.name", "./no/such/folder"), "no/such/folder"),
         (("train_tokenizer", "--data.name", "no-such-set"), "no-such-set"),
@@ -329,6 +341,7 @@ def assert_one_line(done, text):
 def test_bad_input_is_one_clear_line(home, arguments, text, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(home / "torch"))
     before = sorted(home.glob("runs/*"))
-    done = run(*arguments, *(["--run.name", "new"] if arguments[0].startswith("train") else []), cwd=home, check=False)
+    arguments = [*arguments, *(["--run.name", "new"] if arguments[0].startswith("train") else [])]
+    done = run(*arguments, cwd=home, check=False)
     assert_one_line(done, text)
     assert sorted(home.glob("runs/*")) == before

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -49,6 +50,7 @@ def train(folder, name, status=0, **variables):
     return outputs[0][0]
 
 
+@pytest.mark.slow
 def test_sharded_trains_resumes_and_saves_as_whole(tmp_path):
     torch.manual_seed(0)
     VQTokenizer(1, 32, codebook_size=16, codebook_dim=4, hidden_channels=8).save_pretrained(tmp_path / "tokenizer")

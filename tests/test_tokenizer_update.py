@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from accelerate.state import AcceleratorState
 from adversary import AdversarialConfig, Adversary
 from common import Run
+from quantizer_cases import NAMES, small_tokenizer
 from reconstruction_loss import LossConfig, ReconstructionLoss
 from run_options import OptimConfig, RunConfig
 from tokenizer_update import TokenizerUpdate
@@ -46,12 +47,18 @@ def squared(images, reconstructions):
     return loss, {"reconstruction": loss}
 
 
-def training(folder, network="conv", checkpointing=False, **optim):
+squared.see = lambda *_: None  # the whole batch first, which this does not ask for
+
+
+def training(folder, network="conv", checkpointing=False, quantizer=None, **optim):
     """A run that writes nothing, and its tokenizer in float64, the same every time."""
     AcceleratorState._reset_state(reset_partial_state=True)
     run_config = RunConfig("run", str(folder), gradient_checkpointing=checkpointing)
     run = Run(run_config, OptimConfig(max_steps=10, **optim), {"run": {}})
-    tokenizer = VQTokenizer(3, 16, codebook_size=12, codebook_dim=4, **NETWORKS[network]).double()
+    if quantizer is not None:
+        tokenizer = small_tokenizer(quantizer, in_channels=3, codebook_dim=4).double()
+    else:
+        tokenizer = VQTokenizer(3, 16, codebook_size=12, codebook_dim=4, **NETWORKS[network]).double()
     return run, run.train(tokenizer, "model")
 
 
@@ -63,7 +70,7 @@ def gradients(folder, network, parts, adversary=None, loss=squared, **options):
     """The gradients of an update in so many parts that is not made, and what it says."""
     run, trained = training(folder, network, **options)
     trained.descend = lambda: False
-    seen = TokenizerUpdate(run.accelerator, trained, loss, adversary)(batch().chunk(parts))
+    seen = TokenizerUpdate(run.accelerator, trained, loss, adversary)(batch().chunk(parts), 0)
     return {name: parameter.grad for name, parameter in trained.module.named_parameters()}, seen
 
 
@@ -99,6 +106,20 @@ def test_the_gradient_is_that_of_the_scalar_loss(tmp_path, network, adaptive):
     assert seen.terms["generator"].item() == pytest.approx(generator.item(), rel=1e-9)
 
 
+@pytest.mark.parametrize("quantizer", NAMES)
+def test_a_batch_in_parts_is_the_whole_for_every_quantizer(tmp_path, quantizer):
+    adversary = Listened(weight=0.75)
+    expected, whole = gradients(tmp_path, "conv", 1, adversary, quantizer=quantizer)
+    found, parts = gradients(tmp_path, "conv", 4, adversary, quantizer=quantizer)
+    trained = {name for name, gradient in expected.items() if gradient is not None}
+    assert trained == {name for name, gradient in found.items() if gradient is not None} and len(trained) > 20
+    assert_close({name: found[name] for name in trained}, {name: expected[name] for name in trained})
+    for name, term in whole.terms.items():
+        assert parts.terms[name].item() == pytest.approx(term.item(), rel=1e-6), name
+    twice = 2 if quantizer == "vaevq" else 1
+    assert [len(part) for part in parts.reconstructions] == 4 * [2 * twice]
+
+
 @networks
 @pytest.mark.parametrize("heard", [True, False])
 def test_a_batch_in_parts_gives_the_gradient_of_the_whole(tmp_path, network, heard):
@@ -121,7 +142,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(tmp_path, network, hea
     for half in batch().chunk(2):
         run, trained = training(tmp_path, network)
         trained.descend = lambda: False
-        TokenizerUpdate(run.accelerator, trained, squared, Listened(False))([half])
+        TokenizerUpdate(run.accelerator, trained, squared, Listened(False))([half], 0)
         halves.append(trained.module.encoder.state_dict(keep_vars=True))
     name = next(name for name, value in halves[0].items() if value.requires_grad)
     mean = (halves[0][name].grad + halves[1][name].grad) / 2
@@ -175,7 +196,7 @@ def test_an_update_is_made_and_counted(tmp_path, parts):
     losses = []
     for step in range(10):
         trained.begin(0.01)
-        seen = update(batch().chunk(parts))
+        seen = update(batch().chunk(parts), 0)
         assert seen.updated and trained.module.bottleneck.step == step + 1
         losses.append(seen.terms["reconstruction"].item())
         assert not any(part.requires_grad for part in seen.reconstructions)
@@ -194,7 +215,7 @@ def test_the_scripts_own_loss_and_adversary_in_float32(tmp_path):
         torch.manual_seed(0)
         adversary = Adversary(run, config, 3, 16)
         loss = ReconstructionLoss(LossConfig(pixel="l1"), WeightFiles(), 16, run.device)
-        seen = TokenizerUpdate(run.accelerator, trained, loss, adversary)(batch().float().chunk(parts))
+        seen = TokenizerUpdate(run.accelerator, trained, loss, adversary)(batch().float().chunk(parts), 0)
         found = {name: parameter.grad for name, parameter in trained.module.named_parameters()}
         results.append((found, {name: term.item() for name, term in seen.terms.items()}))
         assert 0 < results[-1][1]["adversarial_weight"] <= 8
@@ -204,7 +225,8 @@ def test_the_scripts_own_loss_and_adversary_in_float32(tmp_path):
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-4)
 
 
-def test_one_precision_of_the_whole_or_none(tmp_path):
+@pytest.mark.slow
+def test_one_precision_of_the_whole_or_none(tmp_path, has_bfloat16):
     """The network in bfloat16, the losses and the adaptive weight in float32."""
     results = []
     for precision in ("no", "bf16"):
@@ -219,7 +241,7 @@ def test_one_precision_of_the_whole_or_none(tmp_path):
         for _ in range(10):
             for part in run._trained:
                 part.begin(1e-3)
-            seen = update(batch().float().chunk(2))
+            seen = update(batch().float().chunk(2), 0)
             adversary.update(batch().float().chunk(2), seen.reconstructions)
             run.complete(seen.updated)
             assert all(term.dtype == torch.float32 for name, term in seen.terms.items() if name != "loss")
@@ -227,4 +249,4 @@ def test_one_precision_of_the_whole_or_none(tmp_path):
         assert all(parameter.dtype == torch.float32 for parameter in trained.module.parameters())
         results.append(seen.terms["loss"].item())
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert results[1] == pytest.approx(results[0], rel=0.02) and results[1] != results[0]
+    assert results[1] == pytest.approx(results[0], rel=0.02 if has_bfloat16 else 0.05) and results[1] != results[0]

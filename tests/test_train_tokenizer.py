@@ -135,6 +135,7 @@ def test_processes_and_parts_with_equal_global_batch_train_as_one(one, home):
             assert other == pytest.approx(line, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_processes_and_parts_train_as_one_to_the_precision_of_float64(home):
     """By Adam's own epsilon, and with all that a discriminator can have: in float32 rounding would be followed."""
     options = [*GAN, "--optim.eps", 1e-8, "--optim.lr", 1e-3, "--optim.max_grad_norm", 0.1, "--ema_decay", 0.9]
@@ -175,6 +176,7 @@ def test_an_adversarial_training_that_was_cut_off_ends_with_the_same_weights(one
     assert [line["loss"] for line in log(one.parent / "cut-off")] == [line["loss"] for line in log(one)]
 
 
+@pytest.mark.slow
 def test_compiled_trains_as_eager_does(one, train, monkeypatch):
     """Both networks' forward and backward graphs as torch.compile cuts them, run by PyTorch's own kernels."""
     compile_module, compiled = torch.nn.Module.compile, []
@@ -222,6 +224,7 @@ def test_lpips_of_drawn_weights_takes_part(train, tmp_path):
         assert line["perceptual"] > 0.01 and ("generator" in line) == (line["step"] == 5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(train):
     means = {}
     for precision in ("no", "bf16"):

@@ -1,0 +1,27 @@
+import sys
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from average import Average
+
+
+def test_the_average_is_that_of_diffusers():
+    module = nn.Linear(3, 2).double()
+    ours, theirs = Average(module, 0.6), EMAModel(module.parameters(), decay=0.6)
+    for step in range(30):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        if step == 10:  # taken up again
+            state, resumed = ours.state(), Average(module, 0.6)
+            resumed.load_state(state, step)
+            ours = resumed
+        ours.update()
+        theirs.step(module.parameters())
+        for found, expected in zip(ours.tensors, theirs.shadow_params, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
