@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -152,14 +152,12 @@ def test_several_processes_give_the_numbers_of_one(home, reconstruction, generat
 
 def test_a_killed_evaluation_goes_on_and_gives_the_same_number(home, generation):
     arguments = ("--output", "killed", "--save_images", "png")
-    process = subprocess.Popen(
-        command(*GENERATION, *arguments), cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = warm.Process(command(*GENERATION, *arguments), home)
     deadline = time.monotonic() + 120
     while len(there := sorted((home / "killed").glob("samples-*/*.safetensors"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (home / "killed" / "generation.json").exists()
     # What was finished is used and not made again: marked features come back in the numbers.
@@ -173,13 +171,11 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_number(home, generation)
     assert len(list((home / "killed" / "images").iterdir())) == 50
     assert not list((home / "killed").glob("samples-*"))
 
-    process = subprocess.Popen(
-        command(*GENERATION, "--output", "again"), cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = warm.Process(command(*GENERATION, "--output", "again"), home)
     while not list((home / "again").glob("samples-*/*.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline + 120
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     process.wait()
     assert evaluated(home, "again", *GENERATION)["numbers"] == generation["numbers"]
 
@@ -373,6 +369,25 @@ def test_unequal_classes_are_marked_under_adm(home):
     arguments = ("--reference", file, "--protocol", "adm", "--labels", "random")
     found = evaluated(home, "unequal", *GENERATION, *arguments, name=f"generation-adm-{name}")
     assert "frechet_distance[digits-classifier,unbalanced]@50" in found["numbers"]
+
+
+def test_features_of_the_originals_are_kept_for_the_next_tokenizer_and_no_other_protocol(home, reconstruction):
+    def distance(output, protocol="rfid"):
+        options = ("--cache_dir", "originals", "--protocol", protocol)
+        found = evaluated(home, output, "reconstruction", "tokenizer", *options, name=f"reconstruction-{protocol}")
+        return next(value for name, value in found["numbers"].items() if name.startswith("frechet_distance"))
+
+    first = distance("first-r")
+    assert first == reconstruction["numbers"]["frechet_distance[digits-classifier]"]
+    (chunks,) = (home / "originals").glob("features-*")
+    jpeg = distance("jpeg-r", "official_jpeg")
+    file = min(chunks.glob("*.safetensors"))  # marked: what is kept comes back in the number
+    values = load_file(file)
+    with safe_open(file, "pt") as chunk:
+        metadata = chunk.metadata()
+    save_file(values | {"features": values["features"] + 1}, file, metadata)
+    assert distance("second-r") != pytest.approx(first, rel=1e-6)
+    assert distance("jpeg-again", "official_jpeg") == jpeg
 
 
 def test_features_of_another_layer_are_never_taken_from_the_cache(home, monkeypatch):

@@ -10,7 +10,10 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
+
+import pytest
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 MODULES = ["train_tokenizer", "train_ldm", "train_pixelcnn", "evaluate", "sample", "quickstart"]
@@ -23,8 +26,11 @@ class Process:
         python, script, *arguments = command
         assert python == sys.executable and Path(script).parent == SCRIPTS
         context = multiprocessing.get_context("forkserver")
-        sys.path[:] = [str(SCRIPTS), *(path for path in sys.path if path != str(SCRIPTS))]
-        context.set_forkserver_preload(MODULES)  # of the first process; later ones share the server
+        with pytest.MonkeyPatch.context() as patch:
+            # Python 3.11's server passes over what it does not find, and looks for it in the environment's path alone.
+            patch.setenv("PYTHONPATH", str(SCRIPTS))
+            context.set_forkserver_preload(MODULES)  # of the first process; later ones share the server
+            forkserver.ensure_running()
         self._output = [tempfile.NamedTemporaryFile(delete=False) for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self._output]
         environment = dict(os.environ if env is None else env)
@@ -60,6 +66,8 @@ def run(command: list[str], cwd: Path, timeout: float = 300) -> subprocess.Compl
 
 def _run(script: str, arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
     """In the new process."""
+    cold = [name for name in MODULES if name not in sys.modules]
+    assert not cold, f"the server has not imported {', '.join(cold)}"
     for stream, name in ((1, out), (2, err)):
         descriptor = os.open(name, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, stream)
