@@ -210,6 +210,16 @@ TABLES = {
             "cosine, uniform, ball, arc loss": Row("arcvq_uniform"),
         },
     ),
+    "downstream": Table(
+        "what the arc loss, and with it the usage, buys a prior; no table of the paper",
+        ("fid",),
+        {
+            "PixelCNN, ball": Row("arcvq_ball", prior="pixelcnn"),
+            "PixelCNN, ball + arc loss": Row("arcvq", prior="pixelcnn"),
+            "LDM, ball": Row("arcvq_ball", prior="ldm"),
+            "LDM, ball + arc loss": Row("arcvq", prior="ldm"),
+        },
+    ),
     "field": Table(
         "every tokenizer of this project",
         _RECONSTRUCTION,

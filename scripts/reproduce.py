@@ -32,6 +32,7 @@ from table_runs import (
     config_file,
     measure_arguments,
     numbers_of,
+    prior_options,
     tokenizer_arguments,
     training_facts,
 )
@@ -100,7 +101,7 @@ def main(args: Sequence[str] | None = None) -> None:
             "budget": budget.text,
             "steps": steps,
             "training": training_facts(config, budget, steps),
-            "prior_budget": config.prior_budget if any(row.prior for row in table.rows.values()) else None,
+            "priors": {row.prior: prior_options(config, row.prior) for row in table.rows.values() if row.prior},
             "measure": config.measure.as_dict(),
             "failures": failures,
         }

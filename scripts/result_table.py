@@ -114,7 +114,10 @@ def in_order(rows: dict[str, Any], metric: str) -> dict[str, Any] | None:
 def markdown(result: dict[str, Any]) -> str:
     """The table with its protocol, for a reader."""
     facts, names = result["protocol"], result["protocol"]["metrics"]
-    training = ", ".join(f"{name} {value}" for name, value in facts["training"].items())
+    trainings = {"tokenizers": facts["training"], **facts["priors"]}
+    training = "; ".join(
+        f"{of}: {', '.join(f'{name} {value}' for name, value in its.items())}" for of, its in trainings.items()
+    )
     seeds = ", ".join(map(str, facts["seeds"]))
     heads = [
         f"{name} ({METRICS[metric][1]} is better)" if metric in METRICS else name for metric, name in names.items()
@@ -122,7 +125,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"# {facts['table']}, {facts['data']}: {facts['title']}",
         "",
-        f"Budget {facts['budget']}: {training}; seeds {seeds}. Mean of the seeds, ± half of their spread; the paper's "
+        f"Budget {facts['budget']}. {training}; seeds {seeds}. Mean of the seeds, ± half of their spread; the paper's "
         f"number in brackets. `{facts['command']}`, commit {facts['commit']}.",
         "",
         f"| | {' | '.join(heads)} |",

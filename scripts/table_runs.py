@@ -23,6 +23,11 @@ from tokenizer.perceptual import PerceptualNet
 # What all trainings of a data set have in common, whatever their configs say: short ones, and the paper's.
 SHORT = {"optim.batch_size": 128, "optim.lr": 1e-3, "optim.schedule": "cooldown"}
 FULL = {"optim.batch_size": 1024, "optim.lr": 3e-4, "optim.schedule": "constant"}
+# Of short trainings of the priors: on two cores the UNet of the configs takes seconds for a step.
+SHORT_PRIORS = {
+    "ldm": {"unet.channels": 64, "optim.batch_size": 64, "optim.lr": 5e-4, "optim.warmup_steps": 50},
+    "pixelcnn": {"optim.batch_size": 64, "optim.lr": 1e-3},
+}
 FULL_STEPS = {"mnist": 29_000, "cifar10": 24_000}  # 500 epochs of 58 and of 48 steps
 
 
@@ -37,6 +42,7 @@ class MeasureConfig:
         lpips: network of LPIPS; None: none.
         dtype: of the networks that measure.
         num_images: samples of a prior.
+        num_inference_steps: of the latent diffusion; None: the pipeline's own number.
     """
 
     protocol: Literal["rfid", "official_jpeg"] = "official_jpeg"
@@ -45,6 +51,7 @@ class MeasureConfig:
     lpips: PerceptualNet | None = "vgg"
     dtype: Literal["float64", "float32"] = "float64"
     num_images: int = 50_000
+    num_inference_steps: int | None = None
 
 
 def config_file(data: str, name: str) -> Path:
@@ -57,6 +64,13 @@ def common_options(config: Namespace, budget: Budget) -> dict[str, Any]:
     if config.data not in FULL_STEPS:
         return {}
     return (FULL if budget.is_full else SHORT) | {"run.mixed_precision": config.mixed_precision}
+
+
+def prior_options(config: Namespace, prior: str) -> dict[str, Any]:
+    """What all priors of a kind are trained with, instead of what their configs say."""
+    steps = Budget.parse(config.prior_budget).steps
+    precision = {"run.mixed_precision": config.mixed_precision}
+    return precision if steps is None else SHORT_PRIORS[prior] | precision | {"optim.max_steps": steps}
 
 
 def tokenizer_arguments(config: Namespace, budget: Budget, name: str) -> list[str]:
@@ -91,8 +105,8 @@ def numbers_of(
     if row.prior is None:
         return measured(config, row, "reconstruction", run)
     prior, prior_steps = f"{name}-{row.prior}-{config.prior_budget}", Budget.parse(config.prior_budget).steps
-    options = placed(bench, prior, seed) | {"tokenizer": run, "run.mixed_precision": config.mixed_precision}
-    options |= {} if prior_steps is None else {"optim.max_steps": prior_steps, **often(prior_steps)}
+    options = prior_options(config, row.prior) | placed(bench, prior, seed) | {"tokenizer": run}
+    options |= {} if prior_steps is None else often(prior_steps)
     options |= {} if config.images is None else {"data.name": config.images}
     script = {"ldm": train_ldm, "pixelcnn": train_pixelcnn}[row.prior]
     arguments = [f"--config={config_file(config.data, row.prior)}", *as_arguments(options)]
@@ -134,6 +148,8 @@ def measured(config: Namespace, row: Row, task: str, run: Path) -> dict[str, flo
     options = {f"data.{name}": value for name, value in images.items() if value is not None}
     options |= {} if config.images is None else {"data.name": config.images}
     arguments = [*as_arguments(options), *measure_arguments(config, task)]
+    if row.prior == "ldm" and config.measure.num_inference_steps is not None:
+        arguments.append(f"--sampling.num_inference_steps={config.measure.num_inference_steps}")
     protocol = config.measure.protocol if task == "reconstruction" else None
     named = "-".join(part for part in (task, protocol, config.measure.extractor) if part)
     file, asked = run / "evaluation" / f"{named}.json", evaluate.make_parser()

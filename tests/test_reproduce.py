@@ -93,7 +93,7 @@ def test_a_table_says_mean_spread_paper_and_protocol(tmp_path):
         results.add("A", seed, numbers | {"usage": 0.5})
         results.add("B", seed, {name: 2 * value for name, value in numbers.items()})
     facts = {"table": "table_0", "title": "title", "data": "mnist", "budget": "3steps", "training": {"lr": 1}}
-    facts |= {"command": "python", "commit": "abc", "failures": ["C, seed 0: diverged"]}
+    facts |= {"priors": {"ldm": {"lr": 2}}, "command": "python", "commit": "abc", "failures": ["C, seed 0: diverged"]}
     write_table(results, table, "mnist", facts, tmp_path / "new" / "table.0")
     found = json.loads((tmp_path / "new/table.0.json").read_text())
     assert found["rows"]["A"]["ours"]["psnr"] == {"mean": 19.5, "spread": 1.0, "seeds": [19.0, 20.0]}
@@ -103,6 +103,7 @@ def test_a_table_says_mean_spread_paper_and_protocol(tmp_path):
     assert markdown(found) == text
     assert "| A (`a`) | 19.50 ± 0.50 (20) | 5.00 ± 0.00 (3) | 0.5000 ± 0.0000 |" in text
     assert "| B (`b`) | 39.00 ± 1.00 | 10.00 ± 0.00 | - |" in text and "| C (`c`) | - | - | - |" in text
+    assert "Budget 3steps. tokenizers: lr 1; ldm: lr 2; seeds 0, 1." in text
     assert "psnr[official_jpeg] (larger is better)" in text and "Failed: C, seed 0: diverged" in text
     assert (tmp_path / "new/table.0.png").stat().st_size > 1000
 
@@ -161,14 +162,19 @@ def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path
     monkeypatch.setattr(reproduce, "make_measuring", lambda *_: None)
     measure = ["--measure.extractor", "null", "--measure.lpips", "null", "--measure.protocol", "rfid"]
     shared = ["--seeds", "[3]", "--output_dir", "out", *measure]
-    reproduce.main(["table_13", "--data", "cifar10", "--budget", "7steps", "--prior_budget", "9steps", *shared])
+    priors = ["--prior_budget", "9steps", "--measure.num_inference_steps", "4"]
+    reproduce.main(["table_13", "--data", "cifar10", "--budget", "7steps", *priors, *shared])
     found = json.loads(Path("out/cifar10-7steps/table_13-cifar10.json").read_text())
-    assert found["protocol"]["prior_budget"] == "9steps" and len(found["rows"]) == 8
+    assert found["protocol"]["priors"]["pixelcnn"]["optim.max_steps"] == 9 and len(found["rows"]) == 8
     names = [name for name, _ in called]
     assert names.count("train_ldm") == names.count("train_pixelcnn") == 4 and names.count("evaluate") == 8
     prior = next(arguments for name, arguments in called if name == "train_pixelcnn")
     assert "--run.name=vq-seed3-pixelcnn-9steps" in prior and "--optim.max_steps=9" in prior and "--run.seed=3" in prior
     assert "--tokenizer=out/cifar10-7steps/vq-seed3" in prior
+    short = next(getattr(table_runs, name).make_parser().parse(words) for name, words in called if name == "train_ldm")
+    assert short.unet.channels == 64 and short.optim.batch_size == 64 and short.optim.max_steps == 9
+    steps = [words[1] for _, words in called if "--sampling.num_inference_steps=4" in words]
+    assert len(steps) == 4 and all("-ldm-" in folder for folder in steps)
 
     called.clear()
     reproduce.main(["reduction", "--data", "mnist", "--budget", "7steps", "--rows", "[lc]", *shared])
