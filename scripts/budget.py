@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import train_tokenizer
+from accelerate import PartialState
 from dry_training import DryRun
 from image_facts import image_facts
 from run_options import OptimConfig, RunConfig
@@ -73,7 +74,13 @@ def steps_of(budget: Budget, trainings: Sequence[Sequence[str]], seeds: int, fil
         images = image_facts(DataConfig(**config.data.as_dict()))
         return max(1, round(budget.epochs * (len(images) // config.optim.batch_size)))
     if file.exists():
-        return json.loads(file.read_text())["steps"]
+        kept = json.loads(file.read_text())
+        if PartialState().is_main_process:
+            timed = f"{len(kept['seconds'])} trainings of {kept['seeds']} seeds"
+            print(
+                f"{kept['steps']:,} steps each, as {file} has them for {timed}; without that file they are timed anew"
+            )
+        return kept["steps"]
     bar = tqdm(trainings, desc="timing a step of each")
     times = [min(step_times(train_tokenizer, arguments, 1 + _TIMED_STEPS)[1:]) for arguments in bar]
     steps = int(budget.seconds / (seeds * sum(times)))
@@ -83,7 +90,10 @@ def steps_of(budget: Budget, trainings: Sequence[Sequence[str]], seeds: int, fil
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     named = {" ".join(arguments): seconds for arguments, seconds in zip(trainings, times, strict=True)}
-    file.write_text(json.dumps({"budget": budget.text, "seeds": seeds, "steps": steps, "seconds": named}, indent=2))
+    unfinished = file.with_name(f".{file.name}.tmp")
+    found = {"budget": budget.text, "seeds": seeds, "steps": steps, "seconds": named}
+    unfinished.write_text(json.dumps(found, indent=2))
+    unfinished.replace(file)
     return steps
 
 

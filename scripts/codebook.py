@@ -1,6 +1,6 @@
 """Makes a frozen codebook of features of images, or reduces the codebook of a trained tokenizer.
 
-python scripts/codebook.py features --data.name mnist --extractor alexnet --codebook_size 1024
+python scripts/codebook.py features --data.name mnist --extractor alexnet --resize 64 --codebook_size 1024
 python scripts/train_tokenizer.py --config configs/mnist/lc.yaml --codebook_file runs/codebook.safetensors ...
 python scripts/codebook.py reduce runs/mnist-lc --codebook_size 256 --output runs/reduced
 python scripts/evaluate.py reconstruction runs/reduced --data.name mnist

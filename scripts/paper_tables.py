@@ -18,6 +18,9 @@ METRICS = {
     "rfid": ("rFID", "smaller"),
     "usage": ("usage", "larger"),
     "fid": ("FID", "smaller"),
+    "inception_score": ("IS", "larger"),
+    "precision": ("precision", "larger"),
+    "recall": ("recall", "larger"),
 }
 
 
@@ -91,6 +94,17 @@ TABLES = {
             "VQGAN-LC, 16 x 16": Row("vqgan_lc_f16", {"imagenet": (0.99, 1.29)}),
             "ArcVQ-VAE, 16 x 16": Row("arcvq_f16", {"imagenet": (0.99, 1.63)}),
             "ArcVQ-VAE, 32 x 32": Row("arcvq_f8", {"imagenet": (0.88, 0.95)}),
+        },
+    ),
+    "table_3": Table(
+        "samples of the latent diffusion prior on ImageNet at 256 px, of the rows whose prior this project has",
+        ("fid", "inception_score", "precision", "recall"),
+        {
+            "VQGAN-FC + LDM": Row("vqgan_fc_f16", {"imagenet": (9.78, None, None, None)}, prior="ldm"),
+            "VQGAN-EMA + LDM": Row("vqgan_ema_f16", {"imagenet": (9.13, None, None, None)}, prior="ldm"),
+            "VQGAN-LC + LDM": Row("vqgan_lc_f16", {"imagenet": (8.36, 191.5, 0.71, 0.49)}, prior="ldm"),
+            "CVQ-VAE + LDM": Row("cvqvae_f8", {"imagenet": (6.87, None, None, None)}, prior="ldm"),
+            "ArcVQ-VAE + LDM": Row("arcvq_f8", {"imagenet": (6.79, 172.3, 0.75, 0.52)}, prior="ldm"),
         },
     ),
     "table_4": Table(

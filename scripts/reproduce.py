@@ -33,6 +33,7 @@ from table_runs import (
     measure_arguments,
     numbers_of,
     prior_options,
+    task_of,
     tokenizer_arguments,
     training_facts,
 )
@@ -44,7 +45,7 @@ from tokenizer.perceptual import WeightFiles
 def make_parser() -> ScriptParser:
     """The options of this script."""
     parser = ScriptParser("Reproduce a table of the paper.")
-    parser.add_argument("table", choices=list(TABLES), help="which table; parts and field are this project's own")
+    parser.add_argument("table", choices=list(TABLES), help="those without a number are this project's own")
     parser.add_argument("--data", choices=["mnist", "cifar10", "ffhq", "imagenet"], default="mnist", help="data set")
     parser.add_argument("--images", type=str | None, default=None, help="a local copy of the data set; None: the Hub's")
     budget = "20m: a time for all trainings together; 5epochs or 1200steps: of each; full: the paper's"
@@ -72,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> None:
     PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     table, budget = chosen(config), check(config)
     bench = Path(config.output_dir, f"{config.data}-{budget.text}")
-    configs = sorted({row.config for row in table.rows.values()})
+    configs = sorted({row.config for row in TABLES[config.table].rows.values()})
     short = [tokenizer_arguments(config, budget, name) for name in configs]
     steps = None
     if not budget.is_full:
@@ -82,17 +83,21 @@ def main(args: Sequence[str] | None = None) -> None:
 
     if PartialState().is_main_process:
         each = "as long as their configs say" if steps is None else f"of {steps:,} steps each"
-        print(f"{len(configs) * len(config.seeds)} tokenizers, {each}: {bench}")
-    results, failures = ResultTable(list(table.rows), config.seeds), []
+        tokenizers = len({row.config for row in table.rows.values()}) * len(config.seeds)
+        print(f"{tokenizers} tokenizers, {each}: {bench}")
+    results, failures, commits = ResultTable(list(table.rows), config.seeds), [], set()
     for seed in config.seeds:
         for name, row in table.rows.items():
             try:
-                numbers = numbers_of(config, budget, steps, bench, row, seed)
+                numbers, commit = numbers_of(config, budget, steps, bench, row, seed)
             except ValueError as error:  # a row that diverges leaves the others their table
+                if PartialState().num_processes > 1:
+                    raise  # the others may know nothing of it, and would wait for this one
                 failures.append(f"{name}, seed {seed}: {error}")
                 print(f"failed: {failures[-1]}", flush=True)
             else:
                 results.add(name, seed, numbers)
+                commits.add(commit)
     if PartialState().is_main_process:
         facts = {
             "table": config.table,
@@ -103,6 +108,7 @@ def main(args: Sequence[str] | None = None) -> None:
             "training": training_facts(config, budget, steps),
             "priors": {row.prior: prior_options(config, row.prior) for row in table.rows.values() if row.prior},
             "measure": config.measure.as_dict(),
+            "measured_at": sorted(commits),
             "failures": failures,
         }
         stem = Path(config.output or bench, f"{config.table}-{config.data}")
@@ -122,8 +128,11 @@ def check(config: Namespace) -> Budget:
         raise ValueError(f"prior_budget is a number of steps, as 2000steps, or full, got {prior.text!r}")
     if budget.seconds is not None and PartialState().num_processes > 1:
         raise ValueError(f"a budget of time, {budget.text}, is of one process; take --budget 5epochs or 1200steps")
-    measuring = evaluate.make_parser().parse(["reconstruction", "none", *measure_arguments(config, "reconstruction")])
-    make_measuring(measuring, PROTOCOLS[config.measure.protocol], config.measure.extractor)  # are all weights there?
+    if budget.seconds is not None and torch.accelerator.is_available():
+        raise ValueError(f"a budget of time, {budget.text}, is timed on the CPU; take --budget 5epochs or 1200steps")
+    for task in {task_of(row) for row in TABLES[config.table].rows.values()}:
+        measuring = evaluate.make_parser().parse([task, "none", *measure_arguments(config, task)])
+        make_measuring(measuring, PROTOCOLS[config.measure.protocol], measuring.extractor)  # are all weights there?
     return budget
 
 

@@ -43,7 +43,8 @@ class ResultTable:
         """A metric's number for each seed; of a row that does not have it, none."""
         name = self.name_of(metric)
         seeds = self.numbers.get(row, {})
-        return [seeds[seed][name] for seed in self.seeds if name in seeds.get(seed, {})]
+        found = [seeds[seed][name] for seed in self.seeds if name in seeds.get(seed, {})]
+        return [value for value in found if not isinstance(value, str)]  # JSON holds infinity as a word
 
 
 def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, Any], stem: Path) -> None:
@@ -93,7 +94,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 def in_order(rows: dict[str, Any], metric: str) -> dict[str, Any] | None:
     """How many of the pairs that the paper ranks have its order here; None where it ranks none.
 
-    A pair whose seeds overlap is `open`: neither confirmed nor denied.
+    A pair whose seeds overlap, or of which one has a single seed, is `open`: neither confirmed nor denied.
     """
     both = [row for row in rows.values() if row["paper"].get(metric) is not None and metric in row["ours"]]
     found = {"as_in_the_paper": 0, "reversed": 0, "open": 0}
@@ -102,7 +103,9 @@ def in_order(rows: dict[str, Any], metric: str) -> dict[str, Any] | None:
         ours = [a - b for a in first["ours"][metric]["seeds"] for b in second["ours"][metric]["seeds"]]
         if not theirs:
             continue
-        if all(difference * theirs > 0 for difference in ours):
+        if min(len(row["ours"][metric]["seeds"]) for row in (first, second)) < 2:
+            found["open"] += 1
+        elif all(difference * theirs > 0 for difference in ours):
             found["as_in_the_paper"] += 1
         elif all(difference * theirs < 0 for difference in ours):
             found["reversed"] += 1
@@ -119,14 +122,15 @@ def markdown(result: dict[str, Any]) -> str:
         f"{of}: {', '.join(f'{name} {value}' for name, value in its.items())}" for of, its in trainings.items()
     )
     seeds = ", ".join(map(str, facts["seeds"]))
-    heads = [
-        f"{name} ({METRICS[metric][1]} is better)" if metric in METRICS else name for metric, name in names.items()
-    ]
+    heads = [_head(metric, name) for metric, name in names.items()]
+    measured_at = (
+        "" if facts["measured_at"] == [facts["commit"]] else f"; measured at {', '.join(facts['measured_at'])}"
+    )
     lines = [
         f"# {facts['table']}, {facts['data']}: {facts['title']}",
         "",
         f"Budget {facts['budget']}. {training}; seeds {seeds}. Mean of the seeds, ± half of their spread; the paper's "
-        f"number in brackets. `{facts['command']}`, commit {facts['commit']}.",
+        f"number in brackets. `{facts['command']}`, commit {facts['commit']}{measured_at}.",
         "",
         f"| | {' | '.join(heads)} |",
         "|---|" + "---|" * len(names),
@@ -137,9 +141,24 @@ def markdown(result: dict[str, Any]) -> str:
     for metric, order in result["order"].items():
         if order is not None:
             counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in order.items())
-            lines += [f"Pairs that the paper ranks by {METRICS[metric][0]}: {counts} (open: the seeds overlap).", ""]
+            ours = f", here by {names[metric]}" if _is_other(metric, names[metric]) else ""
+            ranked = f"Pairs that the paper ranks by {METRICS[metric][0]}{ours}: {counts}"
+            lines += [f"{ranked} (open: the seeds overlap, or one is alone).", ""]
     lines += [f"Failed: {failure}" for failure in facts["failures"]]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _head(metric: str, name: str) -> str:
+    """A column's: what was measured, which way is better, and what the paper's number is where it is another thing."""
+    if metric not in METRICS:
+        return name
+    paper = f"; the paper's: {METRICS[metric][0]}" if _is_other(metric, name) else ""
+    return f"{name} ({METRICS[metric][1]} is better{paper})"
+
+
+def _is_other(metric: str, name: str) -> bool:
+    """Whether it was measured by other features than the paper's, Inception's, or LPIPS' VGG."""
+    return name.startswith("frechet_distance") or (metric == "lpips" and "vgg" not in name)
 
 
 def _cell(metric: str, row: dict[str, Any]) -> str:
@@ -149,5 +168,6 @@ def _cell(metric: str, row: dict[str, Any]) -> str:
     else:
         largest = max(map(abs, ours["seeds"]))
         digits = 4 if largest < 1 else 2 if largest < 100 else 1
-        text = f"{ours['mean']:.{digits}f} ± {ours['spread'] / 2:.{digits}f}"
+        spread = f" ± {ours['spread'] / 2:.{digits}f}" if len(ours["seeds"]) > 1 else ""
+        text = f"{ours['mean']:.{digits}f}{spread}"
     return text if paper is None else f"{text} ({paper:g})"

@@ -10,10 +10,12 @@ from checkpoints import checkpoints
 ARTEFACTS = ("tokenizer", "pipeline")
 
 # May differ between the start of a run and its resumption: they change neither the data nor the weights of a step, but
-# for max_steps, which is how a run is made longer; a schedule that falls then goes on as that of the longer run.
+# for max_steps, which is how a run is made longer; a schedule that falls then goes on as that of the longer run. Files
+# of weights are known by their hashes, wherever they are.
 _MAY_CHANGE = (
     "run.output_dir", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
     "data.num_workers", "data.memory_limit_gib", "optim.max_steps",
+    "weights.alexnet", "weights.vgg16", "weights.squeezenet", "weights.lpips",
 )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def common_options(config: Namespace, budget: Budget) -> dict[str, Any]:
 def prior_options(config: Namespace, prior: str) -> dict[str, Any]:
     """What all priors of a kind are trained with, instead of what their configs say."""
     steps = Budget.parse(config.prior_budget).steps
-    precision = {"run.mixed_precision": config.mixed_precision}
+    precision = {"run.mixed_precision": config.mixed_precision} if config.data in FULL_STEPS else {}
     return precision if steps is None else SHORT_PRIORS[prior] | precision | {"optim.max_steps": steps}
 
 
@@ -90,8 +90,11 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
 
 def numbers_of(
     config: Namespace, budget: Budget, steps: int | None, bench: Path, row: Row, seed: int
-) -> dict[str, float]:
-    """The numbers of a row for a seed by their names, of evaluate.py; trains and measures what is missing."""
+) -> tuple[dict[str, float], str]:
+    """The numbers of a row for a seed by their names, of evaluate.py, and the commit that measured them.
+
+    Trains and measures what is missing.
+    """
     name = f"{row.config}-seed{seed}"
     run, length = bench / name, {} if steps is None else {"optim.max_steps": steps, **often(steps)}
     arguments = tokenizer_arguments(config, budget, row.config)
@@ -103,7 +106,7 @@ def numbers_of(
         PartialState().wait_for_everyone()
         run = reduced
     if row.prior is None:
-        return measured(config, row, "reconstruction", run)
+        return measured(config, row, run)
     prior, prior_steps = f"{name}-{row.prior}-{config.prior_budget}", Budget.parse(config.prior_budget).steps
     options = prior_options(config, row.prior) | placed(bench, prior, seed) | {"tokenizer": run}
     options |= {} if prior_steps is None else often(prior_steps)
@@ -111,7 +114,7 @@ def numbers_of(
     script = {"ldm": train_ldm, "pixelcnn": train_pixelcnn}[row.prior]
     arguments = [f"--config={config_file(config.data, row.prior)}", *as_arguments(options)]
     trained(script, arguments, bench / prior, "pipeline")
-    return measured(config, row, "generation", bench / prior)
+    return measured(config, row, bench / prior)
 
 
 def trained(script: Any, arguments: Sequence[str], run: Path, artefact: str) -> None:
@@ -142,8 +145,14 @@ def often(steps: int) -> dict[str, Any]:
     return {"run.sample_every": interval, "run.checkpoint_every": interval}
 
 
-def measured(config: Namespace, row: Row, task: str, run: Path) -> dict[str, float]:
-    """The numbers of a run; what is measured once is not measured again with the same options."""
+def task_of(row: Row) -> str:
+    """What evaluate.py measures of it."""
+    return "reconstruction" if row.prior is None else "generation"
+
+
+def measured(config: Namespace, row: Row, run: Path) -> tuple[dict[str, float], str]:
+    """The numbers of a run, and the commit; what is measured once is not measured again with the same options."""
+    task = task_of(row)
     images = train_tokenizer.make_parser().parse([f"--config={config_file(config.data, row.config)}"]).data.as_dict()
     options = {f"data.{name}": value for name, value in images.items() if value is not None}
     options |= {} if config.images is None else {"data.name": config.images}
@@ -157,7 +166,8 @@ def measured(config: Namespace, row: Row, task: str, run: Path) -> dict[str, flo
     if not file.is_file() or json.loads(file.read_text())["settings"] != settings:
         evaluate.main([task, str(run), *arguments])
     PartialState().wait_for_everyone()
-    return json.loads(file.read_text())["numbers"]
+    found = json.loads(file.read_text())
+    return found["numbers"], found["protocol"]["commit"]
 
 
 def measure_arguments(config: Namespace, task: str) -> list[str]:

@@ -9,6 +9,11 @@ import pytest
 import torch
 from quantizer_cases import NAMES, REFUSED, small_quantizer, small_tokenizer, total
 
+from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
+from priors import PixelCNN
+from priors.diffusion import make_scheduler
+from priors.pixelcnn import code_grid
+from priors.unet import make_unet
 from tokenizer import VQTokenizer
 from tokenizer.quantizers import QUANTIZERS
 from tokenizer.usage import usage
@@ -101,6 +106,32 @@ def test_what_is_saved_and_loaded_is_the_same(name, tmp_path):
     if tokenizer.has_codes:
         counts = [model.bottleneck.counts_of(model.encode_codes(batch)) for model in (tokenizer, loaded)]
         assert torch.equal(*counts) and usage(counts[0]) > 0
+
+
+@every
+@torch.no_grad()
+def test_both_priors_sample_through_a_saved_pipeline_or_say_why_not(name, tmp_path):
+    tokenizer = trained(name).eval()
+    names = {0: "zero", 1: "one"}
+    unet = make_unet(tokenizer.latent_shape, 2, 32, (1,), num_blocks=1)
+    pipelines = [ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), names)]
+    if tokenizer.bottleneck.depth == 1:
+        prior = PixelCNN(12, 2, tokenizer.code_shape, channels=8, num_layers=2, head_channels=8)
+        pipelines.append(ArcVQPixelCNNPipeline(tokenizer, prior, names))
+    else:
+        with pytest.raises(ValueError, match=name):
+            code_grid(tokenizer)
+    for index, pipeline in enumerate(pipelines):
+        pipeline.save_pretrained(tmp_path / str(index))
+        loaded = type(pipeline).from_pretrained(tmp_path / str(index))
+        options = {"num_inference_steps": 2} if index == 0 else {}
+        made = []
+        for model in (pipeline, loaded):
+            model.set_progress_bar_config(disable=True)
+            generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+            made.append(model([1, 0], generator=generators, output_type="pt", **options).images)
+        assert made[0].shape == (2, 1, 16, 16) and made[0].isfinite().all()
+        torch.testing.assert_close(*made)
 
 
 @every

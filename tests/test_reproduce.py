@@ -64,10 +64,73 @@ def test_every_row_has_a_config_where_the_paper_has_a_number():
             for data, numbers in row.paper.items():
                 assert (CONFIGS / data / f"{row.config}.yaml").is_file(), (name, row.config, data)
                 assert len(numbers) == len(table.metrics)
-        if name not in ("table_2", "table_5", "table_10"):
+        if name not in ("table_2", "table_3", "table_5", "table_10"):
             for data in ("mnist", "cifar10"):
                 lacking = [row for row in table.rows.values() if not (CONFIGS / data / f"{row.config}.yaml").is_file()]
                 assert not lacking, (name, data)
+
+
+GOLDEN = Path(__file__).parent / "golden"
+# Rows of the paper's tables by what they are called in tests/golden/paper_results.json.
+PAPER = {
+    "table_1": {"vqvae": "vq", "hvqvae": "hvq", "sqvae": "sq", "cvqvae": "cvq", "arcvq": "arcvq"},
+    "table_6": {"vqvae": "vq", "bbnr": "arcvq_ball", "bbnr_arc": "arcvq"},
+    "table_9": {"vae": "vae", "hyperspherical_vae": "hyperspherical_vae", "vqvae": "vq", "arcvq": "arcvq"},
+    "table_11": {"vqvae": "vq", "vqvae_cosine": "cosine", "arcvq": "arcvq"},
+    "table_12": {"vqvae": "vq", "arcvq_fixed": "arcvq_fixed", "arcvq": "arcvq"},
+    "table_3": {
+        "vqgan_fc_ldm": "vqgan_fc_f16",
+        "vqgan_ema_ldm": "vqgan_ema_f16",
+        "vqgan_lc_ldm": "vqgan_lc_f16",
+        "cvqvae_ldm": "cvqvae_f8",
+        "arcvq_ldm": "arcvq_f8",
+    },
+    "table_2": {
+        "vqgan": "vqgan_f16",
+        "vqgan_fc": "vqgan_fc_f16",
+        "vqgan_ema": "vqgan_ema_f16",
+        "rqvae": "rqvae",
+        "cvqvae_16": "cvqvae_f16",
+        "cvqvae_32": "cvqvae_f8",
+        "vqgan_lc": "vqgan_lc_f16",
+        "arcvq_16": "arcvq_f16",
+        "arcvq_32": "arcvq_f8",
+    },
+}
+CODEBOOK_SIZE_FIRST = ("table_2", "table_3")  # a column that is the config's, not a result
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_numbers_are_as_printed(name):
+    printed = json.loads((GOLDEN / "paper_results.json").read_text())[name]
+    table, found = TABLES[name], 0
+    for data in {"mnist", "cifar10", "imagenet"} & printed.keys():
+        for theirs, config in PAPER[name].items():
+            numbers = printed[data][theirs][1:] if name in CODEBOOK_SIZE_FIRST else printed[data][theirs]
+            scale = [100 if name == "table_2" and metric == "usage" else 1 for metric in table.metrics]
+            (row,) = [row for row in table.rows.values() if row.config == config]
+            ours = [of and pytest.approx(of * by) for of, by in zip(row.paper[data], scale, strict=True)]
+            assert numbers == ours, (data, theirs)
+            found += 1
+    assert found == sum(len(row.paper) for row in table.rows.values())
+
+
+def test_the_papers_sensitivities_sizes_and_priors_are_as_printed():
+    printed = json.loads((GOLDEN / "paper_results.json").read_text())
+    rows = {row.config: row.paper for row in TABLES["table_4"].rows.values()}
+    names = {"top_k": "top", "margin": "margin", "scale": "scale"}
+    for option, values in printed["table_4"].items():
+        for value, of in values.items() if option != "what" else ():
+            default = (option, value) in (("top_k", "3"), ("margin", "0.1"), ("scale", "10"))
+            config = "arcvq" if default else f"arcvq_{names[option]}{value}"
+            assert {data: list(numbers) for data, numbers in rows[config].items()} == of, config
+    for size, (_, usage, *others) in printed["table_5"]["ffhq"].items():
+        assert TABLES["table_5"].rows[f"D {size}"].paper["ffhq"] == (usage / 100, *others)
+    for codes, (usage, rfid) in printed["table_10"]["imagenet"].items():
+        row = TABLES["table_10"].rows[f"{int(codes):,}"]
+        assert row.paper["imagenet"] == (pytest.approx(usage / 100), rfid) and row.codes in (None, int(codes))
+    fids = {row.config: row.paper["cifar10"] for row in TABLES["table_13"].rows.values() if row.paper}
+    assert fids == {"vq": (printed["table_13"]["cifar10"]["pixelcnn_vqvae"],), "arcvq": (43.13,)}
 
 
 def rows_of(*numbers):
@@ -83,6 +146,9 @@ def test_pairs_are_in_order_reversed_or_open():
     # 0 < 1 as in the paper; 0 and 1 against 2 overlap; 3 is below 0 and 1, where the paper has it above.
     assert in_order(rows, "psnr") == {"as_in_the_paper": 1, "reversed": 2, "open": 2}
     assert in_order(rows_of((None, [1.0]), (2.0, [2.0])), "psnr") is None
+    # A seed alone has no spread that could be told from nothing.
+    alone = rows_of((1.0, [10.0]), (2.0, [12.0, 13.0]))
+    assert in_order(alone, "psnr") == {"as_in_the_paper": 0, "reversed": 0, "open": 1}
 
 
 def test_a_table_says_mean_spread_paper_and_protocol(tmp_path):
@@ -91,9 +157,16 @@ def test_a_table_says_mean_spread_paper_and_protocol(tmp_path):
     for seed in (0, 1):
         numbers = {"psnr[official_jpeg]": 19.0 + seed, "frechet_distance[alexnet,official_jpeg]": 5.0, "images": 10}
         results.add("A", seed, numbers | {"usage": 0.5})
-        results.add("B", seed, {name: 2 * value for name, value in numbers.items()})
+        if seed == 0:
+            results.add("B", seed, {name: 2 * value for name, value in numbers.items()} | {"perplexity": "inf"})
     facts = {"table": "table_0", "title": "title", "data": "mnist", "budget": "3steps", "training": {"lr": 1}}
-    facts |= {"priors": {"ldm": {"lr": 2}}, "command": "python", "commit": "abc", "failures": ["C, seed 0: diverged"]}
+    facts |= {
+        "measured_at": ["abc", "def"],
+        "priors": {"ldm": {"lr": 2}},
+        "command": "python",
+        "commit": "abc",
+        "failures": ["C, seed 0: diverged"],
+    }
     write_table(results, table, "mnist", facts, tmp_path / "new" / "table.0")
     found = json.loads((tmp_path / "new/table.0.json").read_text())
     assert found["rows"]["A"]["ours"]["psnr"] == {"mean": 19.5, "spread": 1.0, "seeds": [19.0, 20.0]}
@@ -102,7 +175,9 @@ def test_a_table_says_mean_spread_paper_and_protocol(tmp_path):
     text = (tmp_path / "new/table.0.md").read_text()
     assert markdown(found) == text
     assert "| A (`a`) | 19.50 ± 0.50 (20) | 5.00 ± 0.00 (3) | 0.5000 ± 0.0000 |" in text
-    assert "| B (`b`) | 39.00 ± 1.00 | 10.00 ± 0.00 | - |" in text and "| C (`c`) | - | - | - |" in text
+    assert "| B (`b`) | 38.00 | 10.00 | - |" in text and "| C (`c`) | - | - | - |" in text
+    assert "frechet_distance[alexnet,official_jpeg] (smaller is better; the paper's: rFID)" in text
+    assert "commit abc; measured at abc, def." in text
     assert "Budget 3steps. tokenizers: lr 1; ldm: lr 2; seeds 0, 1." in text
     assert "psnr[official_jpeg] (larger is better)" in text and "Failed: C, seed 0: diverged" in text
     assert (tmp_path / "new/table.0.png").stat().st_size > 1000
@@ -153,7 +228,15 @@ def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path
                 task, folder = arguments[:2]
                 file = Path(folder, "evaluation", f"{task}{'-rfid' if task == 'reconstruction' else ''}.json")
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps({"settings": {}, "numbers": {"frechet_distance[alexnet]": 3.0}}))
+                file.write_text(
+                    json.dumps(
+                        {
+                            "settings": {},
+                            "numbers": {"frechet_distance[alexnet]": 3.0},
+                            "protocol": {"commit": "abc"},
+                        }
+                    )
+                )
 
         return SimpleNamespace(main=main, make_parser=parser)
 
@@ -200,7 +283,7 @@ def test_a_row_that_fails_leaves_the_others_their_table(tmp_path, images, monkey
     def numbers_of(config, budget, steps, bench, row, seed):
         if row.config == "vq":
             raise ValueError("loss is not finite at step 7")
-        return {"psnr": 20.0 + seed}
+        return {"psnr": 20.0 + seed}, "abc"
 
     monkeypatch.setattr(reproduce, "numbers_of", numbers_of)
     monkeypatch.setattr(reproduce, "make_measuring", lambda *_: None)
@@ -209,6 +292,31 @@ def test_a_row_that_fails_leaves_the_others_their_table(tmp_path, images, monkey
     found = json.loads(Path("runs/reproduce/mnist-1step/table_6-mnist.json").read_text())
     assert found["rows"]["+ ball"]["ours"]["psnr"]["mean"] == 20.5 and "psnr" not in found["rows"]["VQ-VAE"]["ours"]
     assert len(found["protocol"]["failures"]) == 2
+
+    # Of several processes, the others may know nothing of it: they are to end together.
+    several = SimpleNamespace(num_processes=2, is_main_process=True)
+    monkeypatch.setattr(reproduce, "PartialState", lambda *_, **__: several)
+    with pytest.raises(ValueError, match=r"^loss is not finite"):
+        reproduce.main(["table_6", "--data", "mnist", "--images", str(images), "--budget", "1step"])
+
+
+def test_a_time_is_not_that_of_an_accelerator(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    one = SimpleNamespace(num_processes=1, is_main_process=True)
+    monkeypatch.setattr(reproduce, "PartialState", lambda *_, **__: one)
+    monkeypatch.setattr(reproduce.torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="20m, is timed on the CPU; take --budget 5epochs"):
+        reproduce.main(["table_6"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_files_place_is_not_the_trainings(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "config.yaml").write_text("weights: {alexnet: here.safetensors}\noptim: {lr: 1}\n")
+    moved = {"weights": {"alexnet": "there.safetensors"}, "optim": {"lr": 1}}
+    table_runs.refuse_other_run(tmp_path / "config.yaml", moved)
+    with pytest.raises(ValueError, match=r"optim.lr was 1 and is now 2"):
+        table_runs.refuse_other_run(tmp_path / "config.yaml", moved | {"optim": {"lr": 2}})
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,8 @@ def test_consistency_is_0_for_standard_rows_and_falls_towards_them():
     # |shift|^2 + D (scale - 1)^2
     assert consistency(whitened * 3 + 2).item() == pytest.approx(4 * 4 + 4 * 2**2, rel=1e-9)
     assert consistency(whitened * 1.1) < consistency(whitened * 1.2)
+    for wrong in (float("nan"), float("inf"), 1e300):  # of a training that diverges: a loss like others, not an error
+        assert not consistency(torch.where(torch.arange(len(whitened))[:, None] == 0, wrong, whitened)).isfinite()
 
 
 @pytest.mark.parametrize("rows", [2, 3, 5])

@@ -96,5 +96,7 @@ def consistency(codebook: Tensor) -> Tensor:
     mean = codebook.mean(dim=0)
     centred = codebook - mean
     covariance = centred.T @ centred / (len(codebook) - 1)
-    roots = torch.linalg.eigvalsh(covariance).clamp(min=1e-6).sqrt()
+    # To ask for the eigenvalues of what is not finite is an error; the trace says it as any other loss does.
+    decomposable = torch.where(covariance.isfinite().all(), covariance, torch.eye(len(mean)).to(covariance))
+    roots = torch.linalg.eigvalsh(decomposable).clamp(min=1e-6).sqrt()
     return mean.square().sum() + covariance.trace() + len(mean) - 2 * roots.sum()
