@@ -14,6 +14,7 @@ from tokenizer.quantizers.hvq import HVQQuantizer
 from tokenizer.quantizers.hyperspherical_vae import HypersphericalVAEQuantizer
 from tokenizer.quantizers.ibq import IBQQuantizer
 from tokenizer.quantizers.lc import LCQuantizer
+from tokenizer.quantizers.rotation import RotationQuantizer
 from tokenizer.quantizers.rq import RQQuantizer
 from tokenizer.quantizers.simvq import SimVQQuantizer
 from tokenizer.quantizers.sq import SQQuantizer
@@ -31,6 +32,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "hyperspherical_vae": HypersphericalVAEQuantizer,
     "ibq": IBQQuantizer,
     "lc": LCQuantizer,
+    "rotation": RotationQuantizer,
     "rq": RQQuantizer,
     "simvq": SimVQQuantizer,
     "sq": SQQuantizer,
