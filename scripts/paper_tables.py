@@ -241,6 +241,7 @@ TABLES = {
             "VQ-VAE": Row("vq"),
             "VQ-VAE, EMA": Row("ema"),
             "VQ-VAE, cosine": Row("cosine"),
+            "VQ-VAE, rotation trick": Row("rotation"),
             "factorised codes": Row("fc"),
             "CVQ-VAE": Row("cvq"),
             "SQ-VAE": Row("sq"),
