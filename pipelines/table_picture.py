@@ -1,9 +1,10 @@
-"""A table of results -> a picture: each metric's numbers of our runs by row, the paper's beside them."""
+"""A table of results -> pictures: each metric's numbers of our runs by row, the paper's beside them; and over steps."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -80,4 +81,36 @@ def plot_table(
         hollow = {"marker": "D", "markerfacecolor": "none", "markersize": 8, "linestyle": ""}
         legend.append(Line2D([], [], color=UNUSED, label="the paper's number (upper axis)", **hollow))
     figure.legend(handles=legend, loc="outside lower center", ncols=1 if columns == 1 else 2, frameon=False)
+    figure.savefig(path, format="png")
+
+
+def plot_histories(
+    histories: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]], metrics: Sequence[str], path: str | Path
+) -> None:
+    """A PNG with a panel per metric: its number over the steps of each row's training, a thin line per seed.
+
+    Args:
+        histories: histories[row][seed]: entries with a `step` and numbers, of which some may lack the metric.
+        metrics: which numbers.
+        path: where the PNG is written.
+
+    Raises:
+        ValueError: there is no metric to show.
+    """
+    if not metrics:
+        raise ValueError("metrics is empty; name at least one")
+    figure = Figure(figsize=(1.5 + 4.2 * len(metrics), 4), dpi=160, layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False).flatten()
+    colours = colormaps["tab20"].colors
+    for panel, metric in zip(panels, metrics, strict=True):
+        for place, seeds in enumerate(histories.values()):
+            for entries in seeds.values():
+                points = [(entry["step"], entry[metric]) for entry in entries if metric in entry]
+                if points:
+                    panel.plot(*zip(*points, strict=True), color=colours[place % len(colours)], marker=".", linewidth=1)
+        panel.set_title(metric, fontsize=11)
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.25)
+    rows = [Line2D([], [], color=colours[place % len(colours)], label=row) for place, row in enumerate(histories)]
+    figure.legend(handles=rows, loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(path, format="png")

@@ -89,15 +89,15 @@ def main(args: Sequence[str] | None = None) -> None:
     for seed in config.seeds:
         for name, row in table.rows.items():
             try:
-                numbers, commit = numbers_of(config, budget, steps, bench, row, seed)
+                found = numbers_of(config, budget, steps, bench, row, seed)
             except ValueError as error:  # a row that diverges leaves the others their table
                 if PartialState().num_processes > 1:
                     raise  # the others may know nothing of it, and would wait for this one
                 failures.append(f"{name}, seed {seed}: {error}")
                 print(f"failed: {failures[-1]}", flush=True)
             else:
-                results.add(name, seed, numbers)
-                commits.add(commit)
+                results.add(name, seed, found.numbers, found.history)
+                commits.add(found.commit)
     if PartialState().is_main_process:
         facts = {
             "table": config.table,

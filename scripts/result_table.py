@@ -10,7 +10,7 @@ from typing import Any
 
 from paper_tables import METRICS, Table
 
-from pipelines.table_picture import plot_table
+from pipelines.table_picture import plot_histories, plot_table
 
 # What a metric's number is called in a result of evaluate.py: it begins so, and a protocol or extractor may follow.
 _BEGINNINGS = {"rfid": ("rfid", "frechet_distance"), "fid": ("fid", "frechet_distance")}
@@ -28,10 +28,16 @@ class ResultTable:
     rows: Sequence[str]
     seeds: Sequence[int]
     numbers: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+    histories: dict[str, dict[int, list[dict[str, float]]]] = field(default_factory=dict)
 
-    def add(self, row: str, seed: int, numbers: dict[str, float]) -> None:
-        """The numbers of a row for a seed, by the names that evaluate.py gives them."""
+    def add(self, row: str, seed: int, numbers: dict[str, float], history: Sequence[dict[str, float]] = ()) -> None:
+        """The numbers of a row for a seed, by the names that evaluate.py gives them, and how its training came there.
+
+        Each entry of the history has a `step`, and what was measured of the held-out split then.
+        """
         self.numbers.setdefault(row, {})[seed] = numbers
+        if history:
+            self.histories.setdefault(row, {})[seed] = list(history)
 
     def name_of(self, metric: str) -> str | None:
         """What a metric of METRICS is called in these numbers, which says its protocol; None: it was not measured."""
@@ -59,6 +65,7 @@ def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, 
             "paper": dict(zip(table.metrics, row.paper[data], strict=True)) if data in row.paper else {},
             "ours": {metric: summary(values) for metric, values in seeds.items() if values},
             "all": results.numbers.get(name, {}),
+            "history": results.histories.get(name, {}),
         }
     orders = {metric: in_order(rows, metric) for metric in table.metrics if metric in names}
     result = {"protocol": facts | {"seeds": list(results.seeds), "metrics": names}, "order": orders, "rows": rows}
@@ -72,6 +79,9 @@ def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, 
     paper = {label: {row: of["paper"].get(metric) for row, of in rows.items()} for metric, label in labels.items()}
     if names:
         plot_table(list(rows), _present(ours), _present(paper), write["png"])
+    if results.histories:
+        write["history"] = stem.with_name(f"{stem.name}-history.png")
+        plot_histories(results.histories, [metric for metric in ("psnr", "usage") if metric in names], write["history"])
     print(text)
     print(f"table: {', '.join(map(str, write.values()))}")
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 from paper_tables import Row
 from run_record import read_settings, refuse_other_run
 
+from pipelines.pictures import read_metrics
 from tokenizer.perceptual import PerceptualNet
 
 # What all trainings of a data set have in common, whatever their configs say: short ones, and the paper's.
@@ -54,6 +55,15 @@ class MeasureConfig:
     num_inference_steps: int | None = None
 
 
+@dataclass(frozen=True)
+class RowNumbers:
+    """A row for a seed: numbers as evaluate.py names them, the commit that measured them, its training's history."""
+
+    numbers: dict[str, float]
+    commit: str
+    history: Sequence[dict[str, float]] = ()
+
+
 def config_file(data: str, name: str) -> Path:
     """The YAML of a row."""
     return CONFIGS / data / f"{name}.yaml"
@@ -88,13 +98,8 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def numbers_of(
-    config: Namespace, budget: Budget, steps: int | None, bench: Path, row: Row, seed: int
-) -> tuple[dict[str, float], str]:
-    """The numbers of a row for a seed by their names, of evaluate.py, and the commit that measured them.
-
-    Trains and measures what is missing.
-    """
+def numbers_of(config: Namespace, budget: Budget, steps: int | None, bench: Path, row: Row, seed: int) -> RowNumbers:
+    """What a row comes to for a seed; trains and measures what is missing."""
     name = f"{row.config}-seed{seed}"
     run, length = bench / name, {} if steps is None else {"optim.max_steps": steps, **often(steps)}
     arguments = tokenizer_arguments(config, budget, row.config)
@@ -106,7 +111,7 @@ def numbers_of(
         PartialState().wait_for_everyone()
         run = reduced
     if row.prior is None:
-        return measured(config, row, run)
+        return replace(measured(config, row, run), history=history(bench / name))
     prior, prior_steps = f"{name}-{row.prior}-{config.prior_budget}", Budget.parse(config.prior_budget).steps
     options = prior_options(config, row.prior) | placed(bench, prior, seed) | {"tokenizer": run}
     options |= {} if prior_steps is None else often(prior_steps)
@@ -150,8 +155,8 @@ def task_of(row: Row) -> str:
     return "reconstruction" if row.prior is None else "generation"
 
 
-def measured(config: Namespace, row: Row, run: Path) -> tuple[dict[str, float], str]:
-    """The numbers of a run, and the commit; what is measured once is not measured again with the same options."""
+def measured(config: Namespace, row: Row, run: Path) -> RowNumbers:
+    """The numbers of a run; what is measured once is not measured again with the same options."""
     task = task_of(row)
     images = train_tokenizer.make_parser().parse([f"--config={config_file(config.data, row.config)}"]).data.as_dict()
     options = {f"data.{name}": value for name, value in images.items() if value is not None}
@@ -167,7 +172,19 @@ def measured(config: Namespace, row: Row, run: Path) -> tuple[dict[str, float], 
         evaluate.main([task, str(run), *arguments])
     PartialState().wait_for_everyone()
     found = json.loads(file.read_text())
-    return found["numbers"], found["protocol"]["commit"]
+    return RowNumbers(found["numbers"], found["protocol"]["commit"])
+
+
+def history(run: Path) -> list[dict[str, float]]:
+    """What a tokenizer's training has measured of the held-out split on its way: the step, and numbers by name."""
+    log, of_split = run / "metrics.jsonl", "test_"
+    records = read_metrics(log) if log.is_file() else []
+    names = {name for record in records for name in record if name.startswith(of_split)}
+    return [
+        {"step": record["step"]} | {name.removeprefix(of_split): record[name] for name in names & record.keys()}
+        for record in records
+        if names & record.keys()
+    ]
 
 
 def measure_arguments(config: Namespace, task: str) -> list[str]:

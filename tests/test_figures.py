@@ -14,7 +14,7 @@ from pipelines.distance_figure import plot_distances
 from pipelines.figures import NotDrawable, TokenizerTensors, evenly, plot_norms, plot_planes
 from pipelines.pictures import UNUSED, USED
 from pipelines.principal_plane import principal_plane
-from pipelines.table_picture import plot_table
+from pipelines.table_picture import plot_histories, plot_table
 
 
 @pytest.fixture
@@ -229,6 +229,21 @@ def test_a_tables_dots_are_means_and_the_papers_numbers_have_their_own_axis(figu
     assert psnr.get_ylim()[0] > psnr.get_ylim()[1]  # the first row is on top
     with pytest.raises(ValueError, match="no finite number"):
         plot_table(["vq"], {"psnr": {"arc": [1.0]}}, {}, "x.png")
+
+
+def test_histories_are_a_line_for_each_seed_in_its_rows_colour(figures):
+    entries = [{"step": 10, "psnr": 1.0}, {"step": 20, "usage": 0.5}, {"step": 30, "psnr": 3.0}]
+    plot_histories({"vae": {0: entries[:1]}, "arc": {0: entries, 4: entries[:2]}}, ["psnr", "usage"], "x.png")
+    psnr, usage = figures[0].axes
+    assert [axis.get_title() for axis in (psnr, usage)] == ["psnr", "usage"]
+    lines = [line.get_xydata().tolist() for line in psnr.lines]
+    assert lines == [[[10, 1]], [[10, 1], [30, 3]], [[10, 1]]]
+    assert [line.get_xydata().tolist() for line in usage.lines] == [[[20, 0.5]]] * 2  # the first row has no usage
+    colours = [line.get_color() for line in (*psnr.lines, *usage.lines)]
+    named = {line.get_label(): line.get_color() for line in figures[0].legends[0].get_lines()}
+    assert colours == [named["vae"]] + 4 * [named["arc"]] and len(set(colours)) == 2
+    with pytest.raises(ValueError, match="metrics is empty"):
+        plot_histories({}, [], "x.png")
 
 
 @pytest.mark.filterwarnings("error")

@@ -17,6 +17,7 @@ from budget import Budget, steps_of
 from command_line import CONFIGS
 from paper_tables import METRICS, TABLES, Row, Table
 from result_table import ResultTable, in_order, markdown, summary, write_table
+from table_runs import RowNumbers
 
 
 @pytest.mark.parametrize(
@@ -203,6 +204,10 @@ def test_a_table_is_trained_measured_and_taken_up_again(tmp_path, images, monkey
     bench = Path("runs/reproduce/mnist-1step")
     found = json.loads((bench / "table_12-mnist.json").read_text())
     assert list(found["rows"]) == ["VQ-VAE", "ArcVQ-VAE, fixed"] and found["protocol"]["failures"] == []
+    for row in found["rows"].values():
+        assert [[entry["step"] for entry in of_seed] for of_seed in row["history"].values()] == [[1], [1]]
+        assert {"psnr", "usage"} < row["history"]["0"][0].keys()
+    assert (bench / "table_12-mnist-history.png").stat().st_size > 1000
     psnr = found["rows"]["VQ-VAE"]["ours"]["psnr"]
     assert len(set(psnr["seeds"])) == 2 and found["rows"]["VQ-VAE"]["paper"]["psnr"] == 26.48
     weights = bench / "vq-seed0/tokenizer/diffusion_pytorch_model.safetensors"
@@ -283,7 +288,7 @@ def test_a_row_that_fails_leaves_the_others_their_table(tmp_path, images, monkey
     def numbers_of(config, budget, steps, bench, row, seed):
         if row.config == "vq":
             raise ValueError("loss is not finite at step 7")
-        return {"psnr": 20.0 + seed}, "abc"
+        return RowNumbers({"psnr": 20.0 + seed}, "abc")
 
     monkeypatch.setattr(reproduce, "numbers_of", numbers_of)
     monkeypatch.setattr(reproduce, "make_measuring", lambda *_: None)
