@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,6 +218,24 @@ def test_a_table_is_trained_measured_and_taken_up_again(tmp_path, images, monkey
     assert again["rows"] == found["rows"] and weights.stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r"run.mixed_precision was 'no' and is now 'bf16'"):
         reproduce.main([*command, "--mixed_precision", "bf16"])
+
+
+def test_two_processes_make_the_table_of_one(tmp_path, images, monkeypatch):
+    """As a user launches it; rows and measurements are shared out."""
+    monkeypatch.chdir(tmp_path)
+    command = ["table_12", "--data", "mnist", "--images", str(images), "--budget", "1step", "--seeds", "[0]"]
+    command += ["--rows", "[vq, arcvq]", "--measure.extractor", "null", "--measure.lpips", "null"]
+    reproduce.main([*command, "--output_dir", "one"])
+    accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2"]
+    script = str(Path(reproduce.__file__).resolve())
+    launched = [*accelerate, "--main_process_port", "0", script, *command, "--output_dir", "two"]
+    done = subprocess.run(launched, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes" in done.stdout
+    one, two = (json.loads(Path(folder, "mnist-1step/table_12-mnist.json").read_text()) for folder in ("one", "two"))
+    for name, row in one["rows"].items():
+        for metric, ours in row["ours"].items():
+            assert two["rows"][name]["ours"][metric]["mean"] == pytest.approx(ours["mean"], rel=1e-3), (name, metric)
 
 
 def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path, monkeypatch):
