@@ -7,9 +7,11 @@ python scripts/reproduce.py figure_2 runs/mnist-arcvq runs/mnist-vq --data.name 
 
 A time is that of all trainings together; each has as many steps. `full` is the paper's 500 epochs. Tables under one
 budget share their trainings; stopped and started again, the same command goes on where it was. Beside each number
-stands the paper's, and over the table the protocol, as a JSON file, in markdown and as a plot.
+stands the paper's, and over the table the protocol, as a JSON file, in markdown and as a plot; priors' samples of the
+first seed are beside them.
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +88,7 @@ def main(args: Sequence[str] | None = None) -> None:
         tokenizers = len({row.config for row in table.rows.values()}) * len(config.seeds)
         print(f"{tokenizers} tokenizers, {each}: {bench}")
     results, failures, commits = ResultTable(list(table.rows), config.seeds), [], set()
+    stem = Path(config.output or bench, f"{config.table}-{config.data}")
     for seed in config.seeds:
         for name, row in table.rows.items():
             try:
@@ -98,6 +101,9 @@ def main(args: Sequence[str] | None = None) -> None:
             else:
                 results.add(name, seed, found.numbers, found.history)
                 commits.add(found.commit)
+                if found.samples is not None and seed == config.seeds[0] and PartialState().is_main_process:
+                    stem.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(found.samples, stem.with_name(f"{stem.name}-{row.config}-{row.prior}.png"))
     if PartialState().is_main_process:
         facts = {
             "table": config.table,
@@ -111,7 +117,6 @@ def main(args: Sequence[str] | None = None) -> None:
             "measured_at": sorted(commits),
             "failures": failures,
         }
-        stem = Path(config.output or bench, f"{config.table}-{config.data}")
         write_table(results, table, config.data, facts | machine() | provenance("reproduce", args), stem)
     if failures:
         raise ValueError(f"{len(failures)} of the table's trainings failed: {'; '.join(failures)}")

@@ -57,11 +57,19 @@ class MeasureConfig:
 
 @dataclass(frozen=True)
 class RowNumbers:
-    """A row for a seed: numbers as evaluate.py names them, the commit that measured them, its training's history."""
+    """A row for a seed.
+
+    Attributes:
+        numbers: as evaluate.py names them.
+        commit: that measured them.
+        history: of the tokenizer's training.
+        samples: a picture of samples, of a row with a prior.
+    """
 
     numbers: dict[str, float]
     commit: str
     history: Sequence[dict[str, float]] = ()
+    samples: Path | None = None
 
 
 def config_file(data: str, name: str) -> Path:
@@ -119,7 +127,7 @@ def numbers_of(config: Namespace, budget: Budget, steps: int | None, bench: Path
     script = {"ldm": train_ldm, "pixelcnn": train_pixelcnn}[row.prior]
     arguments = [f"--config={config_file(config.data, row.prior)}", *as_arguments(options)]
     trained(script, arguments, bench / prior, "pipeline")
-    return measured(config, row, bench / prior)
+    return replace(measured(config, row, bench / prior), samples=bench / prior / "evaluation" / "generation.png")
 
 
 def trained(script: Any, arguments: Sequence[str], run: Path, artefact: str) -> None:

@@ -252,15 +252,9 @@ def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path
                 task, folder = arguments[:2]
                 file = Path(folder, "evaluation", f"{task}{'-rfid' if task == 'reconstruction' else ''}.json")
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(
-                    json.dumps(
-                        {
-                            "settings": {},
-                            "numbers": {"frechet_distance[alexnet]": 3.0},
-                            "protocol": {"commit": "abc"},
-                        }
-                    )
-                )
+                found = {"numbers": {"frechet_distance[alexnet]": 3.0}, "protocol": {"commit": "abc"}, "settings": {}}
+                file.write_text(json.dumps(found))
+                file.with_name(f"{task}.png").write_text(f"samples of {Path(folder).name}")
 
         return SimpleNamespace(main=main, make_parser=parser)
 
@@ -272,6 +266,8 @@ def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path
     priors = ["--prior_budget", "9steps", "--measure.num_inference_steps", "4"]
     reproduce.main(["table_13", "--data", "cifar10", "--budget", "7steps", *priors, *shared])
     found = json.loads(Path("out/cifar10-7steps/table_13-cifar10.json").read_text())
+    for name, folder in (("vq-ldm", "vq-seed3-ldm-9steps"), ("arcvq-pixelcnn", "arcvq-seed3-pixelcnn-9steps")):
+        assert Path(f"out/cifar10-7steps/table_13-cifar10-{name}.png").read_text() == f"samples of {folder}"
     assert found["protocol"]["priors"]["pixelcnn"]["optim.max_steps"] == 9 and len(found["rows"]) == 8
     names = [name for name, _ in called]
     assert names.count("train_ldm") == names.count("train_pixelcnn") == 4 and names.count("evaluate") == 8
