@@ -18,8 +18,6 @@ from figures import main, see, tokenizer_names
 
 from pipelines.figures import NotDrawable
 from tokenizer import VQTokenizer
-from tokenizer.quantizers import QUANTIZERS, Quantizer
-from tokenizer.quantizers.vq import VQQuantizer
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -51,42 +49,13 @@ def test_the_script_draws_every_figure_and_writes_what_is_in_it(tmp_path):
     assert np.shape(figures["figure_5"]["numbers"]["first"]["activations"]) == (2, 8, 8)
 
 
-class Continuous(Quantizer):
-    """Latents as they are; no codes."""
-
-    depth = 0
-
-    def snap(self, latents):
-        return latents
-
-    def quantize(self, moments):
-        raise NotImplementedError
-
-    assign_latents = embed = loss_weights = quantize
-
-
-class TwoLevels(VQQuantizer):
-    """A token's code, then that of what it lacks of the token."""
-
-    depth = 2
-
-    def assign_latents(self, latents):
-        first = super().assign_latents(latents)
-        return torch.stack([first, super().assign_latents(latents - super().embed(first))], dim=-1)
-
-    def embed(self, codes):
-        return super().embed(codes[..., 0]) + super().embed(codes[..., 1])
-
-
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
-    """Folders of a tokenizer without codes and of one with two per token; the working directory."""
+    """Folders of a tokenizer without codes and of one with several per token; the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(QUANTIZERS, "continuous", Continuous)
-    monkeypatch.setitem(QUANTIZERS, "two", TwoLevels)
     monkeypatch.setattr("figures.use_all_cores", lambda: None)
     monkeypatch.setattr("figures.BATCH", 2)
-    for name in ("continuous", "two"):
+    for name in ("vae", "rq"):
         made = VQTokenizer(1, 32, "conv", name, 16, 4, hidden_channels=8, residual_channels=4)
         made.save_pretrained(tmp_path / name)
     return tmp_path
@@ -95,16 +64,16 @@ def saved(tmp_path, monkeypatch):
 def test_tokenizers_without_codes_and_with_several_per_token_are_seen(saved):
     images = [{"images": torch.rand(1, 32, 32) * 2 - 1} for _ in range(5)]
     batch = torch.stack([image["images"] for image in images])
-    for name in ("continuous", "two"):
+    for name in ("vae", "rq"):
         its = VQTokenizer.from_pretrained(saved / name).eval()
         seen = see(name, its, Stacked(images), [1, 4])
         latents = its.encode(batch).latents.detach()
         torch.testing.assert_close(seen.tensors.tokens, latents.permute(0, 2, 3, 1).flatten(0, 2))
         torch.testing.assert_close(seen.latents, latents[[1, 4]])
         assert seen.reconstructions.shape == (2, 1, 32, 32) and seen.reconstructions.dtype == torch.uint8
-        if name == "two":
+        if name == "rq":
             codes = its.encode_codes(batch)
-            assert codes.shape == (5, 8, 8, 2)
+            assert codes.shape == (5, 8, 8, its.bottleneck.depth) and its.bottleneck.depth > 1
             assert seen.tensors.counts.tolist() == [(codes == code).sum().item() for code in range(16)]
         else:
             assert seen.tensors.codebook is None and seen.tensors.counts is None
@@ -121,19 +90,19 @@ def test_the_script_refuses_by_name_and_all_leaves_out_what_cannot_be(saved, mon
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
     few = ["--num_images", "4", "--shown", "2"]
-    with pytest.raises(NotDrawable, match="tokenizer 'continuous' has no codes"):
-        main(["figure_2", "two", "continuous", *few])
-    main(["all", "two", "continuous", *few])
+    with pytest.raises(NotDrawable, match="tokenizer 'vae' has no codes"):
+        main(["figure_2", "rq", "vae", *few])
+    main(["all", "rq", "vae", *few])
     told = capsys.readouterr().out
-    assert "figure_2: left out: tokenizer 'continuous'" in told and "figure_3: left out" in told
+    assert "figure_2: left out: tokenizer 'vae'" in told and "figure_3: left out" in told
     assert len(figures) == 2 and sorted(file.name for file in (saved / "runs" / "figures").glob("*.json")) == [
         "figure_1.json",
         "figure_5.json",
     ]
-    with pytest.raises(ValueError, match=r"continuous: the images of 'digits' have \(channels, size\) \(3, 32\)"):
-        main(["figure_1", "continuous", "--data.channels", "3", *few])
+    with pytest.raises(ValueError, match=r"vae: the images of 'digits' have \(channels, size\) \(3, 32\)"):
+        main(["figure_1", "vae", "--data.channels", "3", *few])
     with pytest.raises(ValueError, match="shown"):
-        main(["figure_5", "continuous", "--num_images", "2", "--shown", "3"])
+        main(["figure_5", "vae", "--num_images", "2", "--shown", "3"])
 
 
 def test_tokenizers_are_called_by_their_runs(tmp_path):
