@@ -1,5 +1,6 @@
 """What holds for every quantizer: the contract, saving, edge cases, any split of a batch."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -58,6 +59,25 @@ def test_training_gives_what_the_contract_says(name):
     (output.reconstruction.square().mean() + total(bottleneck, output.losses)).backward()
     for part, parameter in tokenizer.named_parameters():
         assert not parameter.requires_grad or parameter.grad.isfinite().all(), part
+
+
+@every
+@torch.no_grad()
+def test_nothing_changes_but_in_after_update_which_draws_nothing_of_others(name):
+    quantizer = small_quantizer(name)
+    moments = torch.randn(3, quantizer.encoder_channels, 4, 4)
+    before = copy.deepcopy(quantizer.state_dict())
+    for training in (True, False):
+        quantizer.train(training).seed_noise(1, 0)
+        codes = quantizer(moments).codes
+        if quantizer.depth:
+            quantizer.encode(quantizer.latents(moments))
+        state = quantizer.state_dict()
+        assert state.keys() == before.keys() and all(torch.equal(value, before[key]) for key, value in state.items())
+    drawn = torch.get_rng_state()
+    quantizer.after_update(moments, codes)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert quantizer.step == 1 and before["step"] == 0
 
 
 @every
