@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from pipelines.class_labels import ClassConditionalPipeline, check_id2label
-from priors.diffusion import guided_prediction
+from priors.diffusion import guide
 from priors.unet import CrossAttentionUNet, null_label
 from tokenizer.model import VQTokenizer
 
@@ -48,6 +48,25 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=check_id2label(id2label, null_label(unet)), latent_scale=float(latent_scale))
 
+    def optimize(
+        self, dtype: torch.dtype | None = None, channels_last: bool = False, compile: bool = False
+    ) -> "ArcVQLDMPipeline":
+        """Makes the UNet faster, in place; to be called after the pipeline has been moved to its device.
+
+        Args:
+            dtype: of the UNet, such as torch.bfloat16; the latents between steps and the tokenizer stay as they are.
+            channels_last: the layout that convolutions on GPUs want.
+            compile: through torch.compile at its first call for each number of images, which takes a minute or so;
+                with its present weights as constants: weights that are changed afterwards have no effect.
+        """
+        # Module's own methods: diffusers' warn of layers to be kept in float32, of which there are none.
+        torch.nn.Module.to(self.unet, dtype=dtype)
+        if channels_last:
+            torch.nn.Module.to(self.unet, memory_format=torch.channels_last)
+        if compile:
+            self.unet.compile(dynamic=False, options={"freezing": True})
+        return self
+
     @torch.no_grad()
     def __call__(
         self,
@@ -60,12 +79,13 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["ArcVQLDMPipeline", int, Tensor, dict[str, Tensor]], dict] | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> ImagePipelineOutput | tuple[Any]:
         """Samples one image per class label.
 
         Args:
             class_labels: class ids, one per image.
-            guidance_scale: s in u + s (c - u); 1 is no guidance and costs half.
+            guidance_scale: s in u + s (c - u), both in one pass of twice the batch; 1 is no guidance and costs half.
             num_inference_steps: scheduler steps.
             eta: DDIM's noise, 0 (deterministic) to 1; schedulers without it ignore it.
             generator: one per image (a batch then equals its singles, up to the rounding of batched kernels), or one.
@@ -74,6 +94,8 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
             return_dict: False returns `(images,)`.
             callback_on_step_end: called as f(pipeline, step index, timestep, {"latents": latents}) after every step;
                 the latents it returns replace the present ones.
+            guidance_interval: the timesteps that are guided, as shares of the training's, from the first to the last
+                of the two; the others are not and cost half (Kynkäänniemi et al. 2024).
 
         Raises:
             ValueError: labels, generators, latents or an option that do not fit, before anything is sampled.
@@ -84,26 +106,41 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         most = self.scheduler.config.num_train_timesteps
         if not 1 <= num_inference_steps <= most:
             raise ValueError(f"num_inference_steps must be between 1 and {most}, got {num_inference_steps}")
+        low, high = guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval takes two shares, 0 <= low <= high <= 1, got {guidance_interval}")
+        device, dtype = self._execution_device, self.unet.dtype
         shape = (len(labels), *self.vqvae.latent_shape)
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents for these labels have shape {shape}, got {tuple(latents.shape)}")
 
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        latents = latents.to(self._execution_device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        # A scheduler looks its timesteps up and compares them: on the CPU no step of it waits for the device.
+        self.scheduler.set_timesteps(num_inference_steps, device="cpu")
+        timesteps = self.scheduler.timesteps
+        on_device = timesteps.to(device)
+        guided = [low <= timestep / most <= high for timestep in timesteps.tolist()]
+        labels_twice = torch.cat([torch.full_like(labels, null_label(self.unet)), labels])
+        # The latents stay float32 between steps whatever the UNet computes in: their sum would keep every rounding.
+        latents = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
         accepted = inspect.signature(self.scheduler.step).parameters
         options = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
 
-        for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            noised = self.scheduler.scale_model_input(latents, timestep)
-            predicted = guided_prediction(self.unet, noised, timestep, labels, guidance_scale)
+        for index, timestep in enumerate(self.progress_bar(timesteps)):
+            noised = self.scheduler.scale_model_input(latents, timestep).to(dtype)
+            if guidance_scale == 1 or not guided[index]:
+                predicted = self.unet(noised, on_device[index], labels).sample.float()
+            else:
+                both = self.unet(torch.cat([noised, noised]), on_device[index], labels_twice).sample
+                predicted = guide(both, guidance_scale)
             latents = self.scheduler.step(predicted, timestep, latents, **options).prev_sample
             if callback_on_step_end is not None:
                 returned = callback_on_step_end(self, index, timestep, {"latents": latents})
                 latents = (returned or {}).get("latents", latents)
 
-        images = self.vqvae.decode((latents / self.config.latent_scale).to(self.vqvae.dtype)).sample
+        latents = (latents / self.config.latent_scale).to(self.vqvae.dtype)
+        images = self.in_slices(lambda part: self.vqvae.decode(part).sample, latents)
         output = self.to_output(images, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=output) if return_dict else (output,)

@@ -35,6 +35,30 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
             raise ValueError(f"the prior models (K, h, w) = {theirs}, the tokenizer has {ours}")
         self.register_modules(vqvae=vqvae, prior=prior)
         self.register_to_config(id2label=check_id2label(id2label, prior.config.num_classes))
+        self._compiled = False
+
+    def optimize(self, compile: bool = False) -> "ArcVQPixelCNNPipeline":
+        """Makes the sampling faster, in place.
+
+        Args:
+            compile: a position's step through torch.compile, at the first call for each number of images.
+        """
+        self._compiled = compile
+        return self
+
+    @torch.no_grad()
+    def bits_per_dimension(self, images: Tensor, class_labels: int | Sequence[int] | Tensor) -> Tensor:
+        """What the prior asks for an image's codes, in bits per pixel and channel, (B,) float32.
+
+        It is a rate and no likelihood of the pixels, of which the tokenizer loses some.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            class_labels: class ids, one per image.
+        """
+        labels = self.check_labels(class_labels, self.prior.config.num_classes)
+        codes = self.vqvae.encode_codes(images)
+        return self.prior.bits_per_code(codes, labels) * codes[0].numel() / images[0].numel()
 
     @torch.no_grad()
     def __call__(
@@ -47,6 +71,8 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["ArcVQPixelCNNPipeline", int, int, dict[str, Tensor]], dict] | None = None,
+        guidance_scale: float = 1.0,
+        codes: Tensor | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Samples one image per class label.
 
@@ -59,7 +85,11 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
             output_type: `pil`, `np` (B, H, W, C) in [0, 1] or `pt` (B, C, H, W) in [0, 1].
             return_dict: False returns `(images,)`.
             callback_on_step_end: called as f(pipeline, position, position, {"codes": codes (B, h, w)}) after every
-                position; the codes it returns replace the present ones.
+                position; of the codes it returns, that of this position replaces the one that was drawn.
+            guidance_scale: s in u + s (c - u) of the logits; 1 is no guidance, others cost twice and need a prior
+                trained with label dropout.
+            codes: (B, h, w) int64 to be completed, -1 where one is to be drawn: `vqvae.encode_codes(images)` with its
+                lower rows at -1 completes images.
 
         Raises:
             ValueError: labels, generators or an option that do not fit, before anything is sampled.
@@ -67,20 +97,22 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         labels = self.check_labels(class_labels, self.prior.config.num_classes)
         generator = self.check_generators(generator, len(labels))
         self.check_output_type(output_type)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
 
         def on_position(position: int, codes: Tensor) -> Tensor:
-            if callback_on_step_end is None:
-                return codes
             return (callback_on_step_end(self, position, position, {"codes": codes}) or {}).get("codes", codes)
 
-        generators = generator if isinstance(generator, list) else [generator] * len(labels)
-        codes = self.prior.sample(labels, generators, temperature, top_k, top_p, self.progress_bar, on_position)
-        output = self.to_output(self.vqvae.decode_codes(codes), output_type)
+        codes = self.prior.sample(
+            labels,
+            generator if isinstance(generator, list) else [generator] * len(labels),
+            temperature,
+            top_k,
+            top_p,
+            self.progress_bar,
+            None if callback_on_step_end is None else on_position,
+            guidance_scale,
+            codes,
+            compile=self._compiled,
+        )
+        output = self.to_output(self.in_slices(self.vqvae.decode_codes, codes), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=output) if return_dict else (output,)

@@ -1,6 +1,6 @@
 """What both pipelines share: class names, checked labels, one generator per image, loading from a folder or the Hub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+
+# A decoder's activations are some hundred times its images: 16 images of 256 px take a few GB.
+DECODED_AT_ONCE = 2**20
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
@@ -114,6 +117,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if len(generator) != num_images:
             raise ValueError(f"{num_images} images need {num_images} generators, or a single one, got {len(generator)}")
         return list(generator)
+
+    def in_slices(self, decode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """Decodes a batch of codes or latents into images, at most DECODED_AT_ONCE pixels at a time."""
+        images = max(1, DECODED_AT_ONCE // self.vqvae.config.image_size**2)
+        return torch.cat([decode(part) for part in batch.split(images)])
 
     @staticmethod
     def to_output(images: Tensor, output_type: str) -> Any:

@@ -8,7 +8,6 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from priors.unet import UNet, null_label
 
 
 def make_scheduler(prediction_type: Literal["epsilon", "v_prediction"] = "epsilon") -> DDIMScheduler:
@@ -73,13 +72,10 @@ def diffusion_loss(
     return (weights * errors).mean()
 
 
-def guided_prediction(unet: UNet, latents: Tensor, timestep: Tensor, labels: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance u + s (c - u) in one batched pass (Ho and Salimans 2022); one half of it when s = 1.
+def guide(predictions: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance u + s (c - u) (Ho and Salimans 2022).
 
-    Latents (B, D, h, w), labels (B,) int64 -> predicted noise or v (B, D, h, w).
+    Predicted noise or v of any dtype, (2B, D, h, w), the null class's first -> (B, D, h, w) float32.
     """
-    if guidance_scale == 1:
-        return unet(latents, timestep, labels).sample
-    both = torch.cat([torch.full_like(labels, null_label(unet)), labels])
-    unconditional, conditional = unet(torch.cat([latents, latents]), timestep, both).sample.chunk(2)
+    unconditional, conditional = predictions.float().chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)

@@ -4,6 +4,7 @@ van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders".
 padding: a convolution that may not see the present row or pixel is shifted by one, and has no masked weights.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -13,6 +14,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, relu
 
+from priors.code_choice import CodeChoice
+from priors.pixelcnn_cache import PixelCNNCache
 from tokenizer.complete_weights import CompleteWeights
 from tokenizer.model import VQTokenizer
 
@@ -77,6 +80,8 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         num_layers: gated layers; the first has mask A and kernel 7, the others mask B and kernel 3.
         head_channels: width of the layer before the logits.
         dropout: dropout inside the gated layers.
+        label_dropout: probability in [0, 1) that a label is replaced by the null class in training, which guidance
+            needs; at 0 there is no null class.
     """
 
     @register_to_config
@@ -89,13 +94,17 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         num_layers: int = 15,
         head_channels: int = 512,
         dropout: float = 0.0,
+        label_dropout: float = 0.0,
     ):
         super().__init__()
         if min(codebook_size, num_classes, channels, num_layers, head_channels, *grid_size) < 1:
             raise ValueError("every size of a PixelCNN must be at least 1")
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"label_dropout must be at least 0 and below 1, got {label_dropout}")
+        labels = num_classes + (label_dropout > 0)
         self.embedding = nn.Embedding(codebook_size, channels)
         self.layers = nn.ModuleList(
-            GatedLayer(channels, 3 if layer else 7, num_classes, sees_itself=layer > 0, dropout=dropout)
+            GatedLayer(channels, 3 if layer else 7, labels, sees_itself=layer > 0, dropout=dropout)
             for layer in range(num_layers)
         )
         self.head = nn.Sequential(
@@ -104,6 +113,10 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Codes (B, h, w) and labels (B,), int64 -> logits (B, K, h, w), from the codes before in raster order."""
+        if self.training and self.config.label_dropout:
+            # Drawn on the CPU, so that one seed gives the same training on every kind of device.
+            dropped = (torch.rand(labels.shape) < self.config.label_dropout).to(labels.device)
+            labels = torch.where(dropped, self.null_label, labels)
         vertical = horizontal = self.embedding(codes).permute(0, 3, 1, 2)  # (B, C, h, w)
         for layer in self.layers:
             vertical, horizontal = layer(vertical, horizontal, labels)
@@ -112,6 +125,15 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
     def nll(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Negative log-likelihood in nats per code, (B,) float32: codes (B, h, w) int64, labels (B,) int64."""
         return code_nll(self(codes, labels), codes)
+
+    def bits_per_code(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """`nll` in bits."""
+        return self.nll(codes, labels) / math.log(2)
+
+    @property
+    def null_label(self) -> int | None:
+        """The id of the null class, which stands for "no label"; None where the prior was trained without."""
+        return self.config.num_classes if self.config.label_dropout else None
 
     @torch.no_grad()
     @apply_forward_hook
@@ -123,9 +145,13 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         top_k: int | None = None,
         top_p: float | None = None,
         progress: Callable[[range], Iterable[int]] = lambda positions: positions,
-        on_position: Callable[[int, Tensor], Tensor] = lambda position, codes: codes,
+        on_position: Callable[[int, Tensor], Tensor] | None = None,
+        guidance_scale: float = 1.0,
+        given: Tensor | None = None,
+        use_cache: bool = True,
+        compile: bool = False,
     ) -> Tensor:
-        """Draws codes position by position.
+        """Draws codes position by position, each from its own uniform number.
 
         Args:
             labels: (B,) int64.
@@ -134,12 +160,30 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             top_k: keeps the k most likely codes.
             top_p: keeps the smallest set of codes whose probability reaches p.
             progress: wraps the positions, to show how far the sampling is.
-            on_position: called with each position and the codes (B, h, w) up to it; what it returns replaces them.
+            on_position: called with each position and the codes (B, h, w) up to it; of the codes it returns, that of
+                this position replaces the one that was drawn.
+            guidance_scale: s in u + s (c - u), of logits c for the label and u for the null class; 1 is c.
+            given: codes (B, h, w) int64 to be completed, -1 where one is to be drawn. A code that is given is a
+                condition of those after it; what comes before it is drawn as if it were not known.
+            use_cache: False computes the rows so far anew for every position: the same codes, but where a uniform
+                number is as close to a code's limit as the rounding of the logits (about 1e-7).
+            compile: the step of a position through torch.compile, which takes a while for every new batch size.
 
         Returns:
             Codes (B, h, w) int64.
+
+        Raises:
+            ValueError: an option out of range, guidance without a null class, or given codes that do not fit.
         """
+        choice = CodeChoice(guidance_scale, temperature, top_k, top_p)
+        if choice.is_guided and self.null_label is None:
+            raise ValueError(
+                f"guidance_scale {guidance_scale} needs a prior trained with label_dropout above 0, and this one has no "
+                "null class; train one with --prior.label_dropout 0.1, or leave the scale at 1"
+            )
         height, width = self.config.grid_size
+        given = self._check_given(given, len(labels))
+        rows_to_draw = range(height) if given is None else (given < 0).any(dim=2).any(dim=0).nonzero().flatten().tolist()
         codes = torch.zeros(len(labels), height, width, dtype=torch.int64, device=labels.device)
         # One uniform number per position, drawn per sample: a batch then equals its singles.
         uniform = torch.stack(
@@ -148,14 +192,41 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
                 for generator in generators
             ]
         ).to(labels.device)
+        repeats = 2 if choice.is_guided else 1  # the null class's codes are the same
+        conditions = torch.cat([torch.full_like(labels, self.null_label), labels]) if choice.is_guided else labels
+        cache = PixelCNNCache(self, conditions, width, compile) if use_cache else None
         for position in progress(range(height * width)):
             row, column = divmod(position, width)
-            # Rows below cannot matter yet.
-            logits = self(codes[:, : row + 1], labels)[:, :, row, column].float()
-            probabilities = _restrict(logits / temperature, top_k, top_p).softmax(dim=1)
-            codes[:, row, column] = _inverse_cdf(probabilities, uniform[:, position])
-            codes = on_position(position, codes)
+            if cache and column == 0:
+                cache.begin_row()
+            if row in rows_to_draw:
+                if cache:
+                    logits = cache.logits(column)
+                else:  # rows below cannot matter yet
+                    logits = self(codes[:, : row + 1].repeat(repeats, 1, 1), conditions)[:, :, row, column]
+                drawn = choice(logits, uniform[:, position])
+                if given is not None:
+                    drawn = torch.where(given[:, row, column] < 0, drawn, given[:, row, column])
+            else:
+                drawn = given[:, row, column]
+            codes[:, row, column] = drawn
+            if on_position is not None:
+                codes[:, row, column] = on_position(position, codes.clone())[:, row, column]
+            if cache:
+                cache.append(column, codes[:, row, column].repeat(repeats))
         return codes
+
+    def _check_given(self, given: Tensor | None, batch: int) -> Tensor | None:
+        """The given codes, on the model's device."""
+        if given is None:
+            return None
+        shape = (batch, *self.config.grid_size)
+        if tuple(given.shape) != shape or given.dtype != torch.int64:
+            raise ValueError(f"given codes are int64 {shape}, got {given.dtype} {tuple(given.shape)}")
+        if given.min() < -1 or given.max() >= self.config.codebook_size:
+            found = f"{given.min().item()} to {given.max().item()}"
+            raise ValueError(f"given codes are 0 to {self.config.codebook_size - 1}, or -1 to be drawn, got {found}")
+        return given.to(self.device)
 
 
 def code_nll(logits: Tensor, codes: Tensor) -> Tensor:
@@ -168,22 +239,3 @@ def _gate(features: Tensor) -> Tensor:
     value, gate = features.chunk(2, dim=1)
     return torch.tanh(value) * torch.sigmoid(gate)
 
-
-def _restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits (B, K) with the codes outside top-k, then outside top-p, at -inf."""
-    ordered, order = logits.sort(dim=1, descending=True)
-    if top_k is not None:
-        ordered[:, top_k:] = -torch.inf
-    if top_p is not None:
-        probabilities = ordered.softmax(dim=1)
-        # A code stays while the probability before it is below p, so the first always stays.
-        ordered[probabilities.cumsum(dim=1) - probabilities >= top_p] = -torch.inf
-    return torch.empty_like(logits).scatter_(1, order, ordered)
-
-
-def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The code at which the cumulative probability (B, K) passes the uniform number (B,)."""
-    cumulative = probabilities.double().cumsum(dim=1)
-    # Scaled by the total, which is 1 but for rounding: a number near 1 then never passes the last possible code.
-    threshold = uniform.double().unsqueeze(1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=probabilities.shape[1] - 1)

@@ -7,7 +7,8 @@ from pipeline_calls import seeded
 from torch.nn.functional import one_hot
 
 from priors import PixelCNN
-from priors.pixelcnn import GatedLayer, _inverse_cdf, code_nll
+from priors.code_choice import inverse_cdf
+from priors.pixelcnn import GatedLayer, code_nll
 
 
 def make(codes=5, grid=(4, 5), layers=4, sharpness=4.0, **options):
@@ -154,7 +155,7 @@ def test_samples_follow_the_models_distribution():
 
 @pytest.mark.parametrize(("uniform", "code"), [(0.0, 1), (0.4999, 1), (0.5, 3), (1 - 2**-24, 3)])
 def test_a_code_of_probability_zero_is_never_drawn(uniform, code):
-    assert _inverse_cdf(torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]), torch.tensor([uniform])).tolist() == [code]
+    assert inverse_cdf(torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]), torch.tensor([uniform])).tolist() == [code]
 
 
 def first_code_frequencies(model, count=20000, **options):
