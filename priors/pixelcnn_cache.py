@@ -88,7 +88,8 @@ class _HorizontalWeights:
 
     def __init__(self, model: "PixelCNN"):
         channels = model.config.channels
-        halves = model.embedding.weight.new_tensor([1.0, 0.5]).repeat_interleave(channels)  # (2C,)
+        halves = model.embedding.weight.new_ones(2 * channels)
+        halves[channels:] = 0.5
         first, *others = model.layers
         biases = torch.stack([layer.horizontal_out.bias for layer in model.layers]).cumsum(dim=0)  # (L, C)
         self.scale = halves
