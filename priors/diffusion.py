@@ -3,11 +3,10 @@
 from typing import Literal
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn.functional import mse_loss
-
 
 
 def make_scheduler(prediction_type: Literal["epsilon", "v_prediction"] = "epsilon") -> DDIMScheduler:
@@ -30,6 +29,19 @@ def make_scheduler(prediction_type: Literal["epsilon", "v_prediction"] = "epsilo
         set_alpha_to_one=False,
         timestep_spacing="trailing",
     )
+
+
+SCHEDULERS: dict[str, type[SchedulerMixin]] = {
+    "ddim": DDIMScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+def other_scheduler(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
+    """One of `SCHEDULERS` with the same noise schedule: DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022, second
+    order, multistep) or UniPC (Zhao et al. 2023)."""
+    return SCHEDULERS[name].from_config(scheduler.config)
 
 
 def diffusion_loss(

@@ -183,7 +183,9 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             )
         height, width = self.config.grid_size
         given = self._check_given(given, len(labels))
-        rows_to_draw = range(height) if given is None else (given < 0).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+        rows_to_draw = (
+            range(height) if given is None else (given < 0).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+        )
         codes = torch.zeros(len(labels), height, width, dtype=torch.int64, device=labels.device)
         # One uniform number per position, drawn per sample: a batch then equals its singles.
         uniform = torch.stack(
@@ -238,4 +240,3 @@ def _gate(features: Tensor) -> Tensor:
     """(B, 2C, h, w) -> tanh(first half) sigmoid(second half), (B, C, h, w)."""
     value, gate = features.chunk(2, dim=1)
     return torch.tanh(value) * torch.sigmoid(gate)
-

@@ -102,8 +102,8 @@ class Chunks:
         return torch.cat(parts) if parts else None
 
     def remove(self) -> None:
-        """Deletes the folder."""
-        shutil.rmtree(self.folder)
+        """Deletes the folder, if it is there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _key(self) -> str:

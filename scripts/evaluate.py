@@ -30,7 +30,8 @@ from provenance import provenance
 from reconstruction import evaluate_reconstruction
 from reference import write_statistics
 from run_record import ARTEFACTS
-from sampling import SamplingConfig
+from sample_files import FORMATS
+from sampling import SamplingConfig, SpeedConfig
 from stage_one import note_other_data
 from threads import use_all_cores
 
@@ -45,6 +46,7 @@ SAMPLED = (
     "batch_size",
     "save_images",
     *(f"sampling.{field.name}" for field in fields(SamplingConfig)),
+    *(f"speed.{field.name}" for field in fields(SpeedConfig)),
 )
 RECONSTRUCTION, GENERATION, STATISTICS = "reconstruction", "generation", "statistics"
 DEFAULT_FOLDERS = {RECONSTRUCTION: ("runs/tokenizer",), GENERATION: ("runs/ldm", "runs/pixelcnn")}
@@ -65,6 +67,13 @@ def make_parser() -> ScriptParser:
     parser.add_argument(
         "folder", type=str, nargs="?", default=None, help="saved folder or its run folder, folder of PNG files, or npz"
     )
+    parser.add_argument("--output", type=str, default=None, help="folder of the results; None: FOLDER/evaluation")
+    add_measuring_options(parser)
+    return parser
+
+
+def add_measuring_options(parser: ScriptParser) -> None:
+    """The options of what is measured, and how."""
     parser.add_argument(
         "--protocol", choices=list(PROTOCOLS), default=None, help="None: rfid; of samples torch-fidelity, or adm"
     )
@@ -95,13 +104,12 @@ def make_parser() -> ScriptParser:
         default="float64",
         help="of the networks that measure; with float32 the sixth digit depends on the batch",
     )
-    parser.add_argument("--save_images", choices=["png", "npz"], default=None, help="keep the samples, in this form")
+    parser.add_argument("--save_images", choices=list(FORMATS), default=None, help="keep the samples, in this form")
     parser.add_argument("--cache_dir", type=str, default="runs/cache", help="where features of real images are kept")
-    parser.add_argument("--output", type=str, default=None, help="folder of the results; None: FOLDER/evaluation")
     parser.add_class_arguments(WeightFiles, "weights")
     parser.add_class_arguments(SamplingConfig, "sampling")
+    parser.add_class_arguments(SpeedConfig, "speed")
     parser.add_class_arguments(DataConfig, "data")
-    return parser
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -159,8 +167,10 @@ def to_do(config: Namespace) -> dict[str, Sequence[str]]:
         raise ValueError(f"protocol {config.protocol} is none of {config.task}; take {fitting or 'a task'}")
     if config.task != "all":
         return {config.task: (config.folder or DEFAULT_FOLDERS[config.task][0],)}
-    if any(value is not None for value in config.sampling.as_dict().values()):
-        raise ValueError("sampling options concern one kind of pipeline: name its folder, as in generation runs/ldm")
+    if any(value not in (None, False) for name in ("sampling", "speed") for value in config[name].as_dict().values()):
+        raise ValueError(
+            "options of sampling and speed concern one kind of pipeline: name its folder, as in generation runs/ldm"
+        )
     found = {task: [name for name in names if Path(name).is_dir()] for task, names in DEFAULT_FOLDERS.items()}
     if not any(found.values()):
         raise ValueError("runs/ holds nothing to measure; train with scripts/train_tokenizer.py, or name a folder")

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -205,25 +205,6 @@ class NpzImages(ImageSource):
     def keep_first(self, number: int) -> None:
         """Forgets all images but the first `number`."""
         self.images, self.labels = self.images[:number], None if self.labels is None else self.labels[:number]
-
-
-def write_npz(file: Path, images: Sequence[Tensor] | Iterator[Tensor], labels: Tensor) -> None:
-    """Images uint8 (C, H, W) and their labels as ADM's evaluator reads them: arr_0 uint8 (N, H, W, 3), arr_1 (N,).
-
-    One image at a time: 50,000 of them never sit in memory.
-    """
-    unfinished = file.with_name(f".{file.name}.tmp")
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-            for index, image in enumerate(images):
-                pixels = np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
-                if index == 0:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *pixels.shape)}
-                    npy.write_array_header_1_0(member, header)
-                member.write(pixels.tobytes())
-        with archive.open("arr_1.npy", "w") as member:
-            npy.write_array(member, labels.numpy(), allow_pickle=False)
-    unfinished.replace(file)
 
 
 def _mapped(file: Path, member: zipfile.ZipInfo) -> np.ndarray | None:

@@ -1,52 +1,138 @@
-"""Samples images from a trained pipeline => PNG files and a grid.
+"""Samples images from a trained pipeline => PNG files, an npz or tar shards, and a grid.
 
 python scripts/sample.py
 python scripts/sample.py runs/pixelcnn --class_labels 3 7 --per_class 5 --sampling.temperature 0.9
+python scripts/sample.py --num_images 50000 --format npz --sampling.scheduler unipc --sampling.num_inference_steps 30
+accelerate launch --num_processes 8 scripts/sample.py --num_images 50000 --speed.dtype bfloat16 --speed.compile true
+
+Image i has the label i of the list and the seed `seed` + i: at one batch size the files are the same bytes for any
+number of processes. Started again after an interruption, the same command goes on where it was.
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
+from chunks import LONGEST_WAIT, Chunks, Measure
 from command_line import ScriptParser, run_script
-from PIL import Image
-from sampling import SamplingConfig, default_device, sample_batches
-from stage_one import load_pipeline
+from jsonargparse import Namespace
+from measuring import environment
+from provenance import commit, provenance
+from sample_files import FORMATS
+from sampler import Sampler, images_of
+from sampling import SamplingConfig, SpeedConfig, class_labels
 from threads import use_all_cores
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from pipelines.class_labels import ClassConditionalPipeline
 from pipelines.pictures import save_class_samples
 
+SHOWN = 200  # images of the grid
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Samples `per_class` images of every class asked for."""
+
+def make_parser() -> ScriptParser:
+    """The options of this script."""
     parser = ScriptParser("Sample images from a trained pipeline.")
     parser.add_argument("folder", type=str, nargs="?", default="runs/ldm", help="pipeline folder, or its run folder")
     parser.add_argument("--class_labels", type=str, nargs="+", default=None, help="ids or names; all where left out")
-    parser.add_argument("--per_class", type=int, default=8, help="images of each class")
+    parser.add_argument("--per_class", type=int, default=8, help="images of each class, where num_images is left out")
+    parser.add_argument("--num_images", type=int | None, default=None, help="images of all classes together")
+    parser.add_argument(
+        "--labels", type=str, default="balanced", help="balanced, random, or a text file: an id or name per line"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the images have the seeds from this one on")
     parser.add_argument("--batch_size", type=int, default=64, help="images sampled at once")
+    parser.add_argument("--format", choices=list(FORMATS), default="png", help="of the files that are written")
     parser.add_argument("--output", type=str, default=None, help="folder for the images; None: FOLDER/samples-SEED")
     parser.add_class_arguments(SamplingConfig, "sampling")
-    config = parser.parse(args)
-    if config.per_class < 1 or config.batch_size < 1:
-        raise ValueError(f"per_class and batch_size must be at least 1, got {config.per_class} and {config.batch_size}")
+    parser.add_class_arguments(SpeedConfig, "speed")
+    return parser
 
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Samples the images that are not there yet, then writes all of them."""
+    config = make_parser().parse(args)
+    for name in ("per_class", "batch_size", "num_images"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.seed < 0:
+        raise ValueError(f"seed must be at least 0, got {config.seed}")
+    # Without a GPU accelerate has to be told, or takes each of several processes for the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     use_all_cores()
-    pipeline = load_pipeline(config.folder).to(default_device())
-    options = SamplingConfig(**config.sampling.as_dict()).options(pipeline)
-    classes = label_ids(pipeline, config.class_labels)
-    labels = [label for label in classes for _ in range(config.per_class)]
+    sampling, speed = SamplingConfig(**config.sampling.as_dict()), SpeedConfig(**config.speed.as_dict())
+    sampler = Sampler(config.folder, sampling, speed)
+    labels = wanted_labels(sampler.pipeline, config)
     seeds = range(config.seed, config.seed + len(labels))
-
-    images = torch.cat(list(sample_batches(pipeline, labels, seeds, config.batch_size, **options)))  # (n, C, H, W)
     output = Path(config.output or f"{config.folder}/samples-{config.seed}")
-    output.mkdir(parents=True, exist_ok=True)
-    for image, label, seed in zip(images, labels, seeds, strict=True):
-        pixels = image.permute(1, 2, 0).squeeze(-1).numpy()  # (H, W, 3), or (H, W) in grey
-        Image.fromarray(pixels).save(output / f"class-{label:04d}-seed-{seed:06d}.png")
-    save_class_samples(images, labels, pipeline.class_names, output / "grid.png", per_class=config.per_class)
-    print(f"{len(images)} images and grid.png: {output}")
+    name, write = FORMATS[config.format]
+    settings = (
+        sampler.facts
+        | environment()
+        | {
+            "commit": commit(),
+            "images": len(labels),
+            "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
+            "seed": config.seed,
+            "batch_size": config.batch_size,
+        }
+    )
+    chunks = Chunks(output, "sampling", settings, len(labels), config.batch_size)
+    if is_complete(output, settings | {"format": config.format}):
+        if state.is_main_process:
+            chunks.remove()
+            print(f"{len(labels)} images are there already: {output / name}")
+        return
+    if (output / name).exists() and not chunks.folder.exists():
+        raise ValueError(f"{output / name} is there, and not by this command; remove it, or name another --output")
+
+    chunks.compute(lambda: _measure(sampler, labels, config.seed))
+    if not state.is_main_process:
+        return
+    shown = shown_of_each_class(labels)
+    grid = chosen(images_of(chunks), shown)
+    save_class_samples(grid, labels[shown], sampler.pipeline.class_names, output / "grid.png", per_class=SHOWN)
+    write(output / name, tqdm(images_of(chunks), total=len(labels), desc="writing", unit="image"), labels, seeds)
+    written = {"settings": settings | {"format": config.format}, "provenance": provenance("sample", args)}
+    (output / "samples.json").write_text(json.dumps(written, indent=2) + "\n")
+    chunks.remove()  # not before the images are on disk
+    print(f"{len(labels)} images: {output / name}, and {output / 'grid.png'}")
+
+
+def _measure(sampler: Sampler, labels: Tensor, seed: int) -> Measure:
+    sample = sampler.for_thread(labels, seed)
+    return lambda chunk: {"images": sample(chunk)}
+
+
+def wanted_labels(pipeline: ClassConditionalPipeline, config: Namespace) -> Tensor:
+    """The label of each image, int64 (n,).
+
+    Raises:
+        ValueError: a label that is no class, options that exclude each other, or a file with too few labels.
+    """
+    if config.labels in ("balanced", "random"):
+        classes = label_ids(pipeline, config.class_labels)
+        pipeline.check_labels(classes, len(pipeline.class_names))
+        if config.num_images is None and config.labels == "balanced":
+            return torch.tensor(classes).repeat_interleave(config.per_class)
+        number = config.per_class * len(classes) if config.num_images is None else config.num_images
+        return class_labels(number, classes, config.labels, config.seed)
+    if config.class_labels is not None:
+        raise ValueError(f"--class_labels and the file --labels {config.labels} both say which classes: leave one out")
+    file = Path(config.labels)
+    if not file.is_file():
+        raise ValueError(f"labels is balanced, random, or a text file that is there, got {config.labels!r}")
+    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    number = len(lines) if config.num_images is None else config.num_images
+    if not 1 <= number <= len(lines):
+        raise ValueError(f"{file} has {len(lines)} labels, one in each line, for {number} images")
+    return pipeline.check_labels(label_ids(pipeline, lines[:number]), len(pipeline.class_names)).cpu()
 
 
 def label_ids(pipeline: ClassConditionalPipeline, names: list[str] | None) -> list[int]:
@@ -58,6 +144,42 @@ def label_ids(pipeline: ClassConditionalPipeline, names: list[str] | None) -> li
         int(name) if name.lstrip("-").isdigit() and name not in known.values() else pipeline.get_label_ids(name)[0]
         for name in names
     ]
+
+
+def shown_of_each_class(labels: Tensor) -> list[int]:
+    """Of each class the first images, by index: SHOWN of all classes together, or one of each."""
+    per_class = max(1, SHOWN // len(labels.unique()))
+    seen: dict[int, int] = {}
+    shown = []
+    for index, label in enumerate(labels.tolist()):
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] <= per_class:
+            shown.append(index)
+    return shown
+
+
+def chosen(images: Iterator[Tensor], indices: Sequence[int]) -> Tensor:
+    """The images (n, C, H, W) at these places, in rising order; no more are read than that takes."""
+    wanted = set(indices)
+    return torch.stack([image for index, image in enumerate(islice(images, max(indices) + 1)) if index in wanted])
+
+
+def is_complete(output: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds these samples already.
+
+    Raises:
+        ValueError: it holds others.
+    """
+    file = output / "samples.json"
+    if not file.is_file():
+        return False
+    there = json.loads(file.read_text())["settings"]
+    asked = json.loads(json.dumps(settings))
+    if differing := sorted(name for name in there.keys() | asked.keys() if there.get(name) != asked.get(name)):
+        raise ValueError(
+            f"{output} holds other samples: they differ in {', '.join(differing)}; remove it, or name another --output"
+        )
+    return True
 
 
 if __name__ == "__main__":

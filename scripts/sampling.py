@@ -1,10 +1,10 @@
 """Images out of trained models: reconstructions of a data set, samples of which each has a seed of its own."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from pipelines.class_labels import ClassConditionalPipeline
 from pipelines.metrics import ReconstructionMetrics, to_uint8
 from pipelines.pictures import save_class_samples
+from priors.diffusion import other_scheduler
 from tokenizer import VQTokenizer
 from tokenizer.data import evaluation_batches
 
@@ -29,8 +30,10 @@ class SamplingConfig:
     """How a pipeline samples; None is the pipeline's own default.
 
     Args:
-        guidance_scale: of the latent diffusion; 1 is no guidance.
+        guidance_scale: of the latent diffusion, or of a PixelCNN trained with label dropout; 1 is no guidance.
+        guidance_interval: timesteps of the latent diffusion that are guided, two shares of the training's.
         num_inference_steps: scheduler steps of the latent diffusion.
+        scheduler: of the latent diffusion; None is the one it was saved with.
         eta: DDIM's noise, from 0 to 1.
         temperature: divides the PixelCNN's logits.
         top_k: of the PixelCNN, only the k most likely codes.
@@ -38,32 +41,76 @@ class SamplingConfig:
     """
 
     guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     num_inference_steps: int | None = None
+    scheduler: Literal["ddim", "dpmsolver++", "unipc"] | None = None
     eta: float | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
 
-    def options(self, pipeline: ClassConditionalPipeline) -> dict[str, float | int]:
-        """The arguments that were given, for this pipeline's call.
+    def apply(self, pipeline: ClassConditionalPipeline) -> dict[str, Any]:
+        """Sets the scheduler, and gives the arguments for this pipeline's call.
 
         Raises:
-            ValueError: one that the pipeline does not have.
+            ValueError: an option that the pipeline does not have.
         """
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        accepted = inspect.signature(pipeline.__call__).parameters
-        if foreign := [name for name in given if name not in accepted]:
-            its = ", ".join(name for name in asdict(self) if name in accepted)
-            raise ValueError(f"{type(pipeline).__name__} has no option sampling.{foreign[0]}; it has {its}")
+        its = [*inspect.signature(pipeline.__call__).parameters, *pipeline.components]
+        check_options(pipeline, "sampling", given, [name for name in asdict(self) if name in its])
+        if scheduler := given.pop("scheduler", None):
+            pipeline.scheduler = other_scheduler(pipeline.scheduler, scheduler)
         return given
 
     @staticmethod
     def all_options(pipeline: ClassConditionalPipeline) -> dict[str, Any]:
-        """The options that this pipeline has, with its own defaults."""
+        """The options of this pipeline's call, with its own defaults."""
         parameters = inspect.signature(pipeline.__call__).parameters
         return {
             field.name: parameters[field.name].default for field in fields(SamplingConfig) if field.name in parameters
         }
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """How fast a pipeline computes; samples change by the rounding alone.
+
+    Args:
+        dtype: of the UNet.
+        channels_last: the UNet's layout.
+        compile: the UNet, or the PixelCNN's step, through torch.compile.
+    """
+
+    dtype: Literal["float32", "bfloat16"] | None = None
+    channels_last: bool = False
+    compile: bool = False
+
+    def apply(self, pipeline: ClassConditionalPipeline) -> None:
+        """Makes the pipeline so.
+
+        Raises:
+            ValueError: an option that the pipeline does not have.
+        """
+        given = {name: value for name, value in asdict(self).items() if value}
+        check_options(pipeline, "speed", given, list(inspect.signature(pipeline.optimize).parameters))
+        if "dtype" in given:
+            given["dtype"] = getattr(torch, given["dtype"])
+        pipeline.optimize(**given)
+
+
+def check_options(pipeline: ClassConditionalPipeline, section: str, given: Iterable[str], its: list[str]) -> None:
+    """Raises ValueError for an option that is not among the pipeline's."""
+    if foreign := [name for name in given if name not in its]:
+        raise ValueError(f"{type(pipeline).__name__} has no option {section}.{foreign[0]}; it has {', '.join(its)}")
+
+
+def class_labels(number: int, classes: Sequence[int], scheme: str, seed: int) -> Tensor:
+    """int64 (number,) of these classes: `balanced`, one after the other, or `random`, drawn from `seed`."""
+    if scheme == "balanced":
+        places = torch.arange(number) % len(classes)
+    else:
+        places = torch.from_numpy(np.random.default_rng(seed).integers(len(classes), size=number))
+    return torch.tensor(classes)[places]
 
 
 def default_device() -> str:

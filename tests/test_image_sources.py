@@ -10,7 +10,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from image_sources import DataSetImages, FolderImages, NpzImages, write_npz
+from image_sources import DataSetImages, FolderImages, NpzImages
+from sample_files import write_npz
 
 from tokenizer.data import DataConfig, load_images
 

@@ -1,4 +1,4 @@
-"""The cache gives the full forward's logits and codes; what sampling adds on top: guidance, given codes, compilation."""
+"""The cache gives the full forward's logits and codes; what sampling adds: guidance, given codes, compilation."""
 
 import pytest
 import torch
@@ -103,9 +103,7 @@ def test_guidance_is_that_of_the_logits():
 
 def test_a_scale_of_zero_forgets_the_class():
     model = random_model(3, (4, 4), label_dropout=0.1)
-    first, second = (
-        model.sample(torch.full((3,), label), seeded(1, 2, 3), guidance_scale=0.0) for label in (0, 1)
-    )
+    first, second = (model.sample(torch.full((3,), label), seeded(1, 2, 3), guidance_scale=0.0) for label in (0, 1))
     assert torch.equal(first, second)
 
 
