@@ -178,14 +178,12 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         choice = CodeChoice(guidance_scale, temperature, top_k, top_p)
         if choice.is_guided and self.null_label is None:
             raise ValueError(
-                f"guidance_scale {guidance_scale} needs a prior trained with label_dropout above 0, and this one has no "
-                "null class; train one with --prior.label_dropout 0.1, or leave the scale at 1"
+                f"guidance_scale {guidance_scale} needs a prior trained with label_dropout above 0, and this one has "
+                "no null class; train one with --prior.label_dropout 0.1, or leave the scale at 1"
             )
         height, width = self.config.grid_size
         given = self._check_given(given, len(labels))
-        rows_to_draw = (
-            range(height) if given is None else (given < 0).any(dim=2).any(dim=0).nonzero().flatten().tolist()
-        )
+        draws = [True] * height if given is None else (given < 0).any(dim=2).any(dim=0).tolist()  # of each row
         codes = torch.zeros(len(labels), height, width, dtype=torch.int64, device=labels.device)
         # One uniform number per position, drawn per sample: a batch then equals its singles.
         uniform = torch.stack(
@@ -201,7 +199,7 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             row, column = divmod(position, width)
             if cache and column == 0:
                 cache.begin_row()
-            if row in rows_to_draw:
+            if draws[row]:
                 if cache:
                     logits = cache.logits(column)
                 else:  # rows below cannot matter yet
