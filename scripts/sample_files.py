@@ -50,7 +50,7 @@ def write_npz(file: Path, images: Iterable[Tensor], labels: Tensor) -> None:
 def write_webdataset(folder: Path, images: Iterable[Tensor], labels: Tensor, seeds: Sequence[int]) -> None:
     """Tar shards `samples-000000.tar` and on, of IMAGES_PER_SHARD samples: .png, .cls (label) and .json (label, seed).
 
-    They are what `data.name` and any WebDataset reader take.
+    Any reader of WebDataset takes them, and so does `data.name` with `data.streaming`.
     """
     unfinished, samples = _empty(folder), zip(images, labels.tolist(), seeds, strict=True)
     for start in range(0, len(labels), IMAGES_PER_SHARD):
