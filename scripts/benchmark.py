@@ -46,7 +46,11 @@ STEP_CASES: dict[str, dict[str, Any]] = {
     "arc compiled": {"name": "arc", "compiled": True},
     "arc bf16 compiled": {"name": "arc", "precision": "bf16", "compiled": True},
 }
-SAMPLING_CASES = ("ldm", "ldm-calls", "pixelcnn", "pixelcnn-calls")
+# "calls" are what the pipeline cannot do without, "two passes" how guidance is written down.
+DIFFUSION_CASES = ("pipeline", "calls", "two passes", "pipeline compiled bf16")
+# "full" is a forward of the whole grid for every position; one is measured and counted that often.
+PIXELCNN_CASES = ("cached", "full", "cached compiled")
+PIXELCNN_GRIDS = "32x32x16,8x8x64"
 FEATURES = "50000x10000x2048"
 PRECISION_RECALL_CASES = ("ours", "torch-fidelity")
 
@@ -55,13 +59,15 @@ PRECISION_RECALL_CASES = ("ours", "torch-fidelity")
 class Case:
     """What one process measures: `arguments` of the function that benchmark_cases.py has for the `group`.
 
-    `items` are tokens, or images sampled, per run; `keep_freed_memory` is how our scripts set the allocator.
+    `items` are tokens, or images sampled, per run; `keep_freed_memory` is how our scripts set the allocator; a run is
+    counted as `times` of it.
     """
 
     group: str
     arguments: dict[str, Any]
     items: int
     keep_freed_memory: bool = True
+    times: int = 1
 
 
 def make_parser() -> ScriptParser:
@@ -72,8 +78,11 @@ def make_parser() -> ScriptParser:
     parser.add_argument("--grid", type=str, default=GRID, help="tokens x codes x dimensions of the quantizers")
     parser.add_argument("--cases", type=str | None, default=None, help="cases by name, with commas; None: all")
     parser.add_argument("--batch_size", type=int, default=1024, help="images of a training step")
-    parser.add_argument("--sampling_batch", type=int, default=16, help="images sampled at once")
+    parser.add_argument("--sampling_batch", type=int, default=64, help="images of the latent diffusion sampled at once")
     parser.add_argument("--sampling_steps", type=int, default=50, help="DDIM steps of the latent diffusion")
+    parser.add_argument(
+        "--pixelcnn_grids", type=str, default=PIXELCNN_GRIDS, help="height x width x images sampled at once"
+    )
     parser.add_argument(
         "--features", type=str, default=FEATURES, help="samples x reference x dimensions of the features"
     )
@@ -127,10 +136,13 @@ def make_tables(config: Namespace) -> dict[str, dict[str, Case]]:
             for name in STEP_CASES
         }
     if config.group in ("all", "sampling"):
-        sizes = {"batch_size": config.sampling_batch, "steps": config.sampling_steps}
-        tables[f"sampling, batch {config.sampling_batch}, {config.sampling_steps} DDIM steps, images"] = {
-            name: Case("sampling", {"name": name, **sizes}, config.sampling_batch) for name in SAMPLING_CASES
+        batch, steps = config.sampling_batch, config.sampling_steps
+        tables[f"latent diffusion, batch {batch}, {steps} DDIM steps, images"] = {
+            name: Case("diffusion", {"name": name, "batch_size": batch, "steps": steps}, batch)
+            for name in DIFFUSION_CASES
         }
+        for sizes in config.pixelcnn_grids.split(","):
+            tables[f"PixelCNN {sizes}, images"] = pixelcnn_cases(sizes)
     if config.group in ("all", "precision_recall"):
         samples, reference, dim = numbers_of("features", config.features, FEATURES)
         sizes = {"samples": samples, "reference": reference, "dim": dim}
@@ -158,6 +170,16 @@ def quantizer_cases(sizes: str) -> dict[str, Case]:
     return {
         name: Case("quantizers", {"name": name.removesuffix(" kept"), **arguments}, tokens, name != "plain")
         for name in QUANTIZER_CASES
+    }
+
+
+def pixelcnn_cases(sizes: str) -> dict[str, Case]:
+    """The cases of one grid and batch, h x w x B."""
+    height, width, batch = numbers_of("pixelcnn_grids", sizes, PIXELCNN_GRIDS.split(",")[0])
+    arguments = {"height": height, "width": width, "batch_size": batch}
+    return {
+        name: Case("pixelcnn", {"name": name, **arguments}, batch, times=height * width if name == "full" else 1)
+        for name in PIXELCNN_CASES
     }
 
 
@@ -189,7 +211,7 @@ def run_table(title: str, cases: dict[str, Case], config: Namespace) -> dict[str
 
 def summary(measured: list[dict[str, Any]], case: Case) -> dict[str, Any]:
     """The numbers of a case: over the processes, each of which counts with the median of its runs."""
-    medians = [statistics.median(run["seconds"]) for run in measured]
+    medians = [case.times * statistics.median(run["seconds"]) for run in measured]
     memory = [run["memory_mb"] for run in measured]
     return {
         "median_s": statistics.median(medians),
@@ -200,6 +222,7 @@ def summary(measured: list[dict[str, Any]], case: Case) -> dict[str, Any]:
         "items_per_s": case.items / statistics.median(medians),
         "threads": measured[0]["threads"],
         "keep_freed_memory": case.keep_freed_memory,
+        "counted_times": case.times,
         "seconds": [run["seconds"] for run in measured],
     }
 

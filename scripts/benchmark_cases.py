@@ -30,12 +30,12 @@ from tokenizer_update import TokenizerUpdate
 from torch import Tensor, nn
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
+from pipelines import ArcVQLDMPipeline
 from pipelines.distributions import NEIGHBOURS
 from pipelines.neighbours import precision_recall
 from priors.diffusion import make_scheduler
 from priors.pixelcnn import PixelCNN
-from priors.unet import make_unet
+from priors.unet import make_unet, null_label
 from tokenizer import VQTokenizer
 from tokenizer.losses import normalised_mse
 from tokenizer.perceptual import WeightFiles
@@ -122,30 +122,47 @@ def _descend(
     optimizer.zero_grad()
 
 
-def sampling_case(name: str, batch_size: int, steps: int, device: torch.device) -> Work:
-    """Samples of a prior over 8 x 8 latents through its pipeline, or bare calls of its network: one of twice the batch
-    per DDIM step, or one over the whole grid per position."""
+def diffusion_case(name: str, batch_size: int, steps: int, device: torch.device) -> Work:
+    """Samples of latent diffusion, 4 M parameters over 8 x 8 latents: `pipeline` as it comes, or compiled and in bf16;
+    `calls`, its network, scheduler and decoder alone; `two passes`, those with guidance in two passes of the network.
+    """
     tokenizer = VQTokenizer().eval().to(device)
-    labels = [index % 10 for index in range(batch_size)]
-    id2label = {index: str(index) for index in range(10)}
-    dim, height, width = tokenizer.latent_shape
-    if name in ("ldm", "ldm-calls"):
-        unet = make_unet(tokenizer.latent_shape, 10).eval().to(device)
-        pipeline = ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), id2label, 1.0)
-        pipeline.set_progress_bar_config(disable=True)
-        if name == "ldm":
-            return lambda: pipeline(class_labels=labels, num_inference_steps=steps)
-        latents = torch.randn(2 * batch_size, dim, height, width, device=device)
-        classes = torch.tensor(labels * 2, device=device)
-        return without_gradient(lambda: [unet(latents, 500, classes) for _ in range(steps)])
-    prior = PixelCNN(grid_size=(height, width)).eval().to(device)
-    pipeline = ArcVQPixelCNNPipeline(tokenizer, prior, id2label)
+    unet = make_unet(tokenizer.latent_shape, 10).eval().to(device)
+    labels = torch.arange(batch_size, device=device) % 10
+    pipeline = ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), {index: str(index) for index in range(10)}, 1.0)
     pipeline.set_progress_bar_config(disable=True)
-    if name == "pixelcnn":
-        return lambda: pipeline(class_labels=labels)
-    codes = torch.zeros(batch_size, height, width, dtype=torch.int64, device=device)
-    classes = torch.tensor(labels, device=device)
-    return without_gradient(lambda: [prior(codes, classes) for _ in range(height * width)])
+    if name == "pipeline compiled bf16":
+        pipeline.optimize(torch.bfloat16, channels_last=True, compile=True)
+    if name.startswith("pipeline"):
+        return lambda: pipeline(labels, num_inference_steps=steps, output_type="pt")
+    scheduler, null = pipeline.scheduler, torch.full_like(labels, null_label(unet))
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        if name == "two passes":
+            unconditional, conditional = (unet(latents, timestep, of).sample for of in (null, labels))
+        else:
+            both = unet(torch.cat([latents, latents]), timestep, torch.cat([null, labels])).sample
+            unconditional, conditional = both.chunk(2)
+        return unconditional + 1.4 * (conditional - unconditional)
+
+    def sample() -> None:
+        latents = torch.randn(batch_size, *tokenizer.latent_shape, device=device)
+        scheduler.set_timesteps(steps)
+        for timestep in scheduler.timesteps:
+            latents = scheduler.step(predict(latents, timestep), timestep, latents).prev_sample
+        tokenizer.decode(latents)
+
+    return without_gradient(sample)
+
+
+def pixelcnn_case(name: str, height: int, width: int, batch_size: int, device: torch.device) -> Work:
+    """Codes sampled by a PixelCNN of 15 layers of width 64 over 512 codes, or one forward of the whole grid."""
+    prior = PixelCNN(grid_size=(height, width)).eval().to(device)
+    labels = torch.arange(batch_size, device=device) % 10
+    if name == "full":
+        codes = torch.zeros(batch_size, height, width, dtype=torch.int64, device=device)
+        return without_gradient(lambda: prior(codes, labels))
+    return lambda: prior.sample(labels, [None] * batch_size, compile=name == "cached compiled")
 
 
 def without_gradient(work: Work) -> Work:
@@ -166,7 +183,8 @@ CASES: dict[str, Callable[..., Work]] = {
     "precision_recall": precision_recall_case,
     "quantizers": quantizer_case,
     "step": step_case,
-    "sampling": sampling_case,
+    "diffusion": diffusion_case,
+    "pixelcnn": pixelcnn_case,
 }
 
 

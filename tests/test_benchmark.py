@@ -58,7 +58,12 @@ def test_the_bare_products_are_three():
     [
         *(("step", {"name": name, "precision": "no"}) for name in ("arc", "network", "plain", "diffusers")),
         ("step", {"name": "arc", "precision": "bf16"}),
-        *(("sampling", {"name": name, "steps": 2}) for name in benchmark.SAMPLING_CASES),
+        *(("diffusion", {"name": name, "steps": 2}) for name in benchmark.DIFFUSION_CASES if "compiled" not in name),
+        *(
+            ("pixelcnn", {"name": name, "height": 2, "width": 3})
+            for name in benchmark.PIXELCNN_CASES
+            if "compiled" not in name
+        ),
     ],
 )
 def test_every_case_runs_twice(group, arguments):
@@ -113,6 +118,7 @@ def test_the_script_writes_a_table_and_a_json(tmp_path):
         (["quantizers", "--grid", "64x16"], "three sizes of at least 1, such as 65536x512x64, got '64x16'"),
         (["quantizers", "--grid", "64x0x4"], "at least 1"),
         (["quantizers", "--cases", "arcc"], "unknown case 'arcc'; there are arc, "),
+        (["sampling", "--pixelcnn_grids", "8x8"], "such as 32x32x16, got '8x8'"),
         (["step", "--rounds", "0"], "rounds must be at least 1, got 0"),
     ],
 )
@@ -131,6 +137,12 @@ def test_a_case_that_cannot_fit_or_is_not_installed_is_left_out_and_says_why(mon
     assert benchmark.left_out(case("arc")) is None
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
     assert "not installed: pip install" in benchmark.left_out(case("vector-quantize-pytorch"))
+
+
+def test_a_full_forward_counts_once_for_every_position():
+    case = benchmark.pixelcnn_cases("3x4x2")["full"]
+    row = benchmark.summary([{"seconds": [2.0, 1.0, 4.0], "memory_mb": 1.0, "peak_mb": 2.0, "threads": 1}], case)
+    assert row["median_s"] == 24.0 and row["items_per_s"] == pytest.approx(2 / 24) and row["counted_times"] == 12
 
 
 def test_a_case_that_fails_is_told_and_the_others_go_on(monkeypatch):
