@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 if TYPE_CHECKING:
-    from priors.pixelcnn import PixelCNN
+    from priors.pixelcnn import GatedLayer, PixelCNN
 
 
 class PixelCNNCache:
@@ -28,24 +28,32 @@ class PixelCNNCache:
     """
 
     def __init__(self, model: "PixelCNN", labels: Tensor, width: int, compile: bool = False):
-        self._model, self._width = model, width
-        self._weights = _HorizontalWeights(model)
-        self._step = torch.compile(_step, dynamic=False) if compile else _step
+        self._model = model
+        self._horizontal, self._vertical = (
+            _HorizontalWeights(model),
+            [_VerticalWeights(layer) for layer in model.layers],
+        )
         batch, layers, channels = len(labels), model.config.num_layers, model.config.channels
         self._reach = model.layers[0].horizontal_pad[0]
         zeros = model.embedding.weight.new_zeros
-        # The label's share of every gate, and of the horizontal gates also the biases: (B, 2C, 1, 1).
+        # The label's share of every gate, and of the horizontal gates also what is constant: (B, 2C, 1, 1).
         self._above_condition = [layer.label(labels)[:, :, None, None] for layer in model.layers]
         self._left_condition = [
-            condition + bias[:, None, None]
-            for condition, bias in zip(self._above_condition, self._weights.left_bias, strict=True)
+            ((condition[:, :, 0, 0] + bias) * _tanh_scale(condition))[:, :, None, None]
+            for condition, bias in zip(self._above_condition, self._horizontal.left_bias, strict=True)
         ]
         self._rows = [zeros(batch, channels, self._reach, width)]  # the inputs of each layer, from the rows above
         self._rows += [zeros(batch, channels, 1, width) for _ in range(layers - 1)]
         self._conditions = zeros(width, layers, batch, 2 * channels)
         self._embedded = zeros(batch, self._reach + width, channels)  # this row's codes, after what pads it
-        self._stack = zeros(layers, batch, channels)
+        self._stack, gates = zeros(layers, batch, channels), zeros(layers, batch, 2 * channels)
         self._begun = False
+        views = None if compile else _views(self._stack, gates)  # a compiled function makes its own for nothing
+
+        def step(conditions: Tensor, recent: Tensor) -> Tensor:
+            return _step(self._horizontal, conditions, recent, self._stack, gates, views or _views(self._stack, gates))
+
+        self._step = torch.compile(step, dynamic=False) if compile else step
 
     def begin_row(self) -> None:
         """Computes the vertical stack of the next row, and empties the horizontal one."""
@@ -55,47 +63,66 @@ class PixelCNNCache:
             self._rows[0] = torch.cat([self._rows[0], row], dim=2)[:, :, 1:]
         self._begun = True
         vertical: Tensor | None = None
-        for index, layer in enumerate(self._model.layers):
+        for index, weights in enumerate(self._vertical):
             seen = self._rows[index]
             if vertical is not None:
                 seen = torch.cat([seen, vertical], dim=2)
                 self._rows[index] = vertical
-            weight, bias = layer.vertical.weight, layer.vertical.bias
-            above = conv2d(seen, weight, bias, padding=(0, layer.vertical_pad[0]))  # (B, 2C, 1, w)
-            condition = layer.vertical_to_horizontal(above) + self._left_condition[index]
-            self._conditions[:, index] = condition[:, :, 0].permute(2, 0, 1) * self._weights.scale
-            value, gate = (above + self._above_condition[index]).chunk(2, dim=1)
-            vertical = torch.tanh(value) * torch.sigmoid(gate)  # (B, C, 1, w)
-        self._stack.copy_(self._weights.empty[:, None])
+            # Channels last: a column's channels then lie together, as the horizontal stack reads them.
+            seen = seen.contiguous(memory_format=torch.channels_last)
+            above = conv2d(seen, weights.above, weights.above_bias, padding=(0, weights.reach))  # (B, 2C, 1, w)
+            condition = conv2d(above, weights.to_horizontal, weights.to_horizontal_bias).add_(
+                self._left_condition[index]
+            )
+            self._conditions[:, index] = condition[:, :, 0].permute(2, 0, 1)
+            value, gate = above.add_(self._above_condition[index]).chunk(2, dim=1)
+            vertical = torch.tanh(value).mul_(torch.sigmoid(gate))  # (B, C, 1, w)
+        self._stack.copy_(self._horizontal.empty[:, None])
 
     def logits(self, column: int) -> Tensor:
         """Logits (B, K) at this column of the row, of whose codes all before it have been appended."""
         recent = self._embedded[:, column : column + self._reach].flatten(1)  # (B, reach C)
-        return self._step(self._weights, self._conditions[column], recent, self._stack)
+        return self._step(self._conditions[column], recent)
 
     def append(self, column: int, codes: Tensor) -> None:
         """Takes in the codes (B,) of this column."""
         self._embedded[:, self._reach + column] = self._model.embedding(codes)
 
 
+def _tanh_scale(gates: Tensor) -> Tensor:
+    """(2C,): 1 for the values, 1 / 2 for the gates (B, 2C, ...): sigmoid(x) is (1 + tanh(x / 2)) / 2."""
+    scale = gates.new_ones(gates.shape[1])
+    scale[len(scale) // 2 :] = 0.5
+    return scale
+
+
+class _VerticalWeights:
+    """The weights of a layer's vertical stack, in the layout that its rows have."""
+
+    def __init__(self, layer: "GatedLayer"):
+        self.reach = layer.vertical_pad[0]
+        self.above = layer.vertical.weight.contiguous(memory_format=torch.channels_last)
+        self.above_bias = layer.vertical.bias
+        scale = _tanh_scale(layer.vertical_to_horizontal.weight)
+        self.to_horizontal = layer.vertical_to_horizontal.weight * scale[:, None, None, None]
+        self.to_horizontal_bias = layer.vertical_to_horizontal.bias * scale
+
+
 class _HorizontalWeights:
     """The weights of the horizontal stack and the head as matrices, (in, out).
 
-    Two things are moved into the weights, so that a layer is four calls: sigmoid(x) = (1 + tanh(x / 2)) / 2 makes both
-    halves of a gate a tanh; and the stack is kept without the biases of `horizontal_out`, whose sum up to a layer is a
-    constant that the next convolution's bias takes up.
+    Two things are moved into the weights, so that a layer is four calls: both halves of a gate are a tanh; and the
+    stack is kept without the biases of `horizontal_out`, whose sum up to a layer is a constant that the next
+    convolution's bias takes up.
     """
 
     def __init__(self, model: "PixelCNN"):
-        channels = model.config.channels
-        halves = model.embedding.weight.new_ones(2 * channels)
-        halves[channels:] = 0.5
         first, *others = model.layers
+        scale = _tanh_scale(first.horizontal.weight.transpose(0, 1))
         biases = torch.stack([layer.horizontal_out.bias for layer in model.layers]).cumsum(dim=0)  # (L, C)
-        self.scale = halves
         # (2C, C, 1, taps) -> (taps C, 2C): the order in which the codes of a row lie in memory.
-        self.first = first.horizontal.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1) * halves
-        taps = [layer.horizontal.weight[:, :, 0].permute(2, 1, 0) * halves for layer in others]  # (2, C, 2C)
+        self.first = first.horizontal.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1) * scale
+        taps = [layer.horizontal.weight[:, :, 0].permute(2, 1, 0) * scale for layer in others]  # (2, C, 2C)
         self.before = torch.stack([before for before, _ in taps]) if taps else None  # (L - 1, C, 2C)
         self.here = [here.contiguous() for _, here in taps]
         self.out = [(layer.horizontal_out.weight[:, :, 0, 0].T / 2).contiguous() for layer in model.layers]
@@ -109,24 +136,38 @@ class _HorizontalWeights:
         self.logits, self.logits_bias = logits.weight[:, :, 0, 0].T.contiguous(), logits.bias
 
 
-def _step(weights: _HorizontalWeights, conditions: Tensor, recent: Tensor, stack: Tensor) -> Tensor:
+def _views(stack: Tensor, gates: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Of each layer its state (B, C), its gates (B, 2C), and the two halves of these."""
+    return [(state, gate, *gate.chunk(2, dim=1)) for state, gate in zip(stack, gates, strict=True)]
+
+
+def _step(
+    weights: _HorizontalWeights,
+    conditions: Tensor,
+    recent: Tensor,
+    stack: Tensor,
+    gates: Tensor,
+    views: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+) -> Tensor:
     """One position: the stack (L, B, C) goes from the position before to this one, in place -> logits (B, K).
 
-    `conditions` (L, B, 2C) are the rows above and the label, `recent` (B, reach C) the codes before.
+    `conditions` (L, B, 2C) are the rows above and the label, `recent` (B, reach C) the codes before; `gates` (L, B, 2C)
+    are written over, and `views` are `_views` of them.
     """
-    states = stack.unbind()
-    gates = [torch.addmm(conditions[0], recent, weights.first)]
+    torch.addmm(conditions[0], recent, weights.first, out=gates[0])
     if weights.before is not None:
         # What all layers take from the position before, while the stack still holds it.
-        gates += torch.baddbmm(conditions[1:], stack[:-1], weights.before).unbind()
-    for index, gate in enumerate(gates):
-        if index:
-            gate.addmm_(states[index - 1], weights.here[index - 1])
-        value, doubled = gate.tanh_().chunk(2, dim=1)
+        torch.baddbmm(conditions[1:], stack[:-1], weights.before, out=gates[1:])
+    before: Tensor | None = None
+    for index, (state, gate, value, doubled) in enumerate(views):
+        if before is not None:
+            gate.addmm_(before, weights.here[index - 1])
+        gate.tanh_()
         gated = torch.addcmul(value, value, doubled)
-        if index:
-            torch.addmm(states[index - 1], gated, weights.out[index], out=states[index])
+        if before is None:
+            torch.mm(gated, weights.out[0], out=state)
         else:
-            torch.mm(gated, weights.out[0], out=states[0])
-    hidden = torch.addmm(weights.hidden_bias, (states[-1] + weights.last_bias).relu_(), weights.hidden).relu_()
+            torch.addmm(before, gated, weights.out[index], out=state)
+        before = state
+    hidden = torch.addmm(weights.hidden_bias, (before + weights.last_bias).relu_(), weights.hidden).relu_()
     return torch.addmm(weights.logits_bias, hidden, weights.logits)
