@@ -22,7 +22,7 @@ from pipeline_calls import quiet, seeded
 from safetensors.torch import load_file, save_file
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
-from priors.diffusion import make_scheduler
+from priors.diffusion import make_scheduler, other_scheduler
 from priors.unet import CrossAttentionUNet, make_unet
 from tokenizer import VQTokenizer
 
@@ -406,3 +406,81 @@ def test_a_fresh_process_gives_the_same_images(folder, tmp_path):
     subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
     expected = sample(quiet(ArcVQLDMPipeline.from_pretrained(folder)), (0, 2), (1, 2))
     assert torch.equal(torch.load(tmp_path / "images.pt"), expected)
+
+
+def test_guidance_outside_its_interval_costs_nothing_and_does_nothing(pipe, unet_inputs):
+    # Ten steps: timesteps 999, 899, ... 99.
+    sample(pipe, num_inference_steps=10, guidance_interval=(0.35, 0.7))
+    assert [len(latents) for latents, *_ in unet_inputs] == [2] * 3 + [4] * 4 + [2] * 3
+    noise = torch.randn(2, 4, 4, 4)
+    latents = {}
+    for name, options in {
+        "none": {"guidance_scale": 1.0},
+        "outside": {"guidance_scale": 3.0, "guidance_interval": (0.9995, 1.0)},
+        "all": {"guidance_scale": 3.0},
+        "whole": {"guidance_scale": 3.0, "guidance_interval": (0.0, 1.0)},
+        "half": {"guidance_scale": 3.0, "guidance_interval": (0.5, 1.0)},
+    }.items():
+        keep = lambda *args, name=name: latents.update({name: args[3]["latents"]}) or {}  # noqa: E731
+        sample(pipe, latents=noise, callback_on_step_end=keep, **options)
+    assert torch.equal(latents["none"], latents["outside"]) and torch.equal(latents["all"], latents["whole"])
+    assert not torch.equal(latents["half"], latents["all"]) and not torch.equal(latents["half"], latents["none"])
+
+
+@pytest.mark.parametrize("interval", [(0.6, 0.4), (-0.1, 1.0), (0.0, 1.1)])
+def test_an_interval_that_is_none_is_refused(pipe, unet_inputs, interval):
+    with pytest.raises(ValueError, match="0 <= low <= high <= 1"):
+        sample(pipe, guidance_interval=interval)
+    assert unet_inputs == []
+
+
+def test_decoding_in_slices_changes_nothing(pipe, monkeypatch):
+    sizes = []
+    decode = pipe.vqvae.decode
+    monkeypatch.setattr(pipe.vqvae, "decode", lambda latents: sizes.append(len(latents)) or decode(latents))
+    labels, seeds = [0, 1, 2, 0, 1], [1, 2, 3, 4, 5]
+    whole = sample(pipe, labels, seeds)
+    monkeypatch.setattr("pipelines.class_labels.DECODED_AT_ONCE", 2 * 16**2 + 1)
+    torch.testing.assert_close(sample(pipe, labels, seeds), whole, rtol=0, atol=1e-5)
+    assert sizes == [5, 2, 2, 1]
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++", "unipc"])
+def test_every_scheduler_reaches_what_ddim_reaches_in_many_steps(parts, scheduler):
+    pipe = quiet(ArcVQLDMPipeline(*parts, make_scheduler(), latent_scale=0.5))
+    noise, ends = torch.randn(2, 4, 4, 4), []
+    keep = lambda *args: ends.append(args[3]["latents"]) or {}  # noqa: E731
+    sample(pipe, latents=noise, num_inference_steps=500, callback_on_step_end=keep)
+    exact = ends[-1]
+    pipe.scheduler = other_scheduler(pipe.scheduler, scheduler)
+    errors = {}
+    for steps in (5, 50):
+        sample(pipe, latents=noise, num_inference_steps=steps, callback_on_step_end=keep)
+        errors[steps] = ((ends[-1] - exact).norm() / exact.norm()).item()
+    assert errors[50] < 0.1 and errors[50] < 0.7 * errors[5]
+
+
+def test_a_unet_of_half_the_width_keeps_the_latents_in_float32(folder):
+    loaded = quiet(ArcVQLDMPipeline.from_pretrained(folder))
+    plain, seen = sample(loaded, (0, 1, 2), num_inference_steps=20), []
+    loaded.optimize(torch.bfloat16, channels_last=True)
+    hook = loaded.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    found = sample(
+        loaded,
+        (0, 1, 2),
+        num_inference_steps=20,
+        callback_on_step_end=lambda *args: seen.append(args[3]["latents"].dtype) or {},
+    )
+    hook.remove()
+    assert set(seen[::2]) == {torch.bfloat16} and set(seen[1::2]) == {torch.float32}
+    assert loaded.vqvae.dtype == torch.float32
+    assert (255 * (found - plain)).abs().mean() < 2
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_gives_the_same_images(folder):
+    loaded = quiet(ArcVQLDMPipeline.from_pretrained(folder))
+    plain = sample(loaded)
+    torch.testing.assert_close(sample(loaded.optimize(compile=True)), plain, rtol=0, atol=1e-4)
+    loaded.save_pretrained(folder.parent / "compiled")
+    assert torch.equal(sample(quiet(ArcVQLDMPipeline.from_pretrained(folder.parent / "compiled"))), plain)
