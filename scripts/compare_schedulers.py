@@ -79,6 +79,8 @@ def wanted_points(config: Namespace) -> list[dict[str, Any]]:
         raise ValueError(f"unknown scheduler {unknown[0]!r}; there are {', '.join(SCHEDULERS)}")
     scales = numbers("guidance_scales", config.guidance_scales, float)
     steps, more = numbers("steps", config.steps, int), numbers("ddim_steps", config.ddim_steps, int)
+    if not scales or not steps:
+        raise ValueError("guidance_scales and steps take one number or more, with commas")
     return [
         dict(zip(COMPARED, (scheduler, scale, count), strict=True))
         for scale in scales
@@ -88,11 +90,14 @@ def wanted_points(config: Namespace) -> list[dict[str, Any]]:
 
 
 def numbers(option: str, text: str, kind: type) -> list[Any]:
-    """The numbers of an option."""
+    """The numbers of an option. Raises ValueError where they are none, or below what such a number can be."""
     try:
-        return [kind(part) for part in text.split(",") if part]
+        found = [kind(part) for part in text.split(",") if part]
     except ValueError:
-        raise ValueError(f"{option} takes numbers with commas, got {text!r}") from None
+        found = [-1]
+    if any(number < (1 if kind is int else 0) for number in found):
+        raise ValueError(f"{option} takes numbers with commas, guidance from 0 and steps from 1 on, got {text!r}")
+    return found
 
 
 def measured(

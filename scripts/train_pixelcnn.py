@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipelines import ArcVQPixelCNNPipeline
 from priors.pixelcnn import PixelCNN, code_grid, code_nll
+from tokenizer import VQTokenizer
 
 
 def make_parser() -> ScriptParser:
@@ -88,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         if run.due(run.config.sample_every):
             run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
         if run.is_main and run.due(run.config.sample_every):
-            run.write({"test_bits_per_code": held_out_bits(averaged, stage_one.held_out)})
+            run.write(held_out_bits(averaged, stage_one.held_out, pixel_values(tokenizer)))
             save_preview(pipeline, run.picture("step"))
 
     run.average.load_into(averaged)
@@ -97,10 +98,16 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
 
 
 @torch.no_grad()
-def held_out_bits(prior: PixelCNN, held_out: dict[str, Tensor]) -> float:
-    """Bits per code of held-out images."""
-    nll = prior.nll(held_out["codes"].to(prior.device), held_out["labels"].to(prior.device))
-    return nll.mean().item() / math.log(2)
+def held_out_bits(prior: PixelCNN, held_out: dict[str, Tensor], values: int) -> dict[str, float]:
+    """Bits of the codes of held-out images: per code, and per value of an image that has so many."""
+    codes = held_out["codes"]
+    per_code = prior.bits_per_code(codes.to(prior.device), held_out["labels"].to(prior.device)).mean().item()
+    return {"test_bits_per_code": per_code, "test_bits_per_dim": per_code * codes[0].numel() / values}
+
+
+def pixel_values(tokenizer: VQTokenizer) -> int:
+    """Pixels times channels of an image."""
+    return tokenizer.config.in_channels * tokenizer.config.image_size**2
 
 
 if __name__ == "__main__":

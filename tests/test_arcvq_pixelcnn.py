@@ -140,3 +140,51 @@ def test_a_tokenizer_without_one_code_for_each_token_is_refused(quantizer, messa
     for call in (lambda: code_grid(tokenizer), lambda: ArcVQPixelCNNPipeline(tokenizer, PixelCNN(12, 3, (4, 4)))):
         with pytest.raises(ValueError, match=message + "; train the latent diffusion prior"):
             call()
+
+
+@torch.no_grad()
+def test_a_prior_with_a_null_class_is_guided(parts):
+    prior = PixelCNN(32, 3, (4, 4), channels=8, num_layers=3, head_channels=16, label_dropout=0.1).eval()
+    prior.head[-1].weight.mul_(20)
+    pipe = quiet(ArcVQPixelCNNPipeline(parts[0], prior, ID2LABEL))
+    codes = prior.sample(torch.tensor([0, 2]), seeded(0, 2), guidance_scale=3.0)
+    expected = (pipe.vqvae.decode_codes(codes) / 2 + 0.5).clamp(0, 1)
+    found = sample(pipe, guidance_scale=3.0)
+    assert torch.equal(found, expected) and not torch.equal(found, sample(pipe))
+    with pytest.raises(ValueError, match="class label 3 is out of range"):  # the null class is none to ask for
+        pipe([3])
+
+
+def test_guidance_without_a_null_class_is_refused(pipe):
+    with pytest.raises(ValueError, match=r"train one with --prior\.label_dropout 0\.1"):
+        pipe([0], guidance_scale=2.0)
+
+
+@torch.no_grad()
+def test_images_are_completed(pipe):
+    images = torch.rand(2, 1, 16, 16) * 2 - 1
+    codes = pipe.vqvae.encode_codes(images)
+    known = codes.clone()
+    known[:, 2:] = -1
+    seen = []
+    completed = sample(pipe, codes=known, callback_on_step_end=lambda *args: seen.append(args[3]["codes"]) or {})
+    assert torch.equal(seen[-1][:, :2], codes[:, :2]) and (seen[-1] >= 0).all()
+    assert not torch.equal(completed, sample(pipe))
+    whole = sample(pipe, codes=codes)
+    assert torch.equal(whole, (pipe.vqvae.decode_codes(codes) / 2 + 0.5).clamp(0, 1))
+
+
+@torch.no_grad()
+def test_bits_per_dimension_are_those_of_the_codes_over_the_pixels(pipe):
+    images = torch.rand(2, 1, 16, 16) * 2 - 1
+    codes = pipe.vqvae.encode_codes(images)
+    log_probabilities = pipe.prior(codes, torch.tensor([1, 0])).log_softmax(dim=1).gather(1, codes[:, None])
+    expected = -log_probabilities.sum(dim=(1, 2, 3)) / 0.6931471805599453 / 256
+    torch.testing.assert_close(pipe.bits_per_dimension(images, [1, 0]), expected)
+
+
+@pytest.mark.slow
+def test_the_compiled_step_gives_the_same_images(parts):
+    pipe = quiet(ArcVQPixelCNNPipeline(*parts, ID2LABEL))
+    plain = sample(pipe)
+    assert torch.equal(sample(pipe.optimize(compile=True)), plain)
