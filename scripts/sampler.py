@@ -1,6 +1,7 @@
 """Samples of a saved pipeline: image i is a function of its label, its seed and the options => uint8 images."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -65,7 +66,11 @@ class Sampler:
 def folder_fingerprint(folder: str) -> str:
     """SHA-256 (hex) of all configs and weights in a pipeline's folder, or in that of its run."""
     pipeline, digest = find_pipeline(folder), hashlib.sha256()
-    for file in sorted([*pipeline.rglob("*.json"), *pipeline.rglob("*.safetensors")]):
+    index = json.loads((pipeline / "model_index.json").read_text())
+    parts = [pipeline / name for name, value in index.items() if isinstance(value, list)]
+    # Samples and results may lie in the same folder, and are no part of the pipeline.
+    files = [file for part in parts for ending in ("*.json", "*.safetensors") for file in part.glob(ending)]
+    for file in sorted([pipeline / "model_index.json", *files]):
         with file.open("rb") as content:
             digest.update(file.relative_to(pipeline).as_posix().encode() + b" ")
             digest.update(hashlib.file_digest(content, "sha256").digest())

@@ -72,7 +72,7 @@ def test_every_point_is_measured_once_and_drawn(home, monkeypatch, capsys):
     ("options", "message"),
     [
         (["--schedulers=ddim,euler"], "unknown scheduler 'euler'; there are ddim, dpmsolver"),
-        (["--steps=2,x"], "steps takes numbers with commas, got '2,x'"),
+        (["--steps=2,x"], "from 1 on, got '2,x'"),
         (["--steps=0"], "steps takes numbers with commas, guidance from 0 and steps from 1 on, got '0'"),
         (["--guidance_scales="], "guidance_scales and steps take one number or more"),
         (["--sampling.guidance_scale=2"], "--sampling.guidance_scale 2.0 changes nothing"),

@@ -211,6 +211,11 @@ def test_a_set_that_is_there_is_neither_sampled_again_nor_overwritten(home):
     assert (home / "foreign/images/mine.png").read_bytes() == b"mine"
 
 
+def test_the_folder_that_is_named_where_none_is_lies_in_the_pipelines_own(home):
+    for said in ("5 images: pixelcnn/samples-3/images", "5 images are there already: pixelcnn/samples-3/images"):
+        assert said in run(home, "pixelcnn", "--num_images", 5, "--seed", 3).stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
