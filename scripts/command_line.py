@@ -88,6 +88,7 @@ def run_script(main: Callable[[], object]) -> None:
         # Or accelerate takes each of several processes without a GPU for the only one.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a .functools.lru_cache")  # in diffusers
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, said once by the error
     try:
         main()

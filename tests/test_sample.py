@@ -269,3 +269,14 @@ def test_the_grid_shows_every_class_alike():
     assert labels[shown].bincount().tolist() == [10] * 20 and shown == sorted(shown)
     many = sample.shown_of_each_class(torch.arange(1000))
     assert len(many) == 1000  # one of each
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pixelcnn", "ldm"])
+def test_compiled_pipelines_sample_the_same_images(home, stage):
+    options = (stage, "--num_images", 7, "--batch_size", 3, *(STEPS if stage == "ldm" else ()))
+    run(home, *options, "--output", f"{stage}-eager")
+    done = run(home, *options, "--speed.compile", "true", "--output", f"{stage}-compiled")
+    assert "Warning" not in done.stderr
+    apart = (pixels(home / f"{stage}-eager") - pixels(home / f"{stage}-compiled")).abs()
+    assert (apart <= 1).double().mean() > 0.99
