@@ -1,11 +1,12 @@
 """ArcVQLDMPipeline: class labels -> noise -> scaled latents (UNet, scheduler) -> images (tokenizer)."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import ImagePipelineOutput, UNet2DModel
+from diffusers import DDIMScheduler, ImagePipelineOutput, UNet2DModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -56,16 +57,40 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         Args:
             dtype: of the UNet, such as torch.bfloat16; the latents between steps and the tokenizer stay as they are.
             channels_last: the layout that convolutions on GPUs want.
-            compile: through torch.compile at its first call for each number of images, which takes a minute or so;
-                with its present weights as constants: weights that are changed afterwards have no effect.
+            compile: through torch.compile at its first call for each number of images, which takes a minute or so.
         """
         # Module's own methods: diffusers' warn of layers to be kept in float32, of which there are none.
         torch.nn.Module.to(self.unet, dtype=dtype)
         if channels_last:
             torch.nn.Module.to(self.unet, memory_format=torch.channels_last)
         if compile:
-            self.unet.compile(dynamic=False, options={"freezing": True})
+            self.unet.compile(dynamic=False)
         return self
+
+    def check_sampling(
+        self,
+        guidance_scale: float = 1.4,
+        num_inference_steps: int = 250,
+        eta: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        """Raises ValueError for options of the call that cannot work; they are those of `__call__`."""
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale}")
+        most = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= most:
+            raise ValueError(f"num_inference_steps must be between 1 and {most}, got {num_inference_steps}")
+        undone = most % num_inference_steps
+        if isinstance(self.scheduler, DDIMScheduler) and undone > most / 20:
+            raise ValueError(
+                f"diffusers' DDIM goes {most // num_inference_steps} timesteps in each of {num_inference_steps} steps, "
+                f"and would leave {undone} of {most} undone, as noise; take a number that divides {most}"
+            )
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be between 0 and 1, got {eta}")
+        low, high = guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval takes two shares, 0 <= low <= high <= 1, got {guidance_interval}")
 
     @torch.no_grad()
     def __call__(
@@ -82,6 +107,9 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> ImagePipelineOutput | tuple[Any]:
         """Samples one image per class label.
+
+        The host does not wait for the device between steps, but where a step of the scheduler itself does: diffusers'
+        UniPC solves a small system there, and noise from generators on the CPU (`eta` above 0) is copied.
 
         Args:
             class_labels: class ids, one per image.
@@ -103,12 +131,9 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         labels = self.check_labels(class_labels, null_label(self.unet))
         generator = self.check_generators(generator, len(labels))
         self.check_output_type(output_type)
-        most = self.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= most:
-            raise ValueError(f"num_inference_steps must be between 1 and {most}, got {num_inference_steps}")
+        self.check_sampling(guidance_scale, num_inference_steps, eta, guidance_interval)
         low, high = guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance_interval takes two shares, 0 <= low <= high <= 1, got {guidance_interval}")
+        most = self.scheduler.config.num_train_timesteps
         device, dtype = self._execution_device, self.unet.dtype
         shape = (len(labels), *self.vqvae.latent_shape)
         if latents is None:

@@ -8,6 +8,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 from pipelines.class_labels import ClassConditionalPipeline, check_id2label
+from priors.code_choice import CodeChoice
 from priors.pixelcnn import PixelCNN, code_grid
 from tokenizer.model import VQTokenizer
 
@@ -46,6 +47,16 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         self._compiled = compile
         return self
 
+    def check_sampling(
+        self,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        """Raises ValueError for options of the call that cannot work; they are those of `__call__`."""
+        self.prior.check_choice(CodeChoice(guidance_scale, temperature, top_k, top_p))
+
     @torch.no_grad()
     def bits_per_dimension(self, images: Tensor, class_labels: int | Sequence[int] | Tensor) -> Tensor:
         """What the prior asks for an image's codes, in bits per pixel and channel, (B,) float32.
@@ -57,7 +68,9 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
             class_labels: class ids, one per image.
         """
         labels = self.check_labels(class_labels, self.prior.config.num_classes)
-        codes = self.vqvae.encode_codes(images)
+        if len(labels) != len(images):
+            raise ValueError(f"{len(images)} images need as many class_labels, got {len(labels)}")
+        codes = self.vqvae.encode_codes(images.to(self._execution_device, self.vqvae.dtype))
         return self.prior.bits_per_code(codes, labels) * codes[0].numel() / images[0].numel()
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """Logits, uniform numbers -> codes: guidance, temperature, top-k and top-p."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,8 @@ class CodeChoice:
     top_p: float | None
 
     def __post_init__(self) -> None:
-        if not self.guidance_scale >= 0:
-            raise ValueError(f"guidance_scale must be at least 0, got {self.guidance_scale}")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must be at least 0 and finite, got {self.guidance_scale}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -46,6 +47,8 @@ class CodeChoice:
         if self.is_guided:
             unconditional, conditional = logits.chunk(2)
             logits = unconditional + self.guidance_scale * (conditional - unconditional)
+        # The largest is 0: divided by whatever temperature it stays, and others become -inf at most.
+        logits = logits - logits.amax(dim=1, keepdim=True)
         probabilities = restrict(logits / self.temperature, self.top_k, self.top_p).softmax(dim=1)
         return inverse_cdf(probabilities, uniform)
 

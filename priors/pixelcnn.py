@@ -5,7 +5,8 @@ padding: a convolution that may not see the present row or pixel is shifted by o
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -151,7 +152,7 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         use_cache: bool = True,
         compile: bool = False,
     ) -> Tensor:
-        """Draws codes position by position, each from its own uniform number.
+        """Draws codes position by position, each from its own uniform number, in evaluation mode.
 
         Args:
             labels: (B,) int64.
@@ -167,7 +168,8 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
                 condition of those after it; what comes before it is drawn as if it were not known.
             use_cache: False computes the rows so far anew for every position: the same codes, but where a uniform
                 number is as close to a code's limit as the rounding of the logits (about 1e-7).
-            compile: the step of a position through torch.compile, which takes a while for every new batch size.
+            compile: the step of a position through torch.compile, which takes a while for every new batch size; after
+                eight of them in a process PyTorch leaves it as it is.
 
         Returns:
             Codes (B, h, w) int64.
@@ -176,13 +178,13 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             ValueError: an option out of range, guidance without a null class, or given codes that do not fit.
         """
         choice = CodeChoice(guidance_scale, temperature, top_k, top_p)
-        if choice.is_guided and self.null_label is None:
-            raise ValueError(
-                f"guidance_scale {guidance_scale} needs a prior trained with label_dropout above 0, and this one has "
-                "no null class; train one with --prior.label_dropout 0.1, or leave the scale at 1"
-            )
-        height, width = self.config.grid_size
+        self.check_choice(choice)
+        if len(generators) != len(labels):
+            raise ValueError(f"{len(labels)} samples need as many generators, got {len(generators)}")
+        if use_cache and any(weight.is_meta for weight in self.parameters()):
+            raise ValueError("weights that are fetched layer by layer cannot be cached: sample with use_cache=False")
         given = self._check_given(given, len(labels))
+        height, width = self.config.grid_size
         draws = [True] * height if given is None else (given < 0).any(dim=2).any(dim=0).tolist()  # of each row
         codes = torch.zeros(len(labels), height, width, dtype=torch.int64, device=labels.device)
         # One uniform number per position, drawn per sample: a batch then equals its singles.
@@ -194,27 +196,36 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         ).to(labels.device)
         repeats = 2 if choice.is_guided else 1  # the null class's codes are the same
         conditions = torch.cat([torch.full_like(labels, self.null_label), labels]) if choice.is_guided else labels
-        cache = PixelCNNCache(self, conditions, width, compile) if use_cache else None
-        for position in progress(range(height * width)):
-            row, column = divmod(position, width)
-            if cache and column == 0:
-                cache.begin_row()
-            if draws[row]:
+        with _evaluating(self):
+            cache = PixelCNNCache(self, conditions, width, compile) if use_cache else None
+            for position in progress(range(height * width)):
+                row, column = divmod(position, width)
+                if cache and column == 0:
+                    cache.begin_row()
+                if draws[row]:
+                    if cache:
+                        logits = cache.logits(column)
+                    else:  # rows below cannot matter yet
+                        logits = self(codes[:, : row + 1].repeat(repeats, 1, 1), conditions)[:, :, row, column]
+                    drawn = choice(logits, uniform[:, position])
+                    if given is not None:
+                        drawn = torch.where(given[:, row, column] < 0, drawn, given[:, row, column])
+                else:
+                    drawn = given[:, row, column]
+                codes[:, row, column] = drawn
+                if on_position is not None:
+                    codes[:, row, column] = on_position(position, codes.clone())[:, row, column]
                 if cache:
-                    logits = cache.logits(column)
-                else:  # rows below cannot matter yet
-                    logits = self(codes[:, : row + 1].repeat(repeats, 1, 1), conditions)[:, :, row, column]
-                drawn = choice(logits, uniform[:, position])
-                if given is not None:
-                    drawn = torch.where(given[:, row, column] < 0, drawn, given[:, row, column])
-            else:
-                drawn = given[:, row, column]
-            codes[:, row, column] = drawn
-            if on_position is not None:
-                codes[:, row, column] = on_position(position, codes.clone())[:, row, column]
-            if cache:
-                cache.append(column, codes[:, row, column].repeat(repeats))
+                    cache.append(column, codes[:, row, column].repeat(repeats))
         return codes
+
+    def check_choice(self, choice: CodeChoice) -> None:
+        """Raises ValueError for guidance where there is no null class."""
+        if choice.is_guided and self.null_label is None:
+            raise ValueError(
+                f"guidance_scale {choice.guidance_scale} needs a prior trained with label_dropout above 0, and this "
+                "one has no null class; train one with --prior.label_dropout 0.1, or leave the scale at 1"
+            )
 
     def _check_given(self, given: Tensor | None, batch: int) -> Tensor | None:
         """The given codes, on the model's device."""
@@ -227,6 +238,17 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             found = f"{given.min().item()} to {given.max().item()}"
             raise ValueError(f"given codes are 0 to {self.config.codebook_size - 1}, or -1 to be drawn, got {found}")
         return given.to(self.device)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, then in the one it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def code_nll(logits: Tensor, codes: Tensor) -> Tensor:

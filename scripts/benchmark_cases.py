@@ -148,8 +148,8 @@ def diffusion_case(name: str, batch_size: int, steps: int, device: torch.device)
     def sample() -> None:
         latents = torch.randn(batch_size, *tokenizer.latent_shape, device=device)
         scheduler.set_timesteps(steps)
-        for timestep in scheduler.timesteps:
-            latents = scheduler.step(predict(latents, timestep), timestep, latents).prev_sample
+        for timestep, moved in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):
+            latents = scheduler.step(predict(latents, moved), timestep, latents).prev_sample
         tokenizer.decode(latents)
 
     return without_gradient(sample)

@@ -13,7 +13,6 @@ from pathlib import Path
 from command_line import ScriptParser, run_script
 from evaluate import image_source
 from image_sources import ImageSource
-from measuring import check_same_images
 from provenance import provenance
 from tqdm.auto import tqdm
 
@@ -26,7 +25,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=str | None, default=None, help="JSON file of the numbers; None: none")
     config = parser.parse(args)
     first, second = (opened(folder) for folder in (config.first, config.second))
-    check_same_images(first, second)
+    sizes = [(len(source), *source.image_size) for source in (first, second)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{first.name} holds (number, height, width) {sizes[0]} and {second.name} {sizes[1]}: name sets of one kind"
+        )
     numbers = differences(first, second)
     for name, value in numbers.items():
         print(f"  {name:28}{value:.6g}")
@@ -54,7 +57,8 @@ def differences(first: ImageSource, second: ImageSource) -> dict[str, float]:
     """Named numbers of two sources of as many images of one shape."""
     pixels, total, near, same, farthest, largest = 0, 0, 0, 0, 0.0, 0
     for one, other in tqdm(zip(first, second, strict=True), total=len(first), desc="comparing", unit="image"):
-        apart = (one.int() - other.int()).abs()
+        # ADM's layout has three channels, also of grey images.
+        apart = (one.int().expand(3, -1, -1) - other.int().expand(3, -1, -1)).abs()
         pixels += apart.numel()
         total += apart.sum().item()
         near += (apart <= 1).sum().item()

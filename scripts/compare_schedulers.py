@@ -9,6 +9,7 @@ once with the same options is not measured again.
 
 import json
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from generation import evaluate_generation
 from jsonargparse import Namespace
 from provenance import provenance
 from sampler import folder_fingerprint
+from sampling import SamplingConfig
+from stage_one import load_pipeline
 from threads import use_all_cores
 
 from pipelines.scheduler_figure import SchedulerPoint, plot_schedulers
@@ -52,6 +55,10 @@ def main(args: Sequence[str] | None = None) -> None:
     # Without a GPU accelerate has to be told, or takes each of several processes for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     use_all_cores()
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
+    pipeline = load_pipeline(config.folder)
+    for point in points:  # all of them, before the first is measured
+        SamplingConfig(**point).apply(pipeline)
     output = Path(config.output or f"{config.folder}/schedulers")
     results = [measured(parser, config, point, output, args) for point in points]
     if not state.is_main_process:
@@ -62,7 +69,9 @@ def main(args: Sequence[str] | None = None) -> None:
         {**point, **{name: value for name, value in result["numbers"].items() if isinstance(value, float)}}
         for point, result in zip(points, results, strict=True)
     ]
-    written = {"protocol": protocol | provenance("compare_schedulers", args, PACKAGES), "points": found}
+    measured_at = sorted({str(result["protocol"]["commit"]) for result in results})
+    protocol |= provenance("compare_schedulers", args, PACKAGES) | {"measured_at": measured_at}
+    written = {"protocol": protocol, "points": found}
     (output / "schedulers.json").write_text(json.dumps(written, indent=2) + "\n")
     drawn = [
         SchedulerPoint(point["scheduler"], point["guidance_scale"], point["num_inference_steps"], point[metric])
@@ -74,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def wanted_points(config: Namespace) -> list[dict[str, Any]]:
     """The sampling options of every point. Raises ValueError for those that do not exist."""
-    schedulers = config.schedulers.split(",")
+    schedulers = list(dict.fromkeys(config.schedulers.split(",")))
     if unknown := [name for name in schedulers if name not in SCHEDULERS]:
         raise ValueError(f"unknown scheduler {unknown[0]!r}; there are {', '.join(SCHEDULERS)}")
     scales = numbers("guidance_scales", config.guidance_scales, float)
@@ -95,9 +104,9 @@ def numbers(option: str, text: str, kind: type) -> list[Any]:
         found = [kind(part) for part in text.split(",") if part]
     except ValueError:
         found = [-1]
-    if any(number < (1 if kind is int else 0) for number in found):
+    if not all((1 if kind is int else 0) <= number < inf for number in found):
         raise ValueError(f"{option} takes numbers with commas, guidance from 0 and steps from 1 on, got {text!r}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def measured(
@@ -118,10 +127,12 @@ def measured(
     PartialState().wait_for_everyone()  # all have looked before the main process writes
     found = evaluate_generation(config.folder, options, folder)
     if found is None:
+        PartialState().wait_for_everyone()
         return {}
     protocol = {"task": GENERATION, "folder": config.folder, **found.protocol}
     write(file, protocol | provenance("compare_schedulers", args, PACKAGES), settings, found.numbers)
     found.chunks.remove()
+    PartialState().wait_for_everyone()  # nobody looks for the next point before this one is written
     return json.loads(file.read_text())
 
 

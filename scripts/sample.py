@@ -23,7 +23,7 @@ from command_line import ScriptParser, run_script
 from jsonargparse import Namespace
 from measuring import environment
 from provenance import commit, provenance
-from sample_files import FORMATS
+from sample_files import FORMATS, claim
 from sampler import Sampler, images_of
 from sampling import SamplingConfig, SpeedConfig, class_labels
 from threads import use_all_cores
@@ -66,6 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # Without a GPU accelerate has to be told, or takes each of several processes for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     use_all_cores()
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
     sampling, speed = SamplingConfig(**config.sampling.as_dict()), SpeedConfig(**config.speed.as_dict())
     sampler = Sampler(config.folder, sampling, speed)
     labels = wanted_labels(sampler.pipeline, config)
@@ -84,23 +85,27 @@ def main(args: Sequence[str] | None = None) -> None:
         }
     )
     chunks = Chunks(output, "sampling", settings, len(labels), config.batch_size)
-    if is_complete(output, settings | {"format": config.format}):
+    if is_complete(output, name, settings | {"format": config.format}):
         if state.is_main_process:
             chunks.remove()
             print(f"{len(labels)} images are there already: {output / name}")
         return
-    if (output / name).exists() and not chunks.folder.exists():
-        raise ValueError(f"{output / name} is there, and not by this command; remove it, or name another --output")
-
+    if state.is_main_process:
+        claim(output / name, chunks.folder)
+        if others := [str(other) for other in output.glob("sampling-*") if other != chunks.folder]:
+            print(f"note: {', '.join(others)} hold unfinished samples of other settings, code included")
     chunks.compute(lambda: _measure(sampler, labels, config.seed))
     if not state.is_main_process:
         return
     shown = shown_of_each_class(labels)
     grid = chosen(images_of(chunks), shown)
     save_class_samples(grid, labels[shown], sampler.pipeline.class_names, output / "grid.png", per_class=SHOWN)
+    claim(output / name, chunks.folder)
     write(output / name, tqdm(images_of(chunks), total=len(labels), desc="writing", unit="image"), labels, seeds)
     written = {"settings": settings | {"format": config.format}, "provenance": provenance("sample", args)}
-    (output / "samples.json").write_text(json.dumps(written, indent=2) + "\n")
+    unfinished = output / ".samples.json.tmp"
+    unfinished.write_text(json.dumps(written, indent=2) + "\n")
+    unfinished.replace(output / "samples.json")
     chunks.remove()  # not before the images are on disk
     print(f"{len(labels)} images: {output / name}, and {output / 'grid.png'}")
 
@@ -125,10 +130,15 @@ def wanted_labels(pipeline: ClassConditionalPipeline, config: Namespace) -> Tens
         return class_labels(number, classes, config.labels, config.seed)
     if config.class_labels is not None:
         raise ValueError(f"--class_labels and the file --labels {config.labels} both say which classes: leave one out")
+    if config.per_class != make_parser().get_defaults().per_class:
+        raise ValueError(f"--per_class {config.per_class} changes nothing beside the file --labels {config.labels}")
     file = Path(config.labels)
     if not file.is_file():
         raise ValueError(f"labels is balanced, random, or a text file that is there, got {config.labels!r}")
-    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text file; --labels takes an id or a name per line") from error
     number = len(lines) if config.num_images is None else config.num_images
     if not 1 <= number <= len(lines):
         raise ValueError(f"{file} has {len(lines)} labels, one in each line, for {number} images")
@@ -141,7 +151,7 @@ def label_ids(pipeline: ClassConditionalPipeline, names: list[str] | None) -> li
     if names is None:
         return list(known)
     return [
-        int(name) if name.lstrip("-").isdigit() and name not in known.values() else pipeline.get_label_ids(name)[0]
+        int(name) if name.lstrip("-").isdecimal() and name not in known.values() else pipeline.get_label_ids(name)[0]
         for name in names
     ]
 
@@ -164,8 +174,8 @@ def chosen(images: Iterator[Tensor], indices: Sequence[int]) -> Tensor:
     return torch.stack([image for index, image in enumerate(islice(images, max(indices) + 1)) if index in wanted])
 
 
-def is_complete(output: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds these samples already.
+def is_complete(output: Path, name: str, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds these samples already, as `name`.
 
     Raises:
         ValueError: it holds others.
@@ -173,13 +183,16 @@ def is_complete(output: Path, settings: dict[str, Any]) -> bool:
     file = output / "samples.json"
     if not file.is_file():
         return False
-    there = json.loads(file.read_text())["settings"]
+    try:
+        there = json.loads(file.read_text())["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not what this script writes; remove it, or name another --output") from error
     asked = json.loads(json.dumps(settings))
-    if differing := sorted(name for name in there.keys() | asked.keys() if there.get(name) != asked.get(name)):
+    if differing := sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key)):
         raise ValueError(
             f"{output} holds other samples: they differ in {', '.join(differing)}; remove it, or name another --output"
         )
-    return True
+    return (output / name).exists()
 
 
 if __name__ == "__main__":

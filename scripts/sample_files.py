@@ -24,7 +24,7 @@ def write_pngs(folder: Path, images: Iterable[Tensor], labels: Tensor) -> None:
     """PNG files named by index and class, from images uint8 (C, H, W) and labels (n,)."""
     unfinished = _empty(folder)
     for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        (unfinished / f"{index:06d}-class-{label:04d}.png").write_bytes(png(image))
+        (unfinished / f"{index:08d}-class-{label:04d}.png").write_bytes(png(image))
     _finish(unfinished, folder)
 
 
@@ -70,6 +70,19 @@ FORMATS: dict[str, tuple[str, Callable[[Path, Iterator[Tensor], Tensor, Sequence
     "npz": ("samples.npz", lambda path, images, labels, seeds: write_npz(path, images, labels)),
     "webdataset": ("shards", write_webdataset),
 }
+
+
+def claim(target: Path, chunks: Path) -> None:
+    """Notes in the folder of the chunks that `target` is written from them, so that only such a one is written over.
+
+    Raises:
+        ValueError: `target` is there, and not from these chunks.
+    """
+    mark = chunks / f"writes-{target.name}"
+    if target.exists() and not mark.exists():
+        raise ValueError(f"{target} is there, and not by this command; remove it, or name another --output")
+    if chunks.is_dir():
+        mark.touch()
 
 
 def png(image: Tensor) -> bytes:

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from measuring import check_count, environment, extractor_facts
 from provenance import commit
 from reference import features_of
-from sample_files import FORMATS
+from sample_files import FORMATS, claim
 from sampler import Sampler, images_of
 from sampling import SamplingConfig, SpeedConfig, class_labels
 from torch import Tensor
@@ -57,9 +57,8 @@ class PipelineSamples:
         settings = self.facts | extractor_facts(extractor) | environment()
         settings |= {"commit": commit(), "kept": self._kept is not None}
         chunks = Chunks(self._output, "samples", settings, self.number, self._batch_size)
-        # Where this measurement is unfinished they are its own.
-        if self._kept is not None and self._kept.exists() and not chunks.folder.exists():
-            raise ValueError(f"{self._kept} is there already; remove it, or name another --output")
+        if self._kept is not None and PartialState().is_main_process:
+            claim(self._kept, chunks.folder)
         chunks.compute(lambda: self._measure(extractor))
         return chunks
 
@@ -70,6 +69,7 @@ class PipelineSamples:
         save_class_samples(shown, self.labels[: len(shown)], self.pipeline.class_names, picture)
         if self._kept is None:
             return
+        claim(self._kept, chunks.folder)
         _, write = FORMATS[self._form]
         write(self._kept, images_of(chunks), self.labels, range(self._seed, self._seed + self.number))
 

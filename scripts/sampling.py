@@ -53,13 +53,16 @@ class SamplingConfig:
         """Sets the scheduler, and gives the arguments for this pipeline's call.
 
         Raises:
-            ValueError: an option that the pipeline does not have.
+            ValueError: an option that the pipeline does not have, or that cannot work.
         """
         given = {name: value for name, value in asdict(self).items() if value is not None}
         its = [*inspect.signature(pipeline.__call__).parameters, *pipeline.components]
         check_options(pipeline, "sampling", given, [name for name in asdict(self) if name in its])
         if scheduler := given.pop("scheduler", None):
             pipeline.scheduler = other_scheduler(pipeline.scheduler, scheduler)
+        if "eta" in given and "eta" not in inspect.signature(pipeline.scheduler.step).parameters:
+            raise ValueError(f"sampling.eta is DDIM's noise, and {type(pipeline.scheduler).__name__} has none")
+        pipeline.check_sampling(**given)
         return given
 
     @staticmethod

@@ -10,6 +10,9 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 
 
+READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten._linalg_check_errors.default)
+
+
 class HostWaits(AssertionError):
     """A value was read from the device: the host would wait there for all that is queued."""
 
@@ -17,12 +20,16 @@ class HostWaits(AssertionError):
 class FakeCuda(TorchDispatchMode):
     """While it is entered tensors on the CPU are real, those on CUDA have no values.
 
+    Attributes:
+        refuses_copies: whether a copy from the CPU, which the host waits for, is an error too.
+
     Raises:
         HostWaits: the value of a CUDA tensor is asked for, as by item(), bool(), nonzero() or cpu().
     """
 
     def __init__(self):
         super().__init__()
+        self.refuses_copies = False
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def __enter__(self):
@@ -44,8 +51,10 @@ class FakeCuda(TorchDispatchMode):
         leaves = tree_leaves((args, kwargs))
         on_cuda = any(isinstance(leaf, FakeTensor) for leaf in leaves)
         to = next((torch.device(leaf).type for leaf in [kwargs.get("device")] if leaf is not None), None)
-        if on_cuda and (to == "cpu" or function in (aten._local_scalar_dense.default, aten.nonzero.default)):
+        if on_cuda and (to == "cpu" or function in READS):
             raise HostWaits(f"{function} reads from the device")
+        if self.refuses_copies and to == "cuda" and not on_cuda and function is aten._to_copy.default:
+            raise HostWaits(f"{function} copies to the device, and waits until it has")
         if not on_cuda and to != "cuda":
             return function(*args, **kwargs)
         with self._fake:

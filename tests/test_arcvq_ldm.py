@@ -20,6 +20,7 @@ from diffusers import (
 )
 from pipeline_calls import quiet, seeded
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from priors.diffusion import make_scheduler, other_scheduler
@@ -260,6 +261,9 @@ def test_deterministic_solvers_meet_in_the_limit_of_many_steps(pipe):
         ([0], {"output_type": "latent"}, "output_type is one of pil, np, pt, got 'latent'"),
         ([0], {"num_inference_steps": 0}, "between 1 and 1000, got 0"),
         ([0], {"num_inference_steps": 1001}, "between 1 and 1000, got 1001"),
+        ([0], {"num_inference_steps": 600}, "would leave 400 of 1000 undone"),
+        ([0], {"eta": -0.1}, "eta must be between 0 and 1, got -0.1"),
+        ([0], {"guidance_scale": float("nan")}, "guidance_scale must be a finite number, got nan"),
     ],
 )
 def test_refuses_before_the_unet_runs(pipe, unet_inputs, labels, options, message):
@@ -464,6 +468,8 @@ def test_a_unet_of_half_the_width_keeps_the_latents_in_float32(folder):
     loaded = quiet(ArcVQLDMPipeline.from_pretrained(folder))
     plain, seen = sample(loaded, (0, 1, 2), num_inference_steps=20), []
     loaded.optimize(torch.bfloat16, channels_last=True)
+    kernels = [weight for weight in loaded.unet.parameters() if weight.ndim == 4 and weight.shape[2] > 1]
+    assert kernels and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
     hook = loaded.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
     found = sample(
         loaded,
@@ -481,6 +487,8 @@ def test_a_unet_of_half_the_width_keeps_the_latents_in_float32(folder):
 def test_a_compiled_unet_gives_the_same_images(folder):
     loaded = quiet(ArcVQLDMPipeline.from_pretrained(folder))
     plain = sample(loaded)
+    counters["stats"].clear()
     torch.testing.assert_close(sample(loaded.optimize(compile=True)), plain, rtol=0, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
     loaded.save_pretrained(folder.parent / "compiled")
     assert torch.equal(sample(quiet(ArcVQLDMPipeline.from_pretrained(folder.parent / "compiled"))), plain)

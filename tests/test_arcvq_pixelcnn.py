@@ -5,6 +5,7 @@ import pytest
 import torch
 from pipeline_calls import quiet, sample, seeded
 from quantizer_cases import small_tokenizer
+from torch._dynamo.utils import counters
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from priors import PixelCNN
@@ -187,4 +188,21 @@ def test_bits_per_dimension_are_those_of_the_codes_over_the_pixels(pipe):
 def test_the_compiled_step_gives_the_same_images(parts):
     pipe = quiet(ArcVQPixelCNNPipeline(*parts, ID2LABEL))
     plain = sample(pipe)
+    counters["stats"].clear()
     assert torch.equal(sample(pipe.optimize(compile=True)), plain)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_decoding_in_slices_changes_nothing(pipe, monkeypatch):
+    sizes = []
+    decode = pipe.vqvae.decode_codes
+    monkeypatch.setattr(pipe.vqvae, "decode_codes", lambda codes: sizes.append(len(codes)) or decode(codes))
+    whole = sample(pipe, (0, 1, 2))
+    monkeypatch.setattr("pipelines.class_labels.DECODED_AT_ONCE", 2 * 16**2 + 1)
+    torch.testing.assert_close(sample(pipe, (0, 1, 2)), whole, rtol=0, atol=1e-5)
+    assert sizes == [3, 2, 1]
+
+
+def test_bits_of_other_than_a_label_per_image_are_refused(pipe):
+    with pytest.raises(ValueError, match="2 images need as many class_labels, got 1"):
+        pipe.bits_per_dimension(torch.zeros(2, 1, 16, 16), [1])

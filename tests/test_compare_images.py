@@ -34,10 +34,18 @@ def test_the_numbers_are_those_of_the_pixels(tmp_path, capsys):
     assert "compare_images.py" in written["protocol"]["command"] and "mean_levels" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("second", "message"), [("none", "'none' is not there"), ("other", "make them equal")])
+@pytest.mark.parametrize(("second", "message"), [("none", "'none' is not there"), ("other", "name sets of one kind")])
 def test_sets_that_cannot_be_compared_are_refused(tmp_path, monkeypatch, second, message):
     monkeypatch.chdir(tmp_path)
     for name, number in (("first", 2), ("other", 3)):
         write_pngs(Path(name), iter(torch.zeros(number, 1, 2, 2, dtype=torch.uint8)), torch.zeros(number).long())
     with pytest.raises(ValueError, match=message):
         compare_images.main(["first", second])
+
+
+def test_grey_images_are_those_of_an_npz_with_three_channels(tmp_path, capsys):
+    images = torch.randint(256, (3, 1, 2, 2), dtype=torch.uint8)
+    write_pngs(tmp_path / "grey", iter(images), torch.zeros(3).long())
+    write_npz(tmp_path / "grey.npz", iter(images), torch.zeros(3).long())
+    compare_images.main([str(tmp_path / "grey"), str(tmp_path / "grey.npz")])
+    assert "equal_images                3" in capsys.readouterr().out

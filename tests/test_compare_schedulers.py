@@ -74,6 +74,8 @@ def test_every_point_is_measured_once_and_drawn(home, monkeypatch, capsys):
         (["--schedulers=ddim,euler"], "unknown scheduler 'euler'; there are ddim, dpmsolver"),
         (["--steps=2,x"], "from 1 on, got '2,x'"),
         (["--steps=0"], "steps takes numbers with commas, guidance from 0 and steps from 1 on, got '0'"),
+        (["--steps=10,2000"], "between 1 and 1000, got 2000"),
+        (["--guidance_scales=nan"], "guidance_scales takes numbers"),
         (["--guidance_scales="], "guidance_scales and steps take one number or more"),
         (["--sampling.guidance_scale=2"], "--sampling.guidance_scale 2.0 changes nothing"),
     ],

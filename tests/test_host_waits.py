@@ -25,25 +25,36 @@ def small_pixelcnn():
     return quiet(ArcVQPixelCNNPipeline(tokenizer, prior))
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"guidance_interval": (0.2, 0.6)}, {"eta": 1.0}])
-@pytest.mark.parametrize(
-    "scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler]
-)
-def test_latent_diffusion_does_not_wait(scheduler, options):
-    pipe = small_ldm(scheduler)
-    with FakeCuda():
-        images = pipe.to("cuda:0")(
-            [0, 1], num_inference_steps=6, generator=seeded(0, 1), output_type="pt", **options
-        ).images
+def sampled(pipe, steps, **options):
+    """Images on CUDA, made without a wait from the first step's end to the last's."""
+
+    def on_step(pipe, index, *args):
+        cuda.refuses_copies = index < steps - 1
+        return {}
+
+    with FakeCuda() as cuda:
+        pipe.to("cuda:0")
+        options = {"callback_on_step_end": on_step, "generator": seeded(0, 1), "output_type": "pt"} | options
+        images = pipe([0, 1], **options).images
     assert images.device.type == "cuda" and len(images) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"guidance_interval": (0.2, 0.6)}])
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_latent_diffusion_does_not_wait(scheduler, options):
+    sampled(small_ldm(scheduler), 6, num_inference_steps=6, **options)
+
+
+@pytest.mark.parametrize(("scheduler", "options"), [(UniPCMultistepScheduler, {}), (DDIMScheduler, {"eta": 1.0})])
+def test_where_the_scheduler_waits_is_as_the_docstring_says(scheduler, options):
+    with pytest.raises(HostWaits):
+        sampled(small_ldm(scheduler), 6, num_inference_steps=6, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 2.0}, {"top_k": 3}, {"top_p": 0.5}])
 def test_pixelcnn_does_not_wait(options):
     pipe = small_pixelcnn()
-    with FakeCuda():
-        images = pipe.to("cuda:0")([0, 1], generator=seeded(0, 1), output_type="pt", **options).images
-    assert images.device.type == "cuda" and len(images) == 2
+    sampled(pipe, pipe.prior.config.grid_size[0] * pipe.prior.config.grid_size[1], **options)
 
 
 def test_a_wait_would_be_seen():

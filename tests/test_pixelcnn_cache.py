@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from pipeline_calls import seeded
 
 from priors import PixelCNN
@@ -201,3 +202,43 @@ def test_bits_are_nats_over_log_2():
 def test_the_compiled_step_gives_the_same_codes():
     model, labels = random_model(10, (4, 5), layers=4), torch.tensor([0, 1, 2])
     assert torch.equal(codes_of(model, 3, labels, compile=True), codes_of(model, 3, labels))
+
+
+def test_the_cache_computes_no_forward_and_without_it_there_is_one_for_each_position():
+    model, labels = random_model(3, (3, 4), dropout=0.3, label_dropout=0.3), torch.tensor([0, 1])
+    calls = []
+    hook = model.register_forward_pre_hook(lambda *args: calls.append(args))
+    cached = codes_of(model, 2, labels)
+    assert calls == []
+    full = codes_of(model, 2, labels, use_cache=False)
+    assert len(calls) == 12
+    # In training too a sample is drawn in evaluation mode, and the mode stays.
+    model.train()
+    for use_cache in (True, False):
+        assert torch.equal(codes_of(model, 2, labels, use_cache=use_cache), cached) and model.training
+    hook.remove()
+    assert torch.equal(cached, full)
+
+
+@pytest.mark.parametrize("number", [0, 1, 4])
+def test_other_than_a_generator_per_sample_is_refused(number):
+    with pytest.raises(ValueError, match=f"3 samples need as many generators, got {number}"):
+        random_model(0, (2, 2)).sample(torch.tensor([0, 1, 2]), seeded(*range(number)))
+
+
+def test_weights_that_are_elsewhere_are_refused():
+    model = cpu_offload(random_model(0, (2, 2)))
+    with pytest.raises(ValueError, match="use_cache=False"):
+        codes_of(model, 1, torch.tensor([0]))
+    assert codes_of(model, 1, torch.tensor([0]), use_cache=False).shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize("options", [{"guidance_scale": float("inf")}, {"guidance_scale": -1.0}])
+def test_a_scale_that_is_none_is_refused(options):
+    with pytest.raises(ValueError, match="at least 0 and finite"):
+        random_model(0, (2, 2), label_dropout=0.1).sample(torch.tensor([0]), seeded(0), **options)
+
+
+def test_a_temperature_near_zero_is_greedy():
+    model, labels = random_model(3, (3, 4)), torch.tensor([0, 1])
+    assert torch.equal(codes_of(model, 2, labels, temperature=1e-40), codes_of(model, 2, labels, top_k=1))

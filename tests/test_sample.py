@@ -17,6 +17,8 @@ import warm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import sample
+import sample_files
+from chunks import Chunks
 from image_sources import FolderImages, NpzImages
 from quantizer_cases import small_tokenizer
 from sample_files import write_webdataset
@@ -95,7 +97,7 @@ def test_processes_and_kills_change_no_byte(home, stage, numbers):
     run(home, *options, "--output", f"{stage}-whole")
     whole = contents(home / f"{stage}-whole")
     assert len(whole) == 201 and len(set(whole.values())) > 100
-    assert whole.keys() >= {"grid.png", "images/000000-class-0000.png", "images/000199-class-0001.png"}
+    assert whole.keys() >= {"grid.png", "images/00000000-class-0000.png", "images/00000199-class-0001.png"}
     for processes in numbers:
         run(home, *options, "--output", f"{stage}-{processes}", processes=processes)
         assert contents(home / f"{stage}-{processes}") == whole
@@ -203,12 +205,57 @@ def test_a_set_that_is_there_is_neither_sampled_again_nor_overwritten(home):
         name = change[0].removeprefix("--").split(".")[0]
         assert f"there holds other samples: they differ in {name}; remove it, or name another --output" in line
     assert (file.stat().st_mtime_ns, file.read_bytes()) == before
+    # What is not there any more is sampled again; a file that is none of ours is said to be none.
+    file.unlink()
+    assert "there already" not in run(home, *options, "--output", "there").stdout
+    assert file.read_bytes() == before[1]
+    (home / "there/samples.json").write_text("{}")
+    assert "there/samples.json is not what this script writes" in refused(home, *options, "--output", "there")
     (home / "foreign/images").mkdir(parents=True)
     (home / "foreign/images/mine.png").write_bytes(b"mine")
     assert "foreign/images is there, and not by this command" in refused(
         home, "pixelcnn", "--num_images", 5, "--output", "foreign"
     )
     assert (home / "foreign/images/mine.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("moment", ["claim", "_finish", "save_class_samples", "provenance", "remove"])
+def test_an_end_in_the_middle_of_writing_loses_nothing(home, monkeypatch, moment):
+    monkeypatch.chdir(home)
+    options = ["pixelcnn", "--num_images=9", "--batch_size=4"]
+    sample.main([*options, f"--output={moment}-whole"])
+    with pytest.MonkeyPatch.context() as patch:
+        place = {"_finish": sample_files, "remove": Chunks}.get(moment, sample)
+        patch.setattr(place, moment, killed_after_the_first if moment == "claim" else killed)
+        with pytest.raises(KeyboardInterrupt):
+            sample.main([*options, f"--output={moment}-killed"])
+    whole, again = Path(f"{moment}-whole"), Path(f"{moment}-killed")
+    if moment == "claim":  # before anything was written: images of the user's may lie there by now
+        (again / "images").mkdir()
+        (again / "images/mine.png").write_bytes(b"mine")
+        with pytest.raises(ValueError, match="is there, and not by this command"):
+            sample.main([*options, f"--output={again}"])
+        assert (again / "images/mine.png").read_bytes() == b"mine"
+        shutil.rmtree(again / "images")
+    sample.main([*options, f"--output={again}"])
+    assert contents(again) == contents(whole) and (again / "samples.json").is_file()
+    assert sorted(file.name for file in again.iterdir()) == sorted(file.name for file in whole.iterdir())
+
+
+def killed(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def killed_after_the_first(target, chunks):
+    if chunks.is_dir():
+        raise KeyboardInterrupt
+
+
+def test_unfinished_samples_of_other_settings_are_pointed_out(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    Path("noted/sampling-0123").mkdir(parents=True)
+    sample.main(["pixelcnn", "--num_images=2", "--output=noted"])
+    assert "note: noted/sampling-0123 hold unfinished samples of other settings" in capsys.readouterr().out
 
 
 def test_the_folder_that_is_named_where_none_is_lies_in_the_pipelines_own(home):
@@ -232,14 +279,24 @@ def test_the_folder_that_is_named_where_none_is_lies_in_the_pipelines_own(home):
         (("pixelcnn", "--sampling.eta", 0.5), "has no option sampling.eta; it has guidance_scale, temperature, top_k"),
         (("pixelcnn", "--sampling.scheduler", "unipc"), "has no option sampling.scheduler"),
         (("pixelcnn", "--speed.dtype", "bfloat16"), "has no option speed.dtype; it has compile"),
+        (("pixelcnn", "--labels", "few.txt", "--per_class", 3), "--per_class 3 changes nothing beside the file"),
+        (("pixelcnn", "--labels", "binary.txt"), "binary.txt is no text file"),
+        (("pixelcnn", "--class_labels", "²"), "unknown class '²'"),
+        (("pixelcnn", "--sampling.top_k", 0), "top_k must be at least 1, got 0"),
+        (("pixelcnn", "--sampling.guidance_scale", -1), "guidance_scale must be at least 0 and finite, got -1.0"),
+        (("ldm", "--sampling.eta", 5), "eta must be between 0 and 1, got 5.0"),
+        (("ldm", "--sampling.eta", 0.5, "--sampling.scheduler", "unipc"), "UniPCMultistepScheduler has none"),
+        (("ldm", "--sampling.num_inference_steps", 2000), "num_inference_steps must be between 1 and 1000, got 2000"),
+        (("ldm", "--sampling.num_inference_steps", 300), "would leave 100 of 1000 undone"),
         (("ldm", "--sampling.scheduler", "euler"), "sampling.scheduler"),
         (("ldm", "--sampling.guidance_interval", "[0.6,0.2]"), "0 <= low <= high <= 1"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(home, options, message):
     (home / "few.txt").write_text("0\n1\n")
+    (home / "binary.txt").write_bytes(b"\xff\xfe\x00")
     assert message in refused(home, *options, "--output", "refused")
-    assert not (home / "refused" / "images").exists()
+    assert not (home / "refused").exists()
 
 
 def test_schedulers_and_speed_are_options(home):
