@@ -68,11 +68,7 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         return self
 
     def check_sampling(
-        self,
-        guidance_scale: float = 1.4,
-        num_inference_steps: int = 250,
-        eta: float = 0.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        self, guidance_scale: float, num_inference_steps: int, eta: float, guidance_interval: tuple[float, float]
     ) -> None:
         """Raises ValueError for options of the call that cannot work; they are those of `__call__`."""
         if not math.isfinite(guidance_scale):

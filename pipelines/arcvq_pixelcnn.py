@@ -47,13 +47,7 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         self._compiled = compile
         return self
 
-    def check_sampling(
-        self,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance_scale: float = 1.0,
-    ) -> None:
+    def check_sampling(self, temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float) -> None:
         """Raises ValueError for options of the call that cannot work; they are those of `__call__`."""
         self.prior.check_choice(CodeChoice(guidance_scale, temperature, top_k, top_p))
 

@@ -62,7 +62,7 @@ class SamplingConfig:
             pipeline.scheduler = other_scheduler(pipeline.scheduler, scheduler)
         if "eta" in given and "eta" not in inspect.signature(pipeline.scheduler.step).parameters:
             raise ValueError(f"sampling.eta is DDIM's noise, and {type(pipeline.scheduler).__name__} has none")
-        pipeline.check_sampling(**given)
+        pipeline.check_sampling(**self.all_options(pipeline) | given)
         return given
 
     @staticmethod
