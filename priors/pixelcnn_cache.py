@@ -29,10 +29,8 @@ class PixelCNNCache:
 
     def __init__(self, model: "PixelCNN", labels: Tensor, width: int, compile: bool = False):
         self._model = model
-        self._horizontal, self._vertical = (
-            _HorizontalWeights(model),
-            [_VerticalWeights(layer) for layer in model.layers],
-        )
+        self._horizontal = _HorizontalWeights(model)
+        self._vertical = [_VerticalWeights(layer) for layer in model.layers]
         batch, layers, channels = len(labels), model.config.num_layers, model.config.channels
         self._reach = model.layers[0].horizontal_pad[0]
         zeros = model.embedding.weight.new_zeros
@@ -71,10 +69,8 @@ class PixelCNNCache:
             # Channels last: a column's channels then lie together, as the horizontal stack reads them.
             seen = seen.contiguous(memory_format=torch.channels_last)
             above = conv2d(seen, weights.above, weights.above_bias, padding=(0, weights.reach))  # (B, 2C, 1, w)
-            condition = conv2d(above, weights.to_horizontal, weights.to_horizontal_bias).add_(
-                self._left_condition[index]
-            )
-            self._conditions[:, index] = condition[:, :, 0].permute(2, 0, 1)
+            condition = conv2d(above, weights.to_horizontal, weights.to_horizontal_bias)
+            self._conditions[:, index] = condition.add_(self._left_condition[index])[:, :, 0].permute(2, 0, 1)
             value, gate = above.add_(self._above_condition[index]).chunk(2, dim=1)
             vertical = torch.tanh(value).mul_(torch.sigmoid(gate))  # (B, C, 1, w)
         self._stack.copy_(self._horizontal.empty[:, None])
