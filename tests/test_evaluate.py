@@ -312,7 +312,7 @@ def test_a_broken_file_on_two_processes_is_an_error_and_no_wait(bad):
 def test_kept_images_are_never_written_over(home, monkeypatch):
     (home / "there" / "images").mkdir(parents=True)
     monkeypatch.chdir(home)
-    with pytest.raises(ValueError, match="images is there already; remove it, or name another --output"):
+    with pytest.raises(ValueError, match="images is there, and not by this command; remove it, or name another"):
         main([*map(str, GENERATION), "--output", "there", "--save_images", "png"])
 
 

@@ -294,7 +294,8 @@ def test_evaluation_writes_named_numbers_with_their_protocol(home):
     assert 0 <= generation["numbers"]["class_accuracy[digits-classifier]"] <= 1
     assert generation["numbers"]["frechet_distance[digits-classifier]@20"] > 0
     assert "fid" not in " ".join(generation["numbers"])
-    assert generation["protocol"]["sampling"] == {"guidance_scale": 1.4, "num_inference_steps": 2, "eta": 0.0}
+    sampling = {"guidance_scale": 1.4, "num_inference_steps": 2, "eta": 0.0, "guidance_interval": [0.0, 1.0]}
+    assert generation["protocol"]["sampling"] == sampling
     assert generation["protocol"]["scheduler"]["class"] == "DDIMScheduler"
 
 
