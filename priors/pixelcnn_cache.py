@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from priors.pixelcnn import GatedLayer, PixelCNN
 
 
+# Matrix products of a few rows have kernels of their own, which round otherwise. Batches are filled up to so many rows,
+# and a sample is the same in any of them; on the CPUs at hand 8 are enough.
+FEWEST_ROWS = 16
+
+
 class PixelCNNCache:
     """What one batch of grids needs while it is sampled.
 
@@ -31,7 +36,9 @@ class PixelCNNCache:
         self._model = model
         self._horizontal = _HorizontalWeights(model)
         self._vertical = [_VerticalWeights(layer) for layer in model.layers]
-        batch, layers, channels = len(labels), model.config.num_layers, model.config.channels
+        self._batch, layers, channels = len(labels), model.config.num_layers, model.config.channels
+        batch = max(self._batch, FEWEST_ROWS)
+        labels = torch.cat([labels, labels.new_zeros(batch - len(labels))])
         self._reach = model.layers[0].horizontal_pad[0]
         zeros = model.embedding.weight.new_zeros
         # The label's share of every gate, and of the horizontal gates also what is constant: (B, 2C, 1, 1).
@@ -78,11 +85,11 @@ class PixelCNNCache:
     def logits(self, column: int) -> Tensor:
         """Logits (B, K) at this column of the row, of whose codes all before it have been appended."""
         recent = self._embedded[:, column : column + self._reach].flatten(1)  # (B, reach C)
-        return self._step(self._conditions[column], recent)
+        return self._step(self._conditions[column], recent)[: self._batch]
 
     def append(self, column: int, codes: Tensor) -> None:
         """Takes in the codes (B,) of this column."""
-        self._embedded[:, self._reach + column] = self._model.embedding(codes)
+        self._embedded[: self._batch, self._reach + column] = self._model.embedding(codes)
 
 
 def _tanh_scale(gates: Tensor) -> Tensor:

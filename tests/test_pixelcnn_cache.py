@@ -242,3 +242,24 @@ def test_a_scale_that_is_none_is_refused(options):
 def test_a_temperature_near_zero_is_greedy():
     model, labels = random_model(3, (3, 4)), torch.tensor([0, 1])
     assert torch.equal(codes_of(model, 2, labels, temperature=1e-40), codes_of(model, 2, labels, top_k=1))
+
+
+@pytest.mark.slow  # of this CPU's kernels: others may want more rows than FEWEST_ROWS
+@torch.no_grad()
+def test_logits_are_the_same_bits_in_every_batch():
+    # Codes differ where a uniform number falls between two roundings: of 50,000 grids some would.
+    model = random_model(3, (3, 4), codes=64, layers=4, channels=32)
+    codes, labels = torch.randint(64, (70, 3, 4)), torch.arange(70) % 3
+
+    def logits(number):
+        cache, found = PixelCNNCache(model, labels[:number], 4), []
+        for row in range(3):
+            cache.begin_row()
+            for column in range(4):
+                found.append(cache.logits(column))
+                cache.append(column, codes[:number, row, column])
+        return torch.stack(found, dim=1)
+
+    whole = logits(70)
+    for number in (1, 2, 3, 5, 7, 16, 17, 64):
+        assert torch.equal(logits(number), whole[:number])
