@@ -103,7 +103,8 @@ class Chunks:
 
     def remove(self) -> None:
         """Deletes the folder, if it is there."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     @property
     def _key(self) -> str:
