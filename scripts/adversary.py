@@ -134,17 +134,19 @@ class Adversary:
         """One step of the discriminator on the parts of a batch, if it is time; what to log of it."""
         if self._run.step < self._start - self.config.pretrain_steps:
             return {}
-        logs = []
+        logs, total = [], torch.zeros((), device=self._run.device)
         for index, (real, fake) in enumerate(zip(images, reconstructions, strict=True), start=1):
             with self._trained.alone(index < len(images)):
                 loss, terms = self._loss(real, fake.detach())
                 self._trained.backward(loss / len(images))
             logs.append(terms)
-        self._trained.descend()
+            total = total + loss.detach()
         means = {name: torch.stack([terms[name] for terms in logs]).mean() for name in logs[0]}
+        updated = self._trained.descend(total)
         if self.config.lecam_weight:
             both = self._run.accelerator.reduce(torch.stack([means["logits_real"], means["logits_fake"]]), "mean")
-            self._trained.module.anchors.lerp_(both, 1 - _LECAM_DECAY)
+            anchors = self._trained.module.anchors
+            anchors.copy_(torch.where(updated, anchors.lerp(both, 1 - _LECAM_DECAY), anchors))
         return means
 
     def _loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class Average:
     """The exponential moving average of a module's parameters.
 
-    After t updates the decay is (1 + t) / (10 + t), where that is lower, so that the beginning is soon forgotten.
+    After t steps the decay is (1 + t) / (10 + t), where that is lower, so that the beginning is soon forgotten.
 
     Args:
         module: in training; each process may have a shard of it (FSDP), and then has one of the average.
@@ -23,16 +23,20 @@ class Average:
     def __init__(self, module: nn.Module, decay: float):
         self._module = module
         self._decay = decay
-        self._updates = 0
+        self._steps = 0
         self.tensors = [parameter.detach().clone() for parameter in module.parameters()]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes in the parameters as they are after a step."""
-        decay = min(self._decay, (1 + self._updates) / (10 + self._updates)) if self._updates else 0.0
-        self._updates += 1
+    def update(self, updated: Tensor) -> None:
+        """Takes in the parameters as they are after a step, if they were `updated`, a bool scalar."""
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps)) if self._steps else 0.0
+        self._steps += 1
+        shares = {  # on the device, so that the host need not know
+            dtype: torch.full((), 1 - decay, dtype=dtype, device=updated.device) * updated
+            for dtype in {average.dtype for average in self.tensors}
+        }
         for average, parameter in zip(self.tensors, self._module.parameters(), strict=True):
-            average.lerp_(parameter, 1 - decay)
+            average.lerp_(parameter, shares[average.dtype])
 
     def load_into(self, module: nn.Module) -> None:
         """Loads the averages into a copy of the module, and puts it in eval mode. To be called by every process."""
@@ -50,4 +54,4 @@ class Average:
         names = (name for name, _ in self._module.named_parameters())
         shards = zip(names, self.tensors, strict=True)
         self.tensors = [sharded_as(state[name], shard) for name, shard in shards]
-        self._updates = step
+        self._steps = step

@@ -92,7 +92,24 @@ def run_script(main: Callable[[], object]) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, said once by the error
     try:
         main()
-    except (ValueError, OSError) as error:
-        if os.environ.get("ARCVQ_TRACEBACK") == "1":
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        message = _message(error)
+        if message is None or os.environ.get("ARCVQ_TRACEBACK") == "1":
             raise
-        fail(" ".join(str(error).split()))
+        fail(" ".join(message.split()))
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell the user of an error; None where it is one of the program."""
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return f"out of memory ({text or 'no more is given'}); lower optim.batch_size, or raise optim.accumulation"
+    if isinstance(error, ValueError | OSError):
+        return text
+    if "does not have a deterministic implementation" in text:
+        return f"{text.partition('.')[0]}; leave out run.deterministic, or set another option that does without it"
+    if text.startswith("DataLoader worker"):
+        return (
+            f"a process that loads data has ended ({text.splitlines()[0]}); lower data.num_workers if memory is short"
+        )
+    return None

@@ -10,7 +10,8 @@ The training loops themselves stay in their scripts.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -20,13 +21,16 @@ import torch
 import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
 from average import Average
-from checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
+from checkpoints import Progress, checkpoints, load_checkpoint, newest_intact, save_checkpoint, step_of
 from chunks import LONGEST_WAIT
 from fast_training import Trained, on_device
+from folder_lock import LOCK, FolderLock
 from run_log import LoaderClock, Means, RunLog
 from run_options import OptimConfig, RunConfig
-from run_record import refuse_other_run
-from seeds import seed_of
+from run_record import settle_other_run
+from seeds import be_deterministic, seed_of
+from skipped_steps import SkippedSteps
+from stopping import Stopping
 from threads import use_all_cores
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -47,8 +51,12 @@ class Run:
         settings: all options of the script, nested, to be stored and compared.
         accelerator: brings the processes together; None: made here.
 
+    Attributes:
+        counts: what the script counts and a resumed run goes on counting, by name.
+
     Raises:
-        ValueError: the folder holds checkpoints of a run with other settings; they are named.
+        ValueError: the folder holds checkpoints of a run with other settings, which are named; or another process is
+            at work in it.
     """
 
     def __init__(
@@ -60,6 +68,8 @@ class Run:
     ):
         config.check()
         optim.check()
+        if config.deterministic:
+            be_deterministic()
         self.config = config
         self.optim = optim
         self.folder = Path(config.output_dir) / config.name
@@ -71,14 +81,20 @@ class Run:
         settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # what None has turned out to be
         self.settings = settings
         optim.check_batch(self.accelerator.num_processes)
-        refuse_other_run(self.folder / "config.yaml", settings)
+        self._lock: FolderLock | None = None
+        if (self.folder / LOCK).is_file():  # a new folder is made when all is known to fit
+            self._hold_folder()
+        self._settle("config.yaml", settings)
         use_all_cores()
         torch.manual_seed(config.seed)
         self.step = 0
+        self.counts: dict[str, int] = {}
         self.average: Average | None = None
         self._trained: list[Trained] = []
         self._parts_done = 0  # of the step in progress
+        self._loss_done: Tensor | None = None  # of these parts
         self._means = Means()
+        self._skipped = SkippedSteps(self.accelerator)
 
     @property
     def is_main(self) -> bool:
@@ -122,12 +138,15 @@ class Run:
         self._batches(
             dataset, start_step=0
         )  # a batch size that does not fit is an error now, before anything is written
-        refuse_other_run(self.folder / "inputs.yaml", inputs)
+        self._settle("inputs.yaml", inputs)
         self.model = model
         self.main = self.train(model, "model")  # before anything is written, as it may refuse
+        self._hold_folder()
+        if self._lock is not None:
+            self._lock.sign()
         self.accelerator.wait_for_everyone()
-        saved = checkpoints(self.folder)
-        done = step_of(saved[-1]) if saved else 0
+        newest = newest_intact(self.accelerator, self.folder)
+        done = step_of(newest) if newest else 0
         if self.is_main and done >= self.optim.max_steps:
             print(f"{self.folder} has {done} steps already: nothing is left to train")
         elif self.is_main:
@@ -140,7 +159,8 @@ class Run:
                 print(f"{trained.name}: {sum(weight.numel() for weight in trained.module.parameters()):,} parameters")
         if ema_decay is not None:
             self.average = Average(model, ema_decay)
-        self.step = self._resume()
+        if newest is not None:
+            self._resume(newest)
         return self.main.wrapped
 
     def train(self, module: nn.Module, name: str) -> Trained:
@@ -153,13 +173,28 @@ class Run:
 
         Each step has `optim.accumulation` batches, and `update` is to be called after each; or, if `whole`, one batch,
         whose parts are left to the caller, who calls `complete`.
+
+        Raises:
+            ValueError: `run.max_skipped_steps` steps in a row were skipped.
+            OSError: what is to be written cannot be.
+            SystemExit: after a signal by which schedulers announce the end; all is saved.
         """
         total, parts = self.optim.max_steps, 1 if whole else self.optim.accumulation
         self._run_log = RunLog(self.folder, self.step) if self.is_main else None
         self._bar = tqdm(total=total, initial=self.step, desc=self.config.name, disable=not self.is_main)
         self._clock = LoaderClock()
         batches = self._batches(self.dataset, start_step=self.step)
-        for batch in self._clock.timed(batches, self.optim.batch_size):
+        with Stopping() as stopping:
+            yield from self._steps(self._clock.timed(batches, self.optim.batch_size), parts, stopping)
+        self._bar.close()
+        if self._run_log is not None:
+            self._run_log.close()
+
+    def _steps(
+        self, batches: Iterable[dict[str, Tensor]], parts: int, stopping: Stopping
+    ) -> Iterator[dict[str, Tensor]]:
+        """`steps`, each batch in so many parts."""
+        for batch in batches:
             # All randomness of a step is a function of (seed, rank, step), so a resumed run repeats it.
             torch.manual_seed(seed_of(self.config.seed, self.accelerator.process_index, self.step))
             for trained in self._trained:
@@ -170,32 +205,36 @@ class Run:
                 with self.main.alone(index < parts):
                     yield dict(zip(batch, piece, strict=True))
             self._bar.update()
-            if self.step % self.config.checkpoint_every == 0 or self.step == total:
-                named = [pair for trained in self._trained for pair in trained.module.named_parameters()]
-                self._refuse_broken([name for name, weight in named if not weight.isfinite().all()])
-                averages = {} if self.average is None else self.average.state()
-                save_checkpoint(self.accelerator, self.folder, self.step, averages, keep=self.config.keep_checkpoints)
-        self._bar.close()
-        if self._run_log is not None:
-            self._run_log.close()
+            asked = self._read_skipped(stopping.signal is not None)
+            ended = self.step == self.optim.max_steps
+            due = self.step % self.config.checkpoint_every == 0
+            # In a row of skipped steps none is saved: it would take the place of one from before.
+            if asked or ended or (due and not self._skipped.counts["skipped_in_row"]):
+                self._save()
+            if asked and not ended:
+                self._stop(stopping)
 
     def update(self, loss: Tensor) -> None:
         """The gradient of a batch of `steps`; with the last one of a step, the optimiser's step down their mean."""
         self.main.backward(loss / self.optim.accumulation)
         self._parts_done += 1
+        self._loss_done = loss.detach() + (0 if self._loss_done is None else self._loss_done)
         if self._parts_done == self.optim.accumulation:
-            self.complete(self.main.descend())
+            self.complete(self.main.descend(self._loss_done))
 
-    def complete(self, updated: bool) -> None:
-        """Ends the step. Where the model was not `updated`, its average stays as it is."""
-        if updated and self.average is not None:
-            self.average.update()
-        for trained in self._trained:
-            if updated and trained.gradient_norm is not None:
-                self._means.add({f"gradient_norm_{trained.name}": trained.gradient_norm})
-        if self.accelerator.scaler is not None:
-            self._means.add({"skipped": torch.tensor(float(not updated), device=self.device)})
-        self._parts_done = 0
+    def complete(self, updated: Tensor) -> None:
+        """Ends the step. Where the model was not `updated`, a bool scalar, its average stays as it is."""
+        if self.average is not None:
+            self.average.update(updated)
+        norms = {
+            f"gradient_norm_{trained.name}": trained.gradient_norm
+            for trained in self._trained
+            if trained.gradient_norm is not None
+        }
+        self._skipped.count([updated, *(one.updated for one in self._trained if one.updated is not None)])
+        self._skipped.see(norms, completed=False)
+        self._means.add(norms)
+        self._parts_done, self._loss_done = 0, None
         self.step += 1
 
     def due(self, interval: int) -> bool:
@@ -203,14 +242,19 @@ class Run:
         return self._parts_done == 0 and (self.step % interval == 0 or self.step == self.optim.max_steps)
 
     def log(self, **scalars: Tensor) -> None:
-        """Adds scalars to their means; those over steps and processes are written every `log_every` steps."""
+        """Adds scalars to their means; those over steps and processes are written every `log_every` steps.
+
+        What is not finite is left out of the means; `skipped_steps`, those of the run so far, stands beside them.
+        """
         self._means.add(scalars)
+        self._skipped.see(scalars, completed=self._parts_done == 0)
         if self.due(self.config.log_every):
             names, means = self._means.take()
             by_name = dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
-            self._refuse_broken([name for name, value in by_name.items() if not isfinite(value)])
+            by_name = {name: value for name, value in by_name.items() if isfinite(value)}
             times = self._clock.take()
-            self.write({**by_name, "lr": self.optim.learning_rate(self.step - 1), **times})
+            skipped = {"skipped_steps": self._skipped.counts["skipped_steps"]}
+            self.write({**by_name, **skipped, "lr": self.optim.learning_rate(self.step - 1), **times})
             shown = {name: f"{value:.3g}" for name, value in by_name.items()}
             self._bar.set_postfix(shown | {"loader": f"{times['loader_share']:.0%}"})
 
@@ -235,24 +279,89 @@ class Run:
         self.accelerator.wait_for_everyone()
         return target
 
-    def _refuse_broken(self, names: list[str]) -> None:
-        """Raises ValueError where there are names: those of numbers that are not finite."""
-        if names:
+    def warn(self, message: str) -> None:
+        """Prints a warning on the main process, above the progress bar."""
+        if self.is_main:
+            tqdm.write(f"warning: {message}", file=sys.stderr)
+
+    def _hold_folder(self) -> None:
+        """Makes the main process the one that works in the run folder, if it is not already."""
+        if self.is_main and self._lock is None:
+            self._lock = FolderLock(self.folder)
+
+    def _settle(self, file: str, settings: dict[str, Any]) -> None:
+        """Compares what is to be run with what the folder holds, and does as `run.other_settings` says."""
+        anew = settle_other_run(self.folder / file, settings, self.config.other_settings, self.is_main)
+        self.accelerator.wait_for_everyone()  # all have looked
+        if anew and self.is_main:
+            self._hold_folder()
+            self._lock = self._lock.start_over()
+        self.accelerator.wait_for_everyone()
+
+    def _read_skipped(self, asked: bool) -> bool:
+        """Sees to the skipped steps; whether any process was `asked` to stop."""
+        asked = self._skipped.read(asked, self.step)
+        if self._skipped.is_news:
+            self.warn(f"step {self._skipped.began} is skipped: {self._skipped.went_first()} not finite")
+        if self._skipped.in_row >= self.config.max_skipped_steps:
+            first = self._skipped.went_first()
             self._bar.close()  # so that the error stands below it
             raise ValueError(
-                f"{names[0]} is not finite at step {self.step}; start again under another run.name with a lower "
-                "optim.lr, or with optim.max_grad_norm (what was saved before is untouched)"
+                f"{self._skipped.in_row} steps in a row were skipped, from step {self._skipped.began} on, in which "
+                f"{first} not finite; {self._last_state()}. Look at that term, start again under another "
+                "run.name with a lower optim.lr or with optim.max_grad_norm, or raise run.max_skipped_steps"
             )
+        return asked
 
-    def _resume(self) -> int:
-        """Loads the newest checkpoint, if there is one, and returns the number of completed steps."""
+    def _last_state(self) -> str:
+        """Which checkpoint is left, in words."""
         saved = checkpoints(self.folder)
-        step = 0
-        if saved:
-            step = step_of(saved[-1])
-            averages = load_checkpoint(self.accelerator, saved[-1], averaged=self.average is not None)
-            if self.average is not None:
-                self.average.load_state(averages, step)
-            if self.is_main:
-                print(f"resuming from {saved[-1]}")
-        return step
+        return f"{saved[-1]} is from before and untouched" if saved else "nothing was saved before"
+
+    def _save(self) -> None:
+        """Writes a checkpoint of the step just completed."""
+        if self._lock is not None:
+            self._lock.check()
+        named = [pair for trained in self._trained for pair in trained.module.named_parameters()]
+        if broken := [name for name, weight in named if not weight.isfinite().all()]:
+            self._bar.close()
+            raise ValueError(
+                f"{broken[0]} is not finite after step {self.step}; {self._last_state()}. Start again under another "
+                "run.name with a lower optim.lr, or with optim.max_grad_norm"
+            )
+        averages = {} if self.average is None else self.average.state()
+        counts = self.counts | self._skipped.counts
+        save_checkpoint(self.accelerator, self.folder, self.step, averages, counts, self.config.keep_checkpoints)
+
+    def _stop(self, stopping: Stopping) -> None:
+        """Ends the process after a signal; the step is saved."""
+        self._bar.close()
+        if self._run_log is not None:
+            self._run_log.close()
+        if self.is_main:
+            name = stopping.signal.name if stopping.signal else "a signal to another process"
+            print(f"{name}: step {self.step} is saved; the same command goes on from there")
+        stopping.exit()
+
+    def _resume(self, checkpoint: Path) -> None:
+        """Takes up a checkpoint."""
+        averages, progress = load_checkpoint(self.accelerator, checkpoint, averaged=self.average is not None)
+        self.step, self.counts = progress.step, dict(progress.counts)
+        self._skipped = SkippedSteps(
+            self.accelerator, self.counts.pop("skipped_steps", 0), self.counts.pop("skipped_in_row", 0)
+        )
+        if self.average is not None:
+            self.average.load_state(averages, self.step)
+        if self.is_main:
+            print(f"resuming from {checkpoint}")
+            self._note_processes(progress)
+
+    def _note_processes(self, progress: Progress) -> None:
+        """Says what is not as it would be on the number of processes that the run had so far."""
+        now = self.accelerator.num_processes
+        if progress.processes != now:
+            print(
+                f"note: processes so far: {progress.processes}, now: {now}. Each step has the same images, and a "
+                "quantizer's noise; but sums are rounded otherwise, and a prior's noise and dropout are drawn by each "
+                "process: the weights will not be the same bit for bit"
+            )

@@ -15,6 +15,7 @@ from fast_training import Trained
 from image_facts import ImageFacts
 from memory import Unallocated
 from run_options import OptimConfig, RunConfig
+from run_record import settle_other_run
 from torch import Tensor, nn
 
 from tokenizer.batches import check_shares
@@ -106,6 +107,13 @@ class DryRun(Run):
     ):
         self._memory = memory
         super().__init__(config, optim, settings, DryAccelerator(config.mixed_precision, processes))
+
+    def _hold_folder(self) -> None:
+        """Writes nothing, and disturbs none who does."""
+
+    def _settle(self, file: str, settings: dict[str, Any]) -> None:
+        """As in a training, and nothing is renamed."""
+        settle_other_run(self.folder / file, settings, self.config.other_settings, is_main=False)
 
     @property
     def images_here(self) -> int:

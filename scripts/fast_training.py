@@ -1,5 +1,6 @@
 """A module in training: wrapped for this machine, made fast without another result, with its optimiser."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -24,7 +25,8 @@ class Trained:
     Attributes:
         wrapped: the module for this machine; to be called where its parameters are to get gradients.
         optimizer: over its parameters.
-        gradient_norm: of the last update, before it was clipped; None where it was not, or was left out.
+        gradient_norm: of the last step, before it was clipped; None where fp16 scales gradients that are not clipped.
+        updated: whether the last step's update was made, a bool scalar; None before it.
     """
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, name: str, optim: OptimConfig, config: RunConfig):
@@ -35,11 +37,15 @@ class Trained:
             module.enable_gradient_checkpointing()
         if config.compile:
             module.compile()  # in place: the parameters keep their names, so a checkpoint is the same either way
-        # A fused optimiser leaves out a step for which the fp16 scaler has found an overflow, and tells no one.
+        # A fused optimiser leaves out a step for which an overflow was found without the host's knowing. fp16's scaler
+        # counts on knowing.
         options = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
-        optimizer = torch.optim.AdamW(module.parameters(), fused=accelerator.scaler is None, **options)
-        self.wrapped, self.optimizer = accelerator.prepare(module, optimizer)
+        self._adam = torch.optim.AdamW(module.parameters(), fused=accelerator.scaler is None, **options)
+        self.wrapped, self.optimizer = accelerator.prepare(module, self._adam)
         self.gradient_norm: Tensor | None = None
+        self.updated: Tensor | None = None
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._is_shared = is_shared
         self._accelerator = accelerator
         self._max_grad_norm = optim.max_grad_norm
 
@@ -48,6 +54,8 @@ class Trained:
         self.module.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        self.gradient_norm = self.updated = None
+        self._buffers = copies(self.module.buffers())
 
     def alone(self, alone: bool) -> AbstractContextManager:
         """Around a forward and backward pass; if `alone`, the processes do not exchange their gradients yet."""
@@ -57,17 +65,54 @@ class Trained:
         """Adds the gradient of a loss, scaled where the precision is fp16."""
         self._accelerator.backward(loss)
 
-    def descend(self) -> bool:
-        """One optimiser step down the gradients, which are then gone; False where the fp16 scaler left it out."""
-        self.gradient_norm = None
-        if self._max_grad_norm is not None:
-            self.gradient_norm = whole(self._accelerator.clip_grad_norm_(self.module.parameters(), self._max_grad_norm))
-        self.optimizer.step()
+    def descend(self, loss: Tensor) -> Tensor:
+        """One optimiser step down the gradients, which are then gone; whether it was made, a bool scalar.
+
+        It is not made where `loss`, a scalar, or the gradient is not finite on any of the processes, and what the
+        passes before it have done to buffers is taken back.
+        """
+        device = self._accelerator.device
+        if self._accelerator.scaler is not None:
+            self.gradient_norm = self._clipped_norm() if self._max_grad_norm is not None else None
+            self.optimizer.step()
+            self.updated = torch.tensor(not self.optimizer.step_was_skipped, device=device)
+        else:
+            self.gradient_norm = self._clipped_norm()
+            self.updated = on_all(self._accelerator, self.gradient_norm.isfinite() & loss.detach().isfinite())
+            if not self._is_shared:
+                self._adam.found_inf = (~self.updated).float()
+                self.optimizer.step()
+            elif self.updated:  # shards know no found_inf, and their step is long enough to wait for the answer
+                self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.optimizer.step_was_skipped:
-            self.gradient_norm = None  # it is not finite
-            return False
-        return True
+        restore(self._buffers, unless=self.updated)
+        return self.updated
+
+    def _clipped_norm(self) -> Tensor:
+        """The gradient's norm, which is clipped afterwards where that is asked for."""
+        parameters = list(self.module.parameters())
+        if self._max_grad_norm is not None:
+            return whole(self._accelerator.clip_grad_norm_(parameters, self._max_grad_norm))
+        return whole(nn.utils.get_total_norm([weight.grad for weight in parameters if weight.grad is not None]))
+
+
+def on_all(accelerator: Accelerator, condition: Tensor) -> Tensor:
+    """Whether a bool scalar is true on all processes; to be called by all of them."""
+    if accelerator.num_processes == 1:
+        return condition
+    return accelerator.reduce(condition.float(), "sum") == accelerator.num_processes
+
+
+def copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Each tensor beside a copy of its values."""
+    return [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+
+@torch.no_grad()
+def restore(pairs: Iterable[tuple[Tensor, Tensor]], unless: Tensor) -> None:
+    """Gives tensors their copies' values again unless a bool scalar is true; the host does not wait for it."""
+    for tensor, before in pairs:
+        tensor.copy_(torch.where(unless, tensor, before))
 
 
 def whole(tensor: Tensor) -> Tensor:

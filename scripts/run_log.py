@@ -30,10 +30,16 @@ class RunLog:
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One line, and one event per number."""
-        with self._lines.open("a") as lines:
-            lines.write(json.dumps({"step": step, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        try:
+            with self._lines.open("a") as lines:
+                lines.write(json.dumps({"step": step, **scalars}) + "\n")
+            for name, value in scalars.items():
+                self._events.add_scalar(name, value, step)
+        except OSError as error:
+            raise OSError(
+                f"the log {self._lines} cannot be written: {error.strerror or error}; mend that and start the same "
+                "command again: it goes on from the newest checkpoint"
+            ) from error
 
     def close(self) -> None:
         """Writes out what is left."""
@@ -41,21 +47,23 @@ class RunLog:
 
 
 class Means:
-    """Means of scalars since they were last taken. They stay on the device until then."""
+    """Means of scalars since they were last taken, of those that are finite. They stay on the device until then."""
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, Tensor] = {}
 
     def add(self, scalars: dict[str, Tensor]) -> None:
         """Adds one value of each of these."""
         for name, value in scalars.items():
             value = value.detach().float()
+            is_finite = value.isfinite()
+            value = torch.where(is_finite, value, 0)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self._counts[name] = self._counts[name] + is_finite if name in self._counts else is_finite.int()
 
     def take(self) -> tuple[list[str], Tensor]:
-        """The names, and the mean of each over the values that were added; begins anew."""
+        """The names, and the mean of each over the values that were added, NaN of none; begins anew."""
         means = torch.stack([total / self._counts[name] for name, total in self._sums.items()])
         names = list(self._sums)
         self._sums, self._counts = {}, {}
@@ -94,6 +102,6 @@ class LoaderClock:
 
 def _step_of(line: str) -> int:
     try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:  # the last line of a killed process
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # the last line of a killed process, or of a full disk
         return 1 << 62

@@ -25,6 +25,11 @@ class RunConfig:
             with a tokenizer whose codes and tokens make more than some 10^9 pairs.
         gradient_checkpointing: whether the networks compute their activations again in the backward pass instead of
             keeping them, for less memory and about a third more time.
+        deterministic: whether the device takes kernels alone that give the same bits on every run, and an operation
+            that has none is an error; slower on a GPU.
+        max_skipped_steps: so many steps in a row whose loss or gradient is not finite end the run; each is skipped.
+        other_settings: what becomes of a folder that holds a run of other settings, or on other data: `refuse`;
+            `go_on` from its newest checkpoint with the present ones; `start_over`, the old folder is renamed.
     """
 
     name: str
@@ -37,10 +42,13 @@ class RunConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     compile: bool = False
     gradient_checkpointing: bool = False
+    deterministic: bool = False
+    max_skipped_steps: int = 20
+    other_settings: Literal["refuse", "go_on", "start_over"] = "refuse"
 
     def check(self) -> None:
         """Raises ValueError for a number that cannot work."""
-        for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:

@@ -1,4 +1,15 @@
-"""Where the randomness of a step comes from."""
+"""Where the randomness of a step comes from, and kernels without any."""
+
+import os
+
+import torch
+
+
+def be_deterministic() -> None:
+    """Makes torch take deterministic kernels alone; to be called before the first use of a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def seed_of(seed: int, rank: int, step: int) -> int:

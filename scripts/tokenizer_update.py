@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from adversary import Adversary
-from fast_training import Trained
+from fast_training import Trained, copies, restore
 from reconstruction_loss import ReconstructionLoss
 from torch import Tensor, nn
 
@@ -26,13 +26,13 @@ class Seen:
     """What an update has seen of its batch.
 
     Attributes:
-        updated: whether the optimiser has made its step.
+        updated: whether the update was made, a bool scalar; it is not where a loss or gradient is not finite.
         reconstructions: of each part, (B, C, H, W), or (2 B, C, H, W) where images are decoded twice.
         counts: (K,) how often each code was used; none without codes.
         terms: scalars for the log; `loss` is what was minimised.
     """
 
-    updated: bool
+    updated: Tensor
     reconstructions: list[Tensor]
     counts: Tensor | None
     terms: dict[str, Tensor]
@@ -88,12 +88,18 @@ class TokenizerUpdate:
         else:
             quantized, loss = self._back_in_parts(parts, outputs, pulls)
         terms = {"loss": terms.pop("image_loss") + loss.detach(), **terms, **quantized.losses}
-        updated = self._trained.descend()
-        if updated:
-            moments = torch.cat([output.moments.detach() for output in outputs])
-            codes = torch.cat([output.codes for output in outputs]) if self._tokenizer.has_codes else None
-            self._tokenizer.bottleneck.after_update(moments, codes)
+        updated = self._trained.descend(terms["loss"])
+        self._after_update(updated, outputs)
         return Seen(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
+
+    def _after_update(self, updated: Tensor, outputs: Sequence[TokenizerOutput]) -> None:
+        """Lets the quantizer follow, and takes it back where the update was not made: the host does not know yet."""
+        quantizer = self._tokenizer.bottleneck
+        before = copies([*quantizer.buffers(), *(weight for weight in quantizer.parameters() if weight.requires_grad)])
+        moments = torch.cat([output.moments.detach() for output in outputs])
+        codes = torch.cat([output.codes for output in outputs]) if self._tokenizer.has_codes else None
+        quantizer.after_update(torch.where(updated, moments, 0), codes)  # NaN would be an error to some
+        restore(before, unless=updated)
 
     def _pass(self, parts: Sequence[Tensor], index: int) -> TokenizerOutput:
         """A part through the networks; again, it meets the same noise again."""

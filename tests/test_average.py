@@ -21,7 +21,20 @@ def test_the_average_is_that_of_diffusers():
             state, resumed = ours.state(), Average(module, 0.6)
             resumed.load_state(state, step)
             ours = resumed
-        ours.update()
+        ours.update(torch.tensor(True))
         theirs.step(module.parameters())
         for found, expected in zip(ours.tensors, theirs.shadow_params, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_step_without_an_update_leaves_it_as_it_is():
+    module = nn.Linear(3, 2)
+    average = Average(module, 0.6)
+    average.update(torch.tensor(True))
+    before = [tensor.clone() for tensor in average.tensors]
+    with torch.no_grad():
+        module.weight.fill_(7)
+    average.update(torch.tensor(False))
+    assert all(map(torch.equal, average.tensors, before))
+    average.update(torch.tensor(True))
+    assert not torch.equal(average.tensors[0], before[0])

@@ -76,7 +76,7 @@ def test_the_parts_of_a_step_make_the_step_of_the_whole(tmp_path):
 def test_a_mean_is_over_the_steps_that_have_it(tmp_path):
     run = make(tmp_path)
     for index, _ in enumerate(run.steps(whole=True)):
-        run.complete(True)
+        run.complete(torch.tensor(True))
         run.log(always=torch.tensor(float(index)), **({"seldom": torch.tensor(7.0)} if index == 3 else {}))
     found = [(line["always"], line.get("seldom")) for line in lines(run)]
     assert found == [(0.5, None), (2.5, 7.0), (4.5, None)]

@@ -13,10 +13,12 @@ from accelerate.state import AcceleratorState
 from adversary import AdversarialConfig, Adversary
 from average import Average
 from common import Run
+from quantizer_cases import small_tokenizer
 from run_options import OptimConfig, RunConfig
 from tokenizer_update import TokenizerUpdate
 
 from tokenizer import VQTokenizer
+from tokenizer.quantizers import QUANTIZERS
 
 SCALE = 1024.0
 clipping = pytest.mark.parametrize("max_grad_norm", [None, 0.01])
@@ -68,10 +70,12 @@ def update(run, loss, adversary=None):
     """One step of the training loop of a tokenizer."""
     for trained in run._trained:
         trained.begin(run.optim.lr)
-    images = [2 * torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(run.step)) - 1]
+    shape = (8, run.model.config.in_channels, 16, 16)
+    images = [2 * torch.rand(shape, generator=torch.Generator().manual_seed(run.step)) - 1]
     seen = TokenizerUpdate(run.accelerator, run.main, loss, adversary)(images, 0)
     against = adversary.update(images, seen.reconstructions) if adversary else {}
     run.complete(seen.updated)
+    run._means.add(seen.terms)
     return seen, against
 
 
@@ -82,26 +86,83 @@ def state(run):
 
 
 @clipping
-def test_an_infinite_gradient_leaves_the_step_out_and_all_as_it_is(start, max_grad_norm):
-    run = start(True, max_grad_norm=max_grad_norm)
+@pytest.mark.parametrize("factor", ["inf", "nan"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_broken_gradient_leaves_the_step_out_and_all_as_it_is(start, scaled, factor, max_grad_norm):
+    run = start(scaled, max_grad_norm=max_grad_norm)
     make_tokenizer(run)
     update(run, squared())
-    before = state(run)
-    assert run.model.bottleneck.step == 1 and run.accelerator.scaler.get_scale() == SCALE
-    seen, _ = update(run, squared(float("inf")))
-    assert seen.updated is False
-    after = state(run)
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert run.accelerator.scaler.get_scale() == SCALE / 2
-    assert run.step == 2 and run.main.gradient_norm is None
+    before, moments = state(run), optimizer_state(run)
+    assert run.model.bottleneck.step == 1
+    seen, _ = update(run, squared(float(factor)))
+    assert not seen.updated
+    assert all(torch.equal(state(run)[name], value) for name, value in before.items())
+    assert all(map(torch.equal, optimizer_state(run), moments))
+    if scaled:
+        assert run.accelerator.scaler.get_scale() == SCALE / 2
+    assert run.step == 2 and run._skipped.counts == {"skipped_steps": 1, "skipped_in_row": 1}
     assert all(parameter.grad is None for parameter in run.model.parameters())
     seen, _ = update(run, squared())
-    assert seen.updated is True and run.model.bottleneck.step == 2
+    assert seen.updated and run.model.bottleneck.step == 2
+    assert run._skipped.counts == {"skipped_steps": 1, "skipped_in_row": 0}
     names, means = run._means.take()
-    logged = dict(zip(names, means.tolist(), strict=True))
-    assert logged["skipped"] == pytest.approx(1 / 3)
-    assert ("gradient_norm_model" in logged) == (max_grad_norm is not None)
+    assert ("gradient_norm_model" in names) == (max_grad_norm is not None or not scaled)
     assert all(torch.isfinite(means))
+
+
+def optimizer_state(run):
+    return [value.clone() for state in run.main.optimizer.state.values() for value in state.values()]
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_skipped_step_leaves_every_quantizer_as_it_is(start, name):
+    """Whatever it learns beside the optimiser: tables that are means, counters, dead codes."""
+    run = start(False)
+    torch.manual_seed(0)
+    run.model = small_tokenizer(name)
+    run.main, run.average = run.train(run.model, "model"), Average(run.model, 0.9)
+    update(run, squared())
+    before = state(run)
+    seen, _ = update(run, squared(float("nan")))
+    assert not seen.updated
+    for key, value in before.items():
+        assert torch.equal(state(run)[key], value), key
+    seen, _ = update(run, squared())
+    assert seen.updated and run.model.bottleneck.step == 2
+    assert all(value.isfinite().all() for value in state(run).values())
+
+
+def test_nan_in_the_latents_reaches_neither_weights_nor_tables(start):
+    for name in QUANTIZERS:
+        run = start(False)
+        torch.manual_seed(0)
+        run.model = small_tokenizer(name)
+        run.main, run.average = run.train(run.model, "model"), Average(run.model, 0.9)
+        update(run, squared())
+        before, broken = state(run), run.model.encoder.register_forward_hook(lambda *args: args[-1] * float("nan"))
+        seen, _ = update(run, squared())
+        broken.remove()
+        assert not seen.updated
+        for key, value in before.items():
+            assert torch.equal(state(run)[key], value), (name, key)
+
+
+def test_the_discriminators_broken_step_is_its_own(start):
+    run = start(False)
+    make_tokenizer(run)
+    adversary = Adversary(run, AdversarialConfig(weight=0.5, channels=4, layers=1, lecam_weight=0.1), 3, 16)
+    update(run, squared(), adversary)
+    before = {name: value.clone() for name, value in adversary.discriminator.state_dict().items()}
+    tokenizers = state(run)
+    adversary._loss, kept = lambda real, fake: broken(*kept(real, fake)), adversary._loss
+
+    def broken(loss, terms):
+        return loss * float("nan"), terms
+
+    seen, _ = update(run, squared(), adversary)
+    assert seen.updated and run._skipped.counts["skipped_steps"] == 1
+    assert all(torch.equal(value, before[name]) for name, value in adversary.discriminator.state_dict().items())
+    assert not all(torch.equal(value, tokenizers[name]) for name, value in state(run).items())
 
 
 @clipping
@@ -112,12 +173,12 @@ def test_finite_gradients_descend_as_without_a_scaler(start, max_grad_norm):
         make_tokenizer(run)
         before = state(run)
         for _ in range(3):
-            assert update(run, squared())[0].updated is True
+            assert update(run, squared())[0].updated
         states.append(state(run))
-        assert "skipped" not in run._means._sums or run._means._sums["skipped"] == 0
-        assert ("skipped" in run._means._sums) == scaled
+        assert run._skipped.counts["skipped_steps"] == 0
         norm = run.main.gradient_norm
-        assert norm is None if max_grad_norm is None else 0.01 < norm < 100  # before it is clipped, and not scaled
+        assert (norm is None) == (scaled and max_grad_norm is None)
+        assert norm is None or 0.01 < norm < 100  # before it is clipped, and not scaled
     for name, value in states[1].items():
         # The fused optimiser rounds otherwise.
         torch.testing.assert_close(states[0][name], value, rtol=1e-5, atol=1e-6)
@@ -132,7 +193,7 @@ def test_the_norm_is_clipped(start):
     before = trained.module.weight.detach().clone()
     trained.optimizer.optimizer = torch.optim.SGD(trained.module.parameters(), lr=1.0)
     trained.backward((trained.module.weight * torch.tensor([[3.0, 0.0, 4.0, 0.0]])).sum())
-    assert trained.descend() and trained.gradient_norm == 5
+    assert trained.descend(torch.tensor(0.0)) and trained.gradient_norm == 5
     torch.testing.assert_close(before - trained.module.weight, torch.tensor([[0.3, 0.0, 0.4, 0.0]]))
 
 
@@ -161,7 +222,7 @@ def test_two_modules_share_a_scaler(start, max_grad_norm):
         seen, _ = update(run, squared(float("inf") if broken == "tokenizer" else 1.0), adversary)
         if handle:
             handle.remove()
-        assert seen.updated is (broken == "discriminator")
+        assert bool(seen.updated) is (broken == "discriminator")
         after = state(run), list(discriminator.parameters())
         tables = [tensors["bottleneck.codebook"] for tensors in (before[0], after[0])]
         assert torch.equal(*tables) is (broken == "tokenizer")

@@ -1,0 +1,108 @@
+"""Steps whose loss or gradient is not finite: left out, counted, and after too many in a row the end of the run.
+
+The device decides whether an update is made, and counts. The host learns of it one step late where waiting for the
+device would cost time, and nothing is lost by that: the weights stay as they were.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class SkippedSteps:
+    """What is known of a run's skipped steps, alike on all processes.
+
+    Args:
+        accelerator: brings the processes together.
+        total: how many there have been.
+        in_row: how many of them came last, without a step between them.
+
+    Attributes:
+        in_row: when it was last read.
+        began: the first of these steps, counted from 1.
+        is_news: whether it had just been skipped.
+    """
+
+    def __init__(self, accelerator: Accelerator, total: int = 0, in_row: int = 0):
+        self._accelerator = accelerator
+        self._total, self._in_row = (torch.tensor(count, device=accelerator.device) for count in (total, in_row))
+        self._broken: dict[str, Tensor] = {}  # in the first step of the present row
+        self._of_step: dict[str, Tensor] = {}
+        self._late = _LateReader(accelerator.device)
+        self._told = total
+        self.in_row, self.began, self.is_news = in_row, 0, False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For a checkpoint. Waits for the device."""
+        return {"skipped_steps": int(self._total), "skipped_in_row": int(self._in_row)}
+
+    def count(self, updates: Iterable[Tensor]) -> None:
+        """Takes in a step by its updates, bool scalars; it is skipped unless all of them were made."""
+        made = torch.stack(list(updates)).all()
+        self._in_row = torch.where(made, 0, self._in_row + 1)
+        self._total = self._total + ~made
+
+    def see(self, terms: Mapping[str, Tensor], completed: bool) -> None:
+        """Takes in scalars of the step in progress, or of the one just `completed`."""
+        for name, value in terms.items():
+            broken = ~value.detach().isfinite().all()
+            self._of_step[name] = self._of_step[name] | broken if name in self._of_step else broken
+        if completed:
+            begins = self._in_row == 1
+            none = torch.zeros((), dtype=torch.bool, device=self._accelerator.device)
+            for name in self._broken | self._of_step:
+                before, now = self._broken.get(name, none), self._of_step.get(name, none)
+                self._broken[name] = torch.where(begins, now, before)
+            self._of_step = {}
+
+    def read(self, asked: bool, step: int) -> bool:
+        """Brings `in_row`, `began` and `is_news` up to date; whether any process `asked` for something.
+
+        To be called by all processes after each step; on a GPU the answer is that of the step before.
+        """
+        asked_by = torch.tensor(int(asked), device=self._accelerator.device)
+        if self._accelerator.num_processes > 1:
+            asked_by = self._accelerator.reduce(asked_by, "sum")
+        of_step, total, self.in_row, asked_by = self._late.read([self._total, self._in_row, asked_by], step)
+        self.began = of_step - self.in_row + 1
+        self.is_news, self._told = total > self._told and self.in_row == 1, total
+        return asked_by > 0
+
+    def went_first(self) -> str:
+        """The names of what was not finite in the first step of the row; to be called by all processes."""
+        names = list(self._broken)
+        if not names:
+            return "the loss is"
+        flags = torch.stack([self._broken[name] for name in names]).float()
+        flags = self._accelerator.reduce(flags, "sum") if self._accelerator.num_processes > 1 else flags
+        broken = [name for name, flag in zip(names, flags.tolist(), strict=True) if flag]
+        # The sum, and the gradient, only follow the term that went first.
+        terms = [name for name in broken if name != "loss" and not name.startswith("gradient_norm")]
+        shown = terms or broken[:1] or ["the loss"]
+        return f"{', '.join(shown)} {'is' if len(shown) == 1 else 'are'}"
+
+
+class _LateReader:
+    """Numbers of the device for the host, which does not wait for the step in progress."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._before: tuple[int, Tensor, torch.cuda.Event] | None = None
+
+    def read(self, numbers: list[Tensor], step: int) -> list[int]:
+        """The step and these integers; on a GPU those of the call before, at first zeros."""
+        stacked = torch.stack(numbers)
+        if self._device.type != "cuda":
+            return [step, *stacked.tolist()]
+        host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+        host.copy_(stacked, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        before, self._before = self._before, (step, host, copied)
+        if before is None:
+            return [0] * (1 + len(numbers))
+        before[2].synchronize()
+        return [before[0], *before[1].tolist()]
