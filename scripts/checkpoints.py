@@ -119,9 +119,9 @@ def save_checkpoint(
                 shutil.rmtree(old)
 
     try:
-        _on_main(accelerator, prepare)
+        on_main(accelerator, prepare)
         _on_each(accelerator, lambda: accelerator.save_state(str(unfinished)))
-        _on_main(accelerator, finish)
+        on_main(accelerator, finish)
     except _FILE_ERRORS as error:
         if accelerator.is_main_process and folder.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)  # a full disk has room again
@@ -150,6 +150,21 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool) 
     except (*_FILE_ERRORS, KeyError, ValueError) as error:
         raise ValueError(f"{checkpoint} does not fit to this run ({_reason(error)})") from error
     return averages, progress
+
+
+def note_processes(before: int, now: int) -> None:
+    """Says what is not as it would be on the number of processes that a run had before."""
+    if before != now:
+        print(
+            f"note: processes so far: {before}, now: {now}. Each step has the same images, and a quantizer's noise; "
+            "but sums are rounded otherwise, and a prior's noise and dropout are drawn by each process: the weights "
+            "will not be the same bit for bit"
+        )
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Does something on the main process, and then all go on; where it fails, all fail."""
+    _on_each(accelerator, action if accelerator.is_main_process else lambda: None)
 
 
 def _named(folder: Path) -> list[Path]:
@@ -210,11 +225,6 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Does something on the main process, and then all go on; where it fails, all fail."""
-    _on_each(accelerator, action if accelerator.is_main_process else lambda: None)
 
 
 def _on_each(accelerator: Accelerator, action: Callable[[], None]) -> None:

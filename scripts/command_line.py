@@ -112,4 +112,6 @@ def _message(error: Exception) -> str | None:
         return (
             f"a process that loads data has ended ({text.splitlines()[0]}); lower data.num_workers if memory is short"
         )
+    if "Connection closed by peer" in text or "Connection reset by peer" in text:
+        return "another process of this training has ended; its own error says why"
     return None

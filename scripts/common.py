@@ -9,7 +9,6 @@
 The training loops themselves stay in their scripts.
 """
 
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -18,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
 from average import Average
-from checkpoints import Progress, checkpoints, load_checkpoint, newest_intact, save_checkpoint, step_of
+from checkpoints import load_checkpoint, note_processes, step_of
 from chunks import LONGEST_WAIT
 from fast_training import Trained, on_device
-from folder_lock import LOCK, FolderLock
+from run_folder import RunFolder
 from run_log import LoaderClock, Means, RunLog
 from run_options import OptimConfig, RunConfig
-from run_record import settle_other_run
 from seeds import be_deterministic, seed_of
 from skipped_steps import SkippedSteps
 from stopping import Stopping
@@ -72,7 +69,6 @@ class Run:
             be_deterministic()
         self.config = config
         self.optim = optim
-        self.folder = Path(config.output_dir) / config.name
         self.accelerator = accelerator or Accelerator(
             mixed_precision=config.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
         )
@@ -81,10 +77,8 @@ class Run:
         settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # what None has turned out to be
         self.settings = settings
         optim.check_batch(self.accelerator.num_processes)
-        self._lock: FolderLock | None = None
-        if (self.folder / LOCK).is_file():  # a new folder is made when all is known to fit
-            self._hold_folder()
-        self._settle("config.yaml", settings)
+        self._files = self._open_files()
+        self._files.settle("config.yaml", settings)
         use_all_cores()
         torch.manual_seed(config.seed)
         self.step = 0
@@ -95,6 +89,11 @@ class Run:
         self._loss_done: Tensor | None = None  # of these parts
         self._means = Means()
         self._skipped = SkippedSteps(self.accelerator)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self._files.path
 
     @property
     def is_main(self) -> bool:
@@ -135,24 +134,17 @@ class Run:
             num_workers=num_workers,
         )
         self.dataset = dataset
-        self._batches(
-            dataset, start_step=0
-        )  # a batch size that does not fit is an error now, before anything is written
-        self._settle("inputs.yaml", inputs)
+        # A batch size that does not fit is an error now, before anything is written.
+        self._batches(dataset, start_step=0)
+        self._files.settle("inputs.yaml", inputs)
         self.model = model
         self.main = self.train(model, "model")  # before anything is written, as it may refuse
-        self._hold_folder()
-        if self._lock is not None:
-            self._lock.sign()
-        self.accelerator.wait_for_everyone()
-        newest = newest_intact(self.accelerator, self.folder)
+        newest = self._files.open()
         done = step_of(newest) if newest else 0
         if self.is_main and done >= self.optim.max_steps:
             print(f"{self.folder} has {done} steps already: nothing is left to train")
         elif self.is_main:
-            (self.folder / "samples").mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
-            (self.folder / "inputs.yaml").write_text(yaml.safe_dump(inputs))
+            self._files.describe(self.settings, inputs)
             processes = self.accelerator.num_processes
             print(f"run folder: {self.folder}, {processes} process{'es' if processes > 1 else ''}")
             for trained in self._trained:
@@ -269,34 +261,15 @@ class Run:
 
     def export(self, name: str, save: Callable[[Path], None]) -> Path:
         """Writes the result folder `name` through `save(folder)` on the main process; whole, or not at all."""
-        target = self.folder / name
-        if self.is_main:
-            unfinished = self.folder / f".{name}.tmp"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            save(unfinished)
-            shutil.rmtree(target, ignore_errors=True)
-            unfinished.rename(target)
-        self.accelerator.wait_for_everyone()
-        return target
+        return self._files.export(name, save)
 
     def warn(self, message: str) -> None:
         """Prints a warning on the main process, above the progress bar."""
         if self.is_main:
             tqdm.write(f"warning: {message}", file=sys.stderr)
 
-    def _hold_folder(self) -> None:
-        """Makes the main process the one that works in the run folder, if it is not already."""
-        if self.is_main and self._lock is None:
-            self._lock = FolderLock(self.folder)
-
-    def _settle(self, file: str, settings: dict[str, Any]) -> None:
-        """Compares what is to be run with what the folder holds, and does as `run.other_settings` says."""
-        anew = settle_other_run(self.folder / file, settings, self.config.other_settings, self.is_main)
-        self.accelerator.wait_for_everyone()  # all have looked
-        if anew and self.is_main:
-            self._hold_folder()
-            self._lock = self._lock.start_over()
-        self.accelerator.wait_for_everyone()
+    def _open_files(self) -> RunFolder:
+        return RunFolder(self.config, self.accelerator)
 
     def _read_skipped(self, asked: bool) -> bool:
         """Sees to the skipped steps; whether any process was `asked` to stop."""
@@ -308,30 +281,22 @@ class Run:
             self._bar.close()  # so that the error stands below it
             raise ValueError(
                 f"{self._skipped.in_row} steps in a row were skipped, from step {self._skipped.began} on, in which "
-                f"{first} not finite; {self._last_state()}. Look at that term, start again under another "
+                f"{first} not finite; {self._files.last_state}. Look at that term, start again under another "
                 "run.name with a lower optim.lr or with optim.max_grad_norm, or raise run.max_skipped_steps"
             )
         return asked
 
-    def _last_state(self) -> str:
-        """Which checkpoint is left, in words."""
-        saved = checkpoints(self.folder)
-        return f"{saved[-1]} is from before and untouched" if saved else "nothing was saved before"
-
     def _save(self) -> None:
         """Writes a checkpoint of the step just completed."""
-        if self._lock is not None:
-            self._lock.check()
         named = [pair for trained in self._trained for pair in trained.module.named_parameters()]
         if broken := [name for name, weight in named if not weight.isfinite().all()]:
             self._bar.close()
             raise ValueError(
-                f"{broken[0]} is not finite after step {self.step}; {self._last_state()}. Start again under another "
-                "run.name with a lower optim.lr, or with optim.max_grad_norm"
+                f"{broken[0]} is not finite after step {self.step}; {self._files.last_state}. Start again under "
+                "another run.name with a lower optim.lr, or with optim.max_grad_norm"
             )
         averages = {} if self.average is None else self.average.state()
-        counts = self.counts | self._skipped.counts
-        save_checkpoint(self.accelerator, self.folder, self.step, averages, counts, self.config.keep_checkpoints)
+        self._files.save(self.step, averages, self.counts | self._skipped.counts)
 
     def _stop(self, stopping: Stopping) -> None:
         """Ends the process after a signal; the step is saved."""
@@ -354,14 +319,4 @@ class Run:
             self.average.load_state(averages, self.step)
         if self.is_main:
             print(f"resuming from {checkpoint}")
-            self._note_processes(progress)
-
-    def _note_processes(self, progress: Progress) -> None:
-        """Says what is not as it would be on the number of processes that the run had so far."""
-        now = self.accelerator.num_processes
-        if progress.processes != now:
-            print(
-                f"note: processes so far: {progress.processes}, now: {now}. Each step has the same images, and a "
-                "quantizer's noise; but sums are rounded otherwise, and a prior's noise and dropout are drawn by each "
-                "process: the weights will not be the same bit for bit"
-            )
+            note_processes(progress.processes, self.accelerator.num_processes)

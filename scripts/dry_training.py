@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from common import Run
 from fast_training import Trained
 from image_facts import ImageFacts
 from memory import Unallocated
+from run_folder import RunFolder
 from run_options import OptimConfig, RunConfig
 from run_record import settle_other_run
 from torch import Tensor, nn
@@ -84,6 +86,18 @@ class DryAccelerator:
         return tensor
 
 
+class DryFolder(RunFolder):
+    """In the place of a run's folder: it is looked at, and neither held nor written to."""
+
+    def __init__(self, config: RunConfig):
+        self.path = Path(config.output_dir) / config.name
+        self._policy = config.other_settings
+
+    def settle(self, file: str, settings: dict[str, Any]) -> None:
+        """As in a training, and nothing is renamed."""
+        settle_other_run(self.path / file, settings, self._policy, is_main=False)
+
+
 class DryRun(Run):
     """In the place of a `Run`: it has the same modules in training, and neither processes nor a folder.
 
@@ -108,12 +122,8 @@ class DryRun(Run):
         self._memory = memory
         super().__init__(config, optim, settings, DryAccelerator(config.mixed_precision, processes))
 
-    def _hold_folder(self) -> None:
-        """Writes nothing, and disturbs none who does."""
-
-    def _settle(self, file: str, settings: dict[str, Any]) -> None:
-        """As in a training, and nothing is renamed."""
-        settle_other_run(self.folder / file, settings, self.config.other_settings, is_main=False)
+    def _open_files(self) -> RunFolder:
+        return DryFolder(self.config)
 
     @property
     def images_here(self) -> int:

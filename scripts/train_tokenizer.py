@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from adversary import AdversarialConfig, Adversary
+from collapse import CollapseConfig
 from command_line import ScriptParser, run_script
 from common import Run
 from dry_run import DryReport, add_dry_run, dry_run
@@ -64,6 +65,7 @@ def make_parser() -> ScriptParser:
         default=None,
         help="of averaged weights, which then are those that are saved; None: the last weights",
     )
+    parser.add_class_arguments(CollapseConfig, "collapse")
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(RunConfig, "run")
@@ -78,6 +80,7 @@ def check(config: Namespace) -> None:
         raise ValueError("FSDP shards the UNet of train_ldm.py; launch this with configs/accelerate/eight_gpus.yaml")
     LossConfig(**config.loss.as_dict()).check()
     AdversarialConfig(**config.adversarial.as_dict()).check(config.optim.max_steps)
+    CollapseConfig(**config.collapse.as_dict()).check()
     if config.ema_decay is not None:
         check_share("ema_decay", config.ema_decay)
 
@@ -183,7 +186,7 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         if not variance > 0:
             raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
         training.reconstruction_loss.pixel_variance = variance
-    quantizer = tokenizer.bottleneck
+    quantizer, collapse = tokenizer.bottleneck, CollapseConfig(**config.collapse.as_dict())
     preview = Subset(test_set, evenly_spaced(test_set, PREVIEW_IMAGES))
     counts = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=run.device)
 
@@ -206,9 +209,13 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         if run.is_main and run.due(run.config.sample_every):
             load_average(run, tokenizer, averaged)
             originals, reconstructions, metrics = reconstruct(averaged, preview)
-            run.write({f"test_{name}": value for name, value in metrics.result().items() if name != "images"})
+            numbers = metrics.result()
+            run.write({f"test_{name}": value for name, value in numbers.items() if name != "images"})
             save_comparison(originals[:32], reconstructions[:32], run.picture("step"))
             if tokenizer.has_codes:
+                codes = (numbers["usage"], numbers["perplexity"], quantizer.codebook_size)
+                if warning := collapse.warning(run.counts, *codes):
+                    run.warn(warning)
                 plot_codebook(averaged.codebook.detach().cpu(), metrics.counts, run.picture("codebook"))
 
     load_average(run, tokenizer, averaged)
