@@ -53,5 +53,5 @@ class Average:
         """Takes up averages by their parameters' names, as they were after so many steps."""
         names = (name for name, _ in self._module.named_parameters())
         shards = zip(names, self.tensors, strict=True)
-        self.tensors = [sharded_as(state[name], shard) for name, shard in shards]
+        self.tensors = [sharded_as(state[name].to(shard.device), shard) for name, shard in shards]
         self._steps = step

@@ -146,7 +146,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool) 
         )
     try:
         accelerator.load_state(str(checkpoint))
-        averages = load_file(checkpoint / "ema.safetensors", device=str(accelerator.device)) if averaged else {}
+        averages = load_file(checkpoint / "ema.safetensors") if averaged else {}
     except (*_FILE_ERRORS, KeyError, ValueError) as error:
         raise ValueError(f"{checkpoint} does not fit to this run ({_reason(error)})") from error
     return averages, progress

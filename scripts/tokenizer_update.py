@@ -88,7 +88,8 @@ class TokenizerUpdate:
         else:
             quantized, loss = self._back_in_parts(parts, outputs, pulls)
         terms = {"loss": terms.pop("image_loss") + loss.detach(), **terms, **quantized.losses}
-        updated = self._trained.descend(terms["loss"])
+        # All terms: the adaptive weight takes a generator's loss out of the sum where it is not finite.
+        updated = self._trained.descend(torch.stack([term.detach().float() for term in terms.values()]).sum())
         self._after_update(updated, outputs)
         return Seen(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
 

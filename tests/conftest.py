@@ -1,7 +1,11 @@
 """Tests run offline, on one thread, from a fixed seed, and leave nothing in the user's caches."""
 
 import os
+import sys
 import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 _CACHE = tempfile.TemporaryDirectory(prefix="arcvq-tests-")
 # All are read once, when the libraries are imported.

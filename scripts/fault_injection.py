@@ -1,0 +1,80 @@
+"""A training in which one term of the loss is NaN in some steps, to see what becomes of it.
+
+python scripts/fault_injection.py arc 20:21 train_tokenizer --optim.max_steps 40
+python scripts/fault_injection.py loss 20: train_ldm
+
+The steps are counted from 1; without an end they go on.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import adversary
+import common
+import reconstruction_loss
+import torch
+import train_ldm
+import train_pixelcnn
+import train_tokenizer
+from command_line import run_script
+
+from tokenizer.perceptual import LPIPS, RandomWeights
+from tokenizer.quantizers import Quantizer
+
+# Where the terms that are no quantizer's are computed.
+PLACES = {
+    "train_tokenizer": {
+        "reconstruction": (reconstruction_loss, "normalised_mse"),
+        "perceptual": (LPIPS, "forward"),
+        "generator": (adversary, "generator_loss"),
+        "discriminator": (adversary, "discriminator_loss"),
+        "r1": (adversary, "r1_penalty"),
+        "lecam": (adversary, "lecam_penalty"),
+    },
+    "train_ldm": {"loss": (train_ldm, "diffusion_loss")},
+    "train_pixelcnn": {"loss": (train_pixelcnn, "code_nll")},
+}
+
+
+def inject(script: str, term: str, is_broken: Callable[[], bool]) -> None:
+    """Makes a term of a script's loss NaN, with its gradient, whenever `is_broken`."""
+
+    def broken(value: torch.Tensor) -> torch.Tensor:
+        return value * float("nan") if is_broken() else value
+
+    owner, name = PLACES[script].get(term, (Quantizer, "forward"))
+    computed = getattr(owner, name)
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        value = computed(*args, **kwargs)
+        if owner is not Quantizer:
+            return broken(value)
+        value.losses[term] = broken(value.losses[term])  # KeyError: the quantizer has no such loss
+        return value
+
+    setattr(owner, name, replacement)
+
+
+def main() -> None:
+    """Runs the script of the command line with the term broken."""
+    term, steps, script, *options = sys.argv[1:]
+    first, _, last = steps.partition(":")
+    broken = range(int(first) - 1, int(last) - 1 if last else sys.maxsize)
+    runs: list[common.Run] = []
+    made = common.Run.__init__
+
+    def remember(run: common.Run, *args: Any, **kwargs: Any) -> None:
+        runs.append(run)
+        made(run, *args, **kwargs)
+
+    common.Run.__init__ = remember
+    inject(script, term, lambda: runs[0].step in broken)
+    if term == "perceptual":  # of no meaning here, and there without any file
+        train_tokenizer.WeightFiles = lambda **_: RandomWeights()
+    importlib.import_module(script).main(options)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,191 @@
+"""Small trainings on the digits to be killed: how each is started, when it is killed, what it must end with."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import warm
+from safetensors.torch import load_file
+
+from tokenizer.data_sources import load_tables
+
+STEPS = 40
+
+# No start of a training, on a busy machine, takes longer.
+PATIENCE = 600.0
+
+
+@dataclass(frozen=True)
+class FaultTraining:
+    """A training that takes seconds.
+
+    Args:
+        name: tells it from others.
+        script: without its ending.
+        options: what makes it small.
+        artefact: the weights that it ends with, in its run folder.
+        processes: that train together.
+    """
+
+    name: str
+    script: str
+    options: tuple[str, ...]
+    artefact: str
+    processes: int = 1
+
+    def start(self, home: Path, run_name: str) -> list[warm.Process]:
+        """Starts it in a folder where the stages' runs are in `runs`."""
+        places = ["--run.output_dir", "runs", "--run.name", run_name]
+        command = [sys.executable, str(warm.SCRIPTS / f"{self.script}.py"), *self.options, *places]
+        variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        if self.processes == 1:
+            return [warm.Process(command, home, variables)]
+        with contextlib.closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        count = str(self.processes)
+        variables |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        ranks = range(self.processes)
+        return [warm.Process(command, home, variables | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in ranks]
+
+    def finish(self, home: Path, run_name: str) -> str:
+        """Runs it to its end; what it printed. RuntimeError where that is not a success."""
+        processes = self.start(home, run_name)
+        codes = [process.wait(PATIENCE) for process in processes]
+        out, err = processes[0].output()
+        if any(codes):
+            raise RuntimeError(f"{self.name} ended with {codes}: {out[-1000:]} {err[-3000:]}")
+        return out + err
+
+    def result(self, home: Path, run_name: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+        """The weights that a finished run has saved, and its log, without what tells the time."""
+        folder = home / "runs" / run_name
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            line.pop("loader_share", None), line.pop("images_per_second", None)
+        return load_file(folder / self.artefact), lines
+
+
+def fault_trainings(home: Path) -> list[FaultTraining]:
+    """The trainings, in order: those of the second stage start from the run of the first, called `tokenizer`.
+
+    The digits are also written to `home` as shards, to be streamed.
+    """
+    shards = home / "shards"
+    for split, table in load_tables("digits").items():
+        half = len(table) // 2
+        for number, rows in enumerate((range(half), range(half, len(table)))):
+            shards.mkdir(parents=True, exist_ok=True)
+            table.select(rows).to_parquet(shards / f"{split}-{number}.parquet", batch_size=100)
+    every = f"--optim.max_steps {STEPS} --optim.batch_size 16 --run.log_every 1 --run.checkpoint_every 3 "
+    every += f"--run.sample_every {STEPS}"
+    tokenizer = f"{every} --model.codebook_size 16 --model.codebook_dim 4 --model.hidden_channels 8"
+    gan = "--adversarial.weight 0.1 --adversarial.disc_start 10 --adversarial.channels 8 --adversarial.layers 2 "
+    gan += "--adversarial.lecam_weight 0.1"
+    prior = f"{every} --tokenizer runs/tokenizer"
+    ldm = f"{prior} --unet.channels 16 --unet.head_channels 16"
+    pixelcnn = f"{prior} --prior.channels 8 --prior.num_layers 3 --prior.head_channels 16"
+    streamed = "--data.name shards --data.streaming true --data.num_workers 2"
+    weights = "diffusion_pytorch_model.safetensors"
+    rows = {
+        "tokenizer": ("train_tokenizer", f"{tokenizer} --ema_decay 0.9", f"tokenizer/{weights}"),
+        "tokenizer-gan": (
+            "train_tokenizer",
+            f"{tokenizer} {gan} --adversarial.lecam_weight 0.1",
+            f"tokenizer/{weights}",
+        ),
+        "ldm": ("train_ldm", ldm, f"pipeline/unet/{weights}"),
+        "pixelcnn": ("train_pixelcnn", pixelcnn, f"pipeline/prior/{weights}"),
+    }
+    single = [FaultTraining(name, script, tuple(line.split()), file) for name, (script, line, file) in rows.items()]
+    return [
+        *single,
+        *(FaultTraining(f"{one.name}, 2 processes", one.script, one.options, one.artefact, 2) for one in single),
+        *(
+            FaultTraining(
+                f"{one.name}, streamed by 2 workers",
+                one.script,
+                (*one.options, *streamed.split(), *on_the_fly(one.script)),
+                one.artefact,
+            )
+            for one in single
+        ),
+    ]
+
+
+def on_the_fly(script: str) -> tuple[str, ...]:
+    """What makes a prior's training go through the images themselves, and not through stored latents."""
+    return () if script == "train_tokenizer" else ("--latents.mode", "on_the_fly")
+
+
+def kill_once(training: FaultTraining, home: Path, run_name: str, moment: random.Random, seconds: float) -> str:
+    """Starts a training and kills it, in a third of the cases while it saves; where it was then, in words.
+
+    `seconds` is the latest moment, from when its folder is there.
+    """
+    folder = home / "runs" / run_name
+    processes = training.start(home, run_name)
+    in_saving = moment.random() < 1 / 3
+    if in_saving:
+        step = 3 * moment.randint(1, STEPS // 3)
+        begun = _await(processes, lambda: (folder / "checkpoints" / f".step-{step}").is_dir())
+        time.sleep(moment.uniform(0, 0.02) if begun else 0)
+    else:
+        _await(processes, lambda: (folder / "inputs.yaml").exists())
+        time.sleep(moment.uniform(0, seconds))
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    codes = [process.wait(PATIENCE) for process in processes]
+    where = f"after {_logged(folder)} of {STEPS} steps"
+    if left := list((folder / "checkpoints").glob(".step-*")):
+        where += f", while {left[0].name[1:]} was written"
+    return where if -signal.SIGKILL in codes else "at its end"
+
+
+def kills(training: FaultTraining, home: Path, count: int, seed: int) -> Iterator[tuple[str, bool]]:
+    """Kills a training `count` times, each in a run of its own, which is then started again until it is done.
+
+    Yields where it was killed, and whether its weights and its log are those of the run that nothing has disturbed.
+    """
+    name = training.name.replace(", ", "-").replace(" ", "-")
+    undisturbed = name if training.processes == 1 else f"{name}-whole"
+    training.finish(home, undisturbed)
+    folder = home / "runs" / undisturbed
+    ends = [folder / "inputs.yaml", folder / "checkpoints" / f"step-{STEPS}" / "progress.json"]
+    begun, ended = (file.stat().st_mtime for file in ends)
+    weights, log = training.result(home, undisturbed)
+    moment = random.Random(seed)
+    for number in range(count):
+        run_name = f"{name}-killed-{number}"
+        where = kill_once(training, home, run_name, moment, 1.1 * (ended - begun))
+        training.finish(home, run_name)
+        found, lines = training.result(home, run_name)
+        same = found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
+        yield where, same and lines == log
+        shutil.rmtree(home / "runs" / run_name)
+
+
+def _await(processes: list[warm.Process], condition: Callable[[], bool]) -> bool:
+    """Waits for a condition; False where the processes have ended before."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if processes[0].poll() is not None or time.monotonic() > end:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def _logged(folder: Path) -> int:
+    """Steps whose numbers have been logged."""
+    log = folder / "metrics.jsonl"
+    return log.read_text().count('"loss"') if log.exists() else 0
