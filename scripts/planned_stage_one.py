@@ -20,6 +20,7 @@ from train_tokenizer import make_parser
 from priors.latents import encode_images
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig
+from tokenizer.model_folder import read_model_config
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class PlannedStageOne:
         """The tokenizer without any weights."""
         with torch.device("meta"):
             if Path(self.place).is_dir():
-                return VQTokenizer.from_config(VQTokenizer.load_config(find_tokenizer(self.place)))
+                return VQTokenizer.from_config(read_model_config(VQTokenizer, find_tokenizer(self.place)))
             config = make_parser().parse([f"--config={_config_of(self.place)}"])
             images = image_facts(DataConfig(**config.data.as_dict()))
             sizes = {"in_channels": images.channels, "image_size": images.image_size}
