@@ -43,7 +43,7 @@ def check_pipeline_folder(
     classes = _component_classes(pipeline)
     check_arguments(pipeline, config, index, skip=tuple(classes))
     for name, value in _options(pipeline, classes).items():
-        if name not in config and name not in given:
+        if config.get(name) is None and name not in given:
             raise ValueError(f"{index} has no {name}, {value}; get the folder anew")
     for part in (folder, *(folder / name for name in classes)):
         if code := next(iter(sorted(part.glob("*.py"))), None):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LARGEST_FILE = 2**20  # bytes; 1,000 class names take some 30,000
 
@@ -18,8 +18,8 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: no such file, one of another kind or above LARGEST_FILE, or one that holds something else; numbers
-            that JSON does not have, NaN and infinity, among them.
+        ValueError: no such file, one of another kind or above LARGEST_FILE, or one that holds something else, NaN
+            among it; infinity is in the configs of some of diffusers' schedulers.
     """
     if not file.is_file():  # a device or a pipe might never end
         raise ValueError(f"{file} is not there, or no file; name a folder that save_pretrained has written")
@@ -31,7 +31,7 @@ def read_json(file: Path) -> dict[str, Any]:
     if len(content) > LARGEST_FILE:
         raise ValueError(f"{file} is larger than {LARGEST_FILE} bytes, which no config is; get the folder anew")
     try:
-        found = json.loads(content.decode(), parse_constant=_refuse, parse_float=_finite)
+        found = json.loads(content.decode(), parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}; get the folder anew") from error
     if not isinstance(found, dict):
@@ -89,14 +89,11 @@ def _fits(value: Any, wanted: Any) -> bool:
     if origin in (tuple, list):
         return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
     if wanted is float:
-        return type(value) in (int, float)  # a bool is neither
+        return type(value) is int or (type(value) is float and math.isfinite(value))
     return type(value) is {tuple: list, None: NoneType}.get(wanted, origin or wanted)
 
 
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse(text)
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("NaN is no number of JSON")
+    return float(name)
