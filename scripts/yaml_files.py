@@ -10,6 +10,9 @@ LARGEST_FILE = 2**20  # bytes; the configs of this project are of some 2,000
 DEEPEST = 20  # nested lists and mappings
 LONGEST_NUMBER = 40  # digits: Python reads thousands, and no float is as large
 
+# What makes jsonargparse import a class, and names that it keeps for itself.
+_NOT_NAMES = ("class_path", "__")
+
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -88,7 +91,7 @@ class _Nested:
     def take(self, event: yaml.events.NodeEvent, kind: str, where: str) -> None:
         """Takes what comes next in it. Raises ValueError where that should be a name, and is none or not a new one."""
         if self._expects_name:
-            if kind != "str" or event.value.startswith("__"):
+            if kind != "str" or any(part.startswith(_NOT_NAMES) for part in event.value.split(".")):
                 raise ValueError(f"{where}: {getattr(event, 'value', 'a list')!r:.80} is no option's name")
             if event.value in self._names:
                 raise ValueError(f"{where}: {event.value!r:.80} is there twice")

@@ -153,14 +153,17 @@ def test_options_of_the_command_line_are_one_line_as_well(capsys, options):
 
 def test_no_class_that_a_config_names_is_imported(tmp_path, monkeypatch, capsys):
     (tmp_path / "trap.py").write_text(
-        f"from pathlib import Path\nPath({str(tmp_path / 'run')!r}).touch()\nclass Trap: 0"
+        f"from pathlib import Path\nPath({str(tmp_path / 'run')!r}).touch()\nclass Trap: 0\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    for section in ("model", "data", "model: {quantizer_options", "loss: {pixel", "codebook_file"):
-        opened = section.count("{")
-        text = f"{section}: {{class_path: trap.Trap, init_args: {{a: 1}}}}" + "}" * opened
-        (tmp_path / "theirs.yaml").write_text(text)
-        parsed(train_tokenizer, tmp_path / "theirs.yaml", capsys)
+    asked = ("{class_path: trap.Trap, init_args: {a: 1}}", "{'class_path': trap.Trap}", "trap.Trap", "{a: trap.Trap}")
+    for section in ("model", "data", "model: {quantizer_options", "model: {attention_sizes", "run: {name", "ema_decay"):
+        for value in (*asked, "[trap.Trap]"):
+            (tmp_path / "theirs.yaml").write_text(f"{section}: {value}" + "}" * section.count("{"))
+            parsed(train_tokenizer, tmp_path / "theirs.yaml", capsys)
+        for option in ("data.class_path: trap.Trap", "data.class_path.a: trap.Trap"):
+            (tmp_path / "theirs.yaml").write_text(option)
+            parsed(train_tokenizer, tmp_path / "theirs.yaml", capsys)
     assert "trap" not in sys.modules and not (tmp_path / "run").exists()
 
 
