@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from yaml.events import AliasEvent, DocumentStartEvent, MappingStartEvent, ScalarEvent, SequenceStartEvent
 
-LARGEST_FILE = 2**20  # bytes; the configs of this project are of some 2,000
+LARGEST_FILE = 2**18  # bytes; the configs of this project are of some 2,000
 DEEPEST = 20  # nested lists and mappings
 LONGEST_NUMBER = 40  # digits: Python reads thousands, and no float is as large
 

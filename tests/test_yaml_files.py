@@ -2,27 +2,24 @@
 
 import math
 import os
-import random
 import re
 import resource
 import string
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import compare_schedulers
-import dry_run
 import evaluate
 import model_memory
 import train_ldm
@@ -43,6 +40,7 @@ from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig
 from tokenizer.discriminator import PatchDiscriminator
 
+ROOT = Path(__file__).resolve().parent.parent
 TRAININGS = {"train_tokenizer": train_tokenizer, "train_ldm": train_ldm, "train_pixelcnn": train_pixelcnn}
 SECTIONS = {"data": DataConfig, "optim": OptimConfig, "run": RunConfig, "loss": LossConfig}
 SECTIONS |= {"adversarial": AdversarialConfig, "latents": LatentsConfig}
@@ -75,7 +73,7 @@ REFUSED = {
     "a word": ("hello", "holds a str"),
     "open": ("run: {seed: 1", "no YAML"),
     "deep lists": ("run: " + "[" * 10**5, f"nested deeper than {DEEPEST}"),
-    "deep mappings": ("{run: " * 10**5, f"nested deeper than {DEEPEST}"),
+    "deep mappings": ("{run: " * 10**4, f"nested deeper than {DEEPEST}"),
     "many digits": ("run: {seed: " + "9" * 5000 + "}", "line 1: a number of 5000 digits"),
     "many of base 16": ("run: {seed: 0x" + "f" * 5000 + "}", "a number of 5002 digits"),
     "large": ("# " + "x" * LARGEST_FILE + "\nrun: {}\n", f"larger than {LARGEST_FILE} bytes"),
@@ -89,7 +87,7 @@ NO_OPTIONS = {
     "another file": (f"config: {FILES[0]}", "a config names no other"),
     "null where a number belongs": ("optim: {lr: null}", "optim.lr must not be null"),
     "no such option": ("optim: {rate: 1}", "rate"),
-    "a class": ("model: {class_path: os.system, init_args: {}}", "does not accept"),
+    "a class": ("model: {class_path: os.system, init_args: {}}", "'class_path' is no option's name"),
     "an option in an option": ("run: {seed.x: 1}", "run.seed"),
     "a word for a number": ("optim: {lr: much}", "optim.lr"),
     "too few": ("optim: {betas: [0.9]}", "optim.betas"),
@@ -315,9 +313,7 @@ VALUES = st.recursive(
 @given(st.data())
 def test_sections_of_any_structure_work_or_are_one_line(tmp_path_factory, capsys, data):
     script = data.draw(st.sampled_from(list(TRAININGS.values())))
-    names = st.sampled_from(
-        ["model", "unet", "prior", "data", "optim", "run", "loss", "latents", "tokenizer", "weights"]
-    )
+    names = st.sampled_from(["model", "unet", "prior", "data", "optim", "run", "loss", "latents", "tokenizer"])
     written = data.draw(st.dictionaries(names | st.text(max_size=4), VALUES, min_size=1, max_size=3))
     file = tmp_path_factory.mktemp("fuzz") / "structure.yaml"
     file.write_bytes(yaml.safe_dump(written, allow_unicode=True).encode("utf-8", "surrogatepass"))
@@ -330,7 +326,7 @@ def test_sizes_are_bounded_in_time_and_memory(tmp_path):
         ("train_tokenizer", "model: {codebook_size: 1000000000000}"),
         ("train_tokenizer", "model: {num_residual_layers: 1000000000}"),
         ("train_tokenizer", "model: {hidden_channels: 1000000000}"),
-        ("train_tokenizer", "model: {network: vqgan, channel_multipliers: [" + "1, " * 300_000 + "1]}"),
+        ("train_tokenizer", "model: {network: vqgan, channel_multipliers: [" + "1, " * 60_000 + "1]}"),
         ("train_tokenizer", "model: {network: vqgan, channel_multipliers: [1, 10000000000]}"),
         ("train_tokenizer", "model: {network: vqgan, num_residual_layers: 1000000}"),
         ("train_tokenizer", "model: {quantizer: hvq, quantizer_options: {levels: 1000000000}}"),
@@ -339,7 +335,7 @@ def test_sizes_are_bounded_in_time_and_memory(tmp_path):
         ("train_tokenizer", "adversarial: {layers: 1000000000}"),
         ("train_ldm", "unet: {num_blocks: 1000000000}"),
         ("train_ldm", "unet: {channels: 1000000000000}"),
-        ("train_ldm", "unet: {channel_multipliers: [" + "1, " * 300_000 + "1]}"),
+        ("train_ldm", "unet: {channel_multipliers: [" + "1, " * 60_000 + "1]}"),
         ("train_pixelcnn", "prior: {num_layers: 1000000000}"),
         ("train_pixelcnn", "prior: {head_channels: 1000000000000}"),
     ]
@@ -357,9 +353,8 @@ def test_sizes_are_bounded_in_time_and_memory(tmp_path):
         "    except ValueError: print(file.stem, 'refused', round(time.monotonic() - start, 2))\n"
     )
     command = [sys.executable, "-c", worker, str(tmp_path), str(ROOT / "tests"), str(ROOT)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert len(lines) == len(cases), lines
@@ -376,7 +371,7 @@ LARGE = {
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_model_beyond_the_machine_is_refused_before_it_is_built(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    tokenizer = VQTokenizer(1, 8, codebook_size=8, codebook_dim=4, hidden_channels=8)
+    tokenizer = VQTokenizer(1, 32, codebook_size=8, codebook_dim=4, hidden_channels=8)
     tokenizer.save_pretrained("tokenizer")
     options = [*LARGE[name], "--optim.max_steps", "1", "--optim.batch_size", "4"]
     options += [] if name == "train_tokenizer" else ["--tokenizer", "tokenizer"]
@@ -387,12 +382,11 @@ def test_a_model_beyond_the_machine_is_refused_before_it_is_built(tmp_path, monk
     assert not Path("runs", "tokenizer").exists()
 
 
-def test_a_dry_run_reckons_with_a_model_beyond_the_machine(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_reckons_with_a_model_beyond_the_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_memory, "machine_memory", lambda device: 1)
-    small = ["--optim.batch_size", "4", "--model.codebook_size", "16777216", "--model.codebook_dim", "4096"]
-    report = train_tokenizer.main([*small, "--dry_run", "1"])
-    assert isinstance(report, dry_run.DryReport) and report.memory.total > 2**39
+    large = ["--optim.batch_size", "4", "--model.codebook_size", "64", "--model.hidden_channels", "32768"]
+    report = train_tokenizer.main([*large, "--dry_run", "1"])
+    assert report.memory.total > 2**38 > psutil.virtual_memory().total
 
 
 def test_the_bytes_of_a_parameter_are_counted():
@@ -415,9 +409,3 @@ def test_the_bytes_of_a_parameter_are_counted():
                 else:
                     with pytest.raises(ValueError, match="1,000,000 parameters"):
                         model_memory.check_memory(run, lambda model=model: model, "x")
-
-
-def test_every_option_of_a_section_is_among_those_that_are_mutated():
-    options = vars(train_tokenizer.make_parser().get_defaults().as_flat())
-    assert {f"optim.{field.name}" for field in fields(OptimConfig)} <= options.keys()
-    assert random.Random(0).choice(NUMBERS + WORDS)
