@@ -44,8 +44,8 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         if unet.config.in_channels != vqvae.latent_shape[0]:
             theirs, ours = unet.config.in_channels, vqvae.latent_shape[0]
             raise ValueError(f"the UNet takes latents of {theirs} channels, the tokenizer's have {ours}")
-        if not latent_scale > 0:
-            raise ValueError(f"latent_scale must be above 0, got {latent_scale}")
+        if not 0 < latent_scale < math.inf:
+            raise ValueError(f"latent_scale must be above 0 and finite, got {latent_scale}")
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=check_id2label(id2label, null_label(unet)), latent_scale=float(latent_scale))
 

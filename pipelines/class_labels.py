@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
-from huggingface_hub import snapshot_download
 from torch import Tensor
+
+from pipelines.pipeline_folder import check_pipeline_folder
+from tokenizer.complete_weights import only_safetensors
+from tokenizer.model_folder import local_folder
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -30,33 +33,23 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 `local_files_only` concern the Hub.
 
         Raises:
-            ValueError: a folder that does not hold this pipeline, or not all of its weights.
+            ValueError: a folder that does not hold this pipeline, or not its weights; nothing in it is executed.
         """
         hub = {
             name: kwargs.pop(name)
             for name in ("revision", "token", "cache_dir", "force_download", "local_files_only")
             if name in kwargs
         }
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            # Components of this project are not diffusers' own: their classes are found from a local folder alone.
-            patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
-            try:
-                folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns, **hub))
-            except (OSError, ValueError) as error:  # no such repository, no network, or no name a repository can have
-                reason = str(error).strip().splitlines()[0]
-                raise ValueError(f"{str(folder)!r} is no folder here, and the Hub did not give it: {reason}") from error
-        index = folder / "model_index.json"
-        if not index.is_file():
-            raise ValueError(f"{folder} holds no pipeline: there is no model_index.json in it")
-        config = cls.load_config(folder)
-        if config.get("_class_name") != cls.__name__:
-            raise ValueError(f"{folder} holds a {config.get('_class_name')}, not a {cls.__name__}")
-        pipeline = super().from_pretrained(folder, **kwargs)
-        for name, component in pipeline.components.items():
-            if isinstance(component, torch.nn.Module) and any(weight.is_meta for weight in component.parameters()):
-                raise ValueError(f"{folder / name} lacks weights that its config.json describes")
-        return pipeline
+        # Components of this project are not diffusers' own: their classes are found from a local folder alone.
+        patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
+        folder = local_folder(pretrained_model_name_or_path, patterns, **hub)
+        only_safetensors(kwargs)
+        check_pipeline_folder(cls, folder, kwargs.keys(), kwargs.get("variant"))
+        try:
+            return super().from_pretrained(folder, **kwargs)
+        except (OSError, LookupError) as error:  # files that are not there, or that diffusers does not understand
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{folder} cannot be loaded: {reason}") from error
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -135,7 +128,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
 def check_id2label(id2label: Mapping[int | str, str] | None, num_classes: int) -> dict[int, str]:
     """Class ids 0 to `num_classes` - 1 with their names; without names, the numbers are the names."""
-    names = {int(label): str(name) for label, name in (id2label or {}).items()}
+    if id2label is not None and not isinstance(id2label, Mapping):
+        raise ValueError(f"id2label maps class ids to names, got {id2label!r:.80}")
+    try:
+        names = {int(label): str(name) for label, name in (id2label or {}).items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"id2label must name the classes 0 to {num_classes - 1}: {error!s:.80}") from error
     if names and sorted(names) != list(range(num_classes)):
         raise ValueError(f"id2label must name the classes 0 to {num_classes - 1}, got {sorted(names)[:5]} ...")
     return names or {label: str(label) for label in range(num_classes)}

@@ -19,6 +19,7 @@ from priors.code_choice import CodeChoice
 from priors.pixelcnn_cache import PixelCNNCache
 from tokenizer.complete_weights import CompleteWeights
 from tokenizer.model import VQTokenizer
+from tokenizer.size_limits import LARGEST_SIDE, LARGEST_SIZE, MOST_LAYERS, check_at_most
 
 
 def code_grid(tokenizer: VQTokenizer) -> tuple[int, int]:
@@ -100,6 +101,12 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         super().__init__()
         if min(codebook_size, num_classes, channels, num_layers, head_channels, *grid_size) < 1:
             raise ValueError("every size of a PixelCNN must be at least 1")
+        sizes = {"codebook_size": codebook_size, "num_classes": num_classes}
+        check_at_most(LARGEST_SIZE, **sizes, channels=channels, head_channels=head_channels)
+        check_at_most(LARGEST_SIDE, grid_size=max(grid_size))
+        check_at_most(MOST_LAYERS, num_layers=num_layers)
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must be at least 0 and below 1, got {label_dropout}")
         labels = num_classes + (label_dropout > 0)

@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from tokenizer.complete_weights import CompleteWeights
+from tokenizer.size_limits import LARGEST_SIDE, LARGEST_SIZE, MOST_LAYERS, check_at_most
 
 
 class CrossAttentionUNet(CompleteWeights, ModelMixin, ConfigMixin):
@@ -125,13 +126,20 @@ def make_unet(
         )
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"unet.dropout must be between 0 and 1, got {dropout}")
     latent_channels, height, width = latent_shape
-    sizes = [height >> level for level in range(len(channel_multipliers))]
-    if any(side % (1 << (len(sizes) - 1)) for side in (height, width)):
+    largest = channels * max(channel_multipliers)
+    check_at_most(LARGEST_SIZE, num_classes=num_classes, **{"width of a level": largest})
+    check_at_most(LARGEST_SIDE, latents=max(height, width))
+    check_at_most(MOST_LAYERS, **{"unet.num_blocks": num_blocks})
+    levels = len(channel_multipliers)
+    if any(side % (1 << (levels - 1)) for side in (height, width)):
         raise ValueError(
-            f"latents of {height} x {width} cannot be halved {len(sizes) - 1} times, once per level but the first: "
-            f"give unet.channel_multipliers fewer entries than {len(sizes)}"
+            f"latents of {height} x {width} cannot be halved {levels - 1} times, once per level but the first: "
+            f"give unet.channel_multipliers fewer entries than {levels}"
         )
+    sizes = [height >> level for level in range(levels)]
     attention_sizes = sizes[-1:] if attention_sizes is None else attention_sizes
     if absent := set(attention_sizes) - set(sizes):
         raise ValueError(f"unet.attention_sizes {sorted(absent)} are not among the sizes of the UNet's levels, {sizes}")
@@ -163,5 +171,7 @@ def make_unet(
 
 
 def null_label(unet: UNet) -> int:
-    """The id of the null class: the last row of the class embedding."""
+    """The id of the null class: the last row of the class embedding. Raises ValueError where there is none."""
+    if unet.config.num_class_embeds is None:
+        raise ValueError("the UNet has no class embedding, num_class_embeds; make one with priors.unet.make_unet")
     return unet.config.num_class_embeds - 1

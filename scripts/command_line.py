@@ -8,12 +8,16 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 import yaml
 from allocator import keep_freed_memory
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from yaml_files import read_yaml
+
+# What jsonargparse lets through of Python's, for numbers without end and other values that it does not expect.
+_UNEXPECTED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -32,11 +36,48 @@ class ScriptParser(ArgumentParser):
 
     def parse(self, args: Sequence[str] | None) -> Namespace:
         """The parsed options; `args` None are those of the process. Exits with one line and status 2 on an error."""
-        args = list(sys.argv[1:] if args is None else args)
+        args = self._config_first(list(sys.argv[1:] if args is None else args))
         try:
-            return self.parse_args(self._config_first(args))
-        except ArgumentError as error:
-            self._fail(" ".join(str(error).split()))
+            self._check_files(args)
+        except ValueError as error:
+            fail(" ".join(str(error).split()))
+        try:
+            config = self.parse_args(args)
+            self._check_values(config)
+        except (ArgumentError, *_UNEXPECTED) as error:
+            self._fail(" ".join(str(error)[:2000].split()))
+        return config
+
+    def _check_files(self, args: Sequence[str]) -> None:
+        """Raises ValueError for a --config of another kind than `read_yaml` reads, or that names further files."""
+        for word, following in zip(args, [*args[1:], None], strict=True):
+            name, _, value = word.removeprefix("--").partition("=")
+            if name == "config" and word.startswith("--"):
+                file = value if "=" in word else following
+                if file is None:
+                    continue  # argparse says so
+                options = read_yaml(Path(file).expanduser())
+                if "config" in options:
+                    raise ValueError(f"{file}: a config names no other; name each with --config")
+                for section in self.groups.keys() & options.keys():
+                    if not isinstance(options[section], dict):
+                        raise ValueError(
+                            f"{file}: {section} must hold options by name, got {options[section]!r:.80}; remove it "
+                            "to keep their defaults"
+                        )
+            elif word.startswith("--") and name in self.groups:
+                raise ValueError(
+                    f"--{name} is a section: name its options, as in --{name}.NAME, or put it in a --config"
+                )
+
+    def _check_values(self, config: Namespace) -> None:
+        """Raises ValueError for a None that is not among an option's values; jsonargparse does not look at it."""
+        for action in self._actions:
+            hint = getattr(action, "_typehint", None)
+            if hint is None or action.default is None or config.get(action.dest) is not None:
+                continue
+            if type(None) not in get_args(hint):
+                raise ValueError(f"{action.dest} must not be null; remove it to keep its default, {action.default!r}")
 
     def _config_first(self, args: list[str]) -> list[str]:
         """The same arguments with --config before all others, so that an option always overrides the file."""

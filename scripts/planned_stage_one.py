@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-import yaml
 from command_line import CONFIGS
 from dry_training import DryRun, DryTraining
 from encoding import LatentsConfig
@@ -16,10 +15,12 @@ from image_facts import ImageFacts, image_facts
 from stage_one import check_images, find_tokenizer
 from torch import Tensor, nn
 from train_tokenizer import make_parser
+from yaml_files import read_yaml
 
 from priors.latents import encode_images
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig
+from tokenizer.model_folder import read_model_config
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class PlannedStageOne:
         """The tokenizer without any weights."""
         with torch.device("meta"):
             if Path(self.place).is_dir():
-                return VQTokenizer.from_config(VQTokenizer.load_config(find_tokenizer(self.place)))
+                return VQTokenizer.from_config(read_model_config(VQTokenizer, find_tokenizer(self.place)))
             config = make_parser().parse([f"--config={_config_of(self.place)}"])
             images = image_facts(DataConfig(**config.data.as_dict()))
             sizes = {"in_channels": images.channels, "image_size": images.image_size}
@@ -131,8 +132,7 @@ def _config_of(place: str) -> Path:
         return Path(place)
     defaults = make_parser().get_defaults().run
     for file in sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("accelerate/*"))):
-        text = file.read_text()
-        run = yaml.safe_load(text).get("run", {})
+        text, run = file.read_text(), read_yaml(file).get("run", {})
         written = Path(run.get("output_dir", defaults.output_dir), run.get("name", defaults.name))
         if "scripts/train_tokenizer.py" in text.splitlines()[0] and written == Path(place):
             return file

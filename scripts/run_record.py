@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from checkpoints import has_checkpoints
+from yaml_files import read_yaml
 
 # What a run's result is called in its folder.
 ARTEFACTS = ("tokenizer", "pipeline")
@@ -23,10 +23,9 @@ _MAY_CHANGE = (
 def read_settings(file: Path) -> dict[str, Any]:
     """The settings that a run has stored in its folder; empty where there is no such file, or one of something else."""
     try:
-        settings = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return read_yaml(file)
+    except ValueError:
         return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def refuse_other_run(file: Path, settings: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """What the second stage starts from: a trained tokenizer, or pipeline, found on disk; whether images fit to it."""
 
-import json
 from pathlib import Path
 
 from run_record import ARTEFACTS, read_settings
@@ -9,6 +8,7 @@ from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from pipelines.class_labels import ClassConditionalPipeline
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, ImageDataset, StreamedImages
+from tokenizer.folder_config import read_json
 
 PIPELINES: dict[str, type[ClassConditionalPipeline]] = {
     pipeline.__name__: pipeline for pipeline in (ArcVQLDMPipeline, ArcVQPixelCNNPipeline)
@@ -76,7 +76,7 @@ def _find(folder: str, index: str, places: tuple[str, ...], classes: str, script
 def _class_name(index: Path) -> str | None:
     """The class that a diffusers index file names; None where there is no such file, or it is something else."""
     try:
-        content = json.loads(index.read_text())
-    except (OSError, ValueError):
+        name = read_json(index).get("_class_name")
+    except ValueError:
         return None
-    return content.get("_class_name") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else None

@@ -7,6 +7,7 @@ accelerate launch scripts/train_ldm.py --config configs/mnist/ldm.yaml
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from command_line import ScriptParser, run_script
@@ -17,6 +18,7 @@ from dry_training import DryRun, DryTraining
 from encoding import StageOne
 from image_facts import ImageFacts
 from jsonargparse import Namespace
+from model_memory import check_memory
 from planned_stage_one import PlannedStageOne
 from prior_training import PriorTraining, add_prior_options, finish, plan_prior, start
 from run_options import check_share
@@ -61,7 +63,10 @@ class LDMTraining(PriorTraining):
 
 def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> LDMTraining:
     """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
-    unet = make_unet(stage_one.tokenizer.latent_shape, len(stage_one.class_names), **config.unet.as_dict())
+    shape, classes = stage_one.tokenizer.latent_shape, len(stage_one.class_names)
+    make = partial(make_unet, shape, classes, **config.unet.as_dict())
+    check_memory(run, make, "unet.channels or unet.num_blocks")
+    unet = make()
     scheduler = make_scheduler(**config.diffusion.as_dict())
     averaged = copy.deepcopy(unet).requires_grad_(False)
     num_workers, null, scale = config.data.num_workers, null_label(unet), stage_one.latent_scale

@@ -7,6 +7,7 @@ accelerate launch scripts/train_pixelcnn.py --config configs/mnist/pixelcnn.yaml
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from command_line import ScriptParser, run_script
@@ -16,6 +17,7 @@ from dry_training import DryRun, DryTraining
 from encoding import StageOne
 from image_facts import ImageFacts
 from jsonargparse import Namespace
+from model_memory import check_memory
 from planned_stage_one import PlannedStageOne
 from prior_training import PriorTraining, add_prior_options, finish, plan_prior, start
 from run_options import check_share
@@ -45,12 +47,15 @@ def check(config: Namespace) -> None:
 
 def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> PriorTraining:
     """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
-    prior = PixelCNN(
+    make = partial(
+        PixelCNN,
         codebook_size=stage_one.tokenizer.config.codebook_size,
         num_classes=len(stage_one.class_names),
         grid_size=code_grid(stage_one.tokenizer),
         **config.prior.as_dict(),
     )
+    check_memory(run, make, "prior.channels or prior.num_layers")
+    prior = make()
     averaged = copy.deepcopy(prior).requires_grad_(False)
     inputs, num_workers = stage_one.fingerprints, config.data.num_workers
     model = run.prepare(prior, stage_one.train, inputs, num_workers, config.ema_decay)

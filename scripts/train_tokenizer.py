@@ -23,6 +23,7 @@ from encoding import evenly_spaced
 from fast_training import on_device
 from image_facts import ImageFacts, image_facts
 from jsonargparse import Namespace
+from model_memory import check_memory
 from reconstruction_loss import LossConfig, ReconstructionLoss
 from run_options import OptimConfig, RunConfig, check_share
 from sampling import reconstruct
@@ -115,7 +116,9 @@ def set_up(
     """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
     loss, adversarial = LossConfig(**config.loss.as_dict()), AdversarialConfig(**config.adversarial.as_dict())
     sizes = (images.channels, images.image_size)
-    tokenizer = VQTokenizer(*sizes, **config.model.as_dict())
+    make = partial(VQTokenizer, *sizes, **config.model.as_dict())
+    check_memory(run, make, "model.hidden_channels or model.codebook_size")
+    tokenizer = make()
     inputs = {"data": images.fingerprint()}
     if config.codebook_file is not None:
         inputs["codebook_file"] = load_codebook_file(tokenizer.bottleneck, Path(config.codebook_file))

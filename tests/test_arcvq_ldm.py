@@ -350,7 +350,7 @@ def test_a_hub_id_is_fetched_then_loaded_from_its_folder(folder, pipe, monkeypat
         calls.append((args, kwargs))
         return str(folder)
 
-    monkeypatch.setattr("pipelines.class_labels.snapshot_download", snapshot_download)
+    monkeypatch.setattr("tokenizer.model_folder.snapshot_download", snapshot_download)
     loaded = ArcVQLDMPipeline.from_pretrained("someone/model", revision="v1", token="secret", local_files_only=True)
     assert torch.equal(loaded.vqvae.codebook, pipe.vqvae.codebook)
     ((args, kwargs),) = calls

@@ -115,7 +115,7 @@ def test_a_hub_id_is_fetched_then_loaded_from_its_folder(pipe, tmp_path, monkeyp
     pipe.save_pretrained(tmp_path)
     calls = []
     fetch = lambda *args, **kwargs: calls.append(args[0]) or str(tmp_path)  # noqa: E731
-    monkeypatch.setattr("pipelines.class_labels.snapshot_download", fetch)
+    monkeypatch.setattr("tokenizer.model_folder.snapshot_download", fetch)
     loaded = ArcVQPixelCNNPipeline.from_pretrained("someone/model")
     assert calls == ["someone/model"] and torch.equal(loaded.prior.embedding.weight, pipe.prior.embedding.weight)
 

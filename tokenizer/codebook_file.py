@@ -30,6 +30,8 @@ def load_codebook_file(quantizer: Quantizer, file: Path) -> str:
     """
     if not isinstance(quantizer, LCQuantizer):
         raise ValueError(f"codebook_file {file} is a frozen table, which model.quantizer lc alone has; leave it out")
+    if file.exists() and not file.is_file():  # a device or a pipe might never end
+        raise ValueError(f"codebook_file {file} is no file; scripts/codebook.py features writes one")
     try:
         content = file.read_bytes()
     except OSError as error:

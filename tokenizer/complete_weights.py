@@ -1,24 +1,35 @@
 """A folder that holds exactly a model's weights, or does not load."""
 
+from pathlib import Path
 from typing import Any
+
+from tokenizer.model_folder import check_model_folder, local_folder
+
+_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 class CompleteWeights:
-    """To be named before diffusers' ModelMixin, whose `from_pretrained` leaves missing tensors empty."""
+    """To be named before diffusers' ModelMixin, whose `from_pretrained` trusts a folder: it reads pickles where there
+    are no safetensors, builds whatever the config says, and leaves missing tensors empty."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """Loads a folder as diffusers does.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Loads a folder, or a Hub id's, as diffusers does, from safetensors alone.
 
         Raises:
-            ValueError: tensors that are missing from the folder, or that have no place in the model.
+            ValueError: a folder whose config or weights are broken, or do not fit to each other.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        for problem, names in (("missing", info["missing_keys"]), ("left over", info["unexpected_keys"])):
-            if names:
-                raise ValueError(
-                    f"the weights in {pretrained_model_name_or_path} are not those that its config.json describes: "
-                    f"{', '.join(sorted(names)[:3])} {problem}"
-                )
-        return (model, info) if wants_info else model
+        hub = {name: kwargs.pop(name) for name in _HUB if name in kwargs}
+        part = kwargs.pop("subfolder", None) or ""
+        patterns = [str(Path(part, name)) for name in ("*.json", "*.safetensors")]
+        folder = local_folder(pretrained_model_name_or_path, patterns, **hub) / part
+        only_safetensors(kwargs)
+        check_model_folder(cls, folder, kwargs.get("variant"))
+        return super().from_pretrained(folder, **kwargs)
+
+
+def only_safetensors(kwargs: dict[str, Any]) -> None:
+    """Sets the option of diffusers' `from_pretrained`. Raises ValueError where it asks for pickles."""
+    if kwargs.get("use_safetensors") is False:
+        raise ValueError("use_safetensors=False would read pickles, which may run code; scripts/convert.py reads them")
+    kwargs["use_safetensors"] = True

@@ -15,6 +15,7 @@ from torch import Tensor
 from tokenizer.complete_weights import CompleteWeights
 from tokenizer.networks import ConvDecoder, ConvEncoder, conv_sizes
 from tokenizer.quantizers import QuantizerOutput, make_quantizer
+from tokenizer.size_limits import LARGEST_SIDE, check_at_most
 from tokenizer.vqgan import VQGANDecoder, VQGANEncoder, vqgan_sizes
 
 
@@ -109,6 +110,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         quantizer_options: dict[str, Any] | None = None,
     ):
         super().__init__()
+        check_at_most(LARGEST_SIDE, image_size=image_size)
         conv = {"residual_channels": residual_channels, "strided_layers": strided_layers}
         vqgan = {
             "channel_multipliers": channel_multipliers,

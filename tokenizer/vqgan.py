@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
+from tokenizer.size_limits import LARGEST_SIZE, MOST_LAYERS, check_at_most
+
 
 @dataclass(frozen=True)
 class VQGANSizes:
@@ -117,6 +119,14 @@ def vqgan_sizes(
         raise ValueError(
             "hidden_channels of network 'vqgan' must be a multiple of norm_groups, its normalisation groups, "
             f"got {hidden_channels} and {norm_groups}"
+        )
+    largest = hidden_channels * max(multipliers)
+    check_at_most(LARGEST_SIZE, in_channels=channels, z_channels=z_channels, **{"width of a level": largest})
+    check_at_most(MOST_LAYERS, num_residual_layers=num_layers)
+    if image_size >> (len(multipliers) - 1) < 1:
+        raise ValueError(
+            f"images of {image_size} pixels cannot be halved {len(multipliers) - 1} times, once per level but the "
+            "first: give channel_multipliers fewer entries"
         )
     # The height of each level's feature maps, from the highest level to the lowest.
     levels = [image_size // 2**level for level in range(len(multipliers))]

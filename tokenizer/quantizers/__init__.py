@@ -65,8 +65,8 @@ def _check_type(name: str, option: str, value: Any, annotation: Any) -> None:
     # An int is a good float, a bool is not a good int.
     elif type(value) is not annotation and not (annotation is float and type(value) is int):
         raise ValueError(f"{name}.{option} must be of type {annotation.__name__}, got {value!r}")
-    # Weights, rates, counts and angles: none of them has a meaning below 0.
-    elif type(value) is not bool and not 0 <= value < math.inf:
+    # Weights, rates, counts and angles: none of them has a meaning below 0, or where a float no longer counts.
+    elif type(value) is not bool and not 0 <= value < (2**53 if type(value) is int else math.inf):
         raise ValueError(f"{name}.{option} must be finite and not negative, got {value!r}")
 
 

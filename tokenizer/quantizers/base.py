@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tokenizer.noise import ImageNoise
+from tokenizer.size_limits import LARGEST_SIZE, check_at_most
 from tokenizer.straight_through import straight_through
 from tokenizer.unit_vectors import at_least_float32, unit_vectors
 from tokenizer.usage import code_counts, perplexity, usage
@@ -80,6 +81,7 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         if codebook_size < 1 or codebook_dim < 1:
             raise ValueError(f"a codebook needs at least one row and one column, got {codebook_size} x {codebook_dim}")
+        check_at_most(LARGEST_SIZE, codebook_size=codebook_size, codebook_dim=codebook_dim)
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
         self._noise_of: tuple[int, int] | None = None
