@@ -342,7 +342,7 @@ def test_what_a_parquet_shard_may_lack(tmp_path):
     assert f"shard {folder / 'train.parquet'}" in message(lambda: stream(folder))
     assert "holds string, no images" in message(lambda: stream(folder, image_column="text"))
     folder = written("null-image", image=[picture(0), None], label=[0, 1])
-    assert "holds no image" in message(lambda: stream(folder, **image))
+    assert "image 1 of shard" in (text := message(lambda: stream(folder, **image)[1])) and "is missing" in text
     folder = written("null-label", image=[picture(0)] * 2, label=[0, None])
     assert "has no label in row 1" in message(lambda: stream(folder, **image))
     folder = written("minus", image=[picture(0)] * 2, label=[0, -1])

@@ -33,13 +33,10 @@ class ParquetShard(Shard):
         images = table.column(self.image_field.partition(".")[0])
         if pa.types.is_struct(images.type):
             images = pa.compute.struct_field(images, "bytes")
-        if images.null_count:
-            row = pa.compute.index(pa.compute.is_null(images), True).as_py()
-            raise DataError(f"row {row} of row group {row_group} of shard {self.file.name} holds no image; remove it")
         labels = np.zeros(len(images), np.int64)
         if self.label_column:
             labels = _integers(table.column(self.label_column), self.file)
-        return Block([image.as_buffer() for image in images], labels)
+        return Block([image.as_buffer() if image.is_valid else None for image in images], labels)
 
     def read_labels(self) -> np.ndarray:
         """The label column alone."""
