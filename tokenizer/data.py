@@ -69,10 +69,8 @@ def load_images(config: DataConfig, split: Literal["train", "test"]) -> ImageDat
     used = {name: tables[name] for name in source.values()}
     labels, class_names = read_labels(used, label_column, config.label_column is not None)
     columns = {name: ImageColumn(as_images(table, image_column), image_column, name) for name, table in used.items()}
-    decode = columns["train"].decode
-    image_size, channels = first_size_and_channels(
-        len(rows["train"]), lambda index: decode(rows["train"][index]), config
-    )
+    stored, of_train = columns["train"], rows["train"]
+    image_size, channels = first_size_and_channels(len(of_train), lambda index: stored.decode(of_train[index]), config)
     return ImageDataset(
         encoded=columns[source[split]],
         rows=rows[split],

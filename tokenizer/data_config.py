@@ -105,6 +105,8 @@ def first_size_and_channels(
 
     `decode` gives one of the `number` images and the words that name it. DataError: no one side.
     """
+    if not number:
+        raise DataError(f"data set {config.name!r} has no images to train on; add some, or correct data.name")
     first, where = BadImages(number).usable(0, decode) if config.on_bad_image == "skip" else decode(0)
     if config.image_size is None and first.width != first.height:
         raise DataError(f"{where} is {first.width}x{first.height}, not square; set data.image_size to the side to use")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import datasets
 import numpy as np
@@ -113,8 +114,7 @@ def decode_image(encoded: bytes, where: str) -> PIL.Image.Image:
     """
     check_length(len(encoded), where)
     try:
-        image = PIL.Image.open(io.BytesIO(encoded), formats=_formats())
-        _check_header(image, where)
+        image = open_image(io.BytesIO(encoded), where)
         image.load()
         if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
             image = PIL.ImageOps.exif_transpose(image)
@@ -143,8 +143,9 @@ def check_pixels(width: int, height: int, where: str, divisor: int = 1) -> None:
         raise ImageError(f"{where} is too large: {width}x{height}, more than {limit // divisor:,} pixels; {_SMALLER}")
 
 
-def _check_header(image: PIL.Image.Image, where: str) -> None:
-    """Before pixels are decoded: ImageError unless there is one frame, of a size that fits."""
+def open_image(source: Path | BinaryIO, where: str) -> PIL.Image.Image:
+    """The image, its pixels not yet decoded. ImageError: several frames, or too large; what PIL raises besides."""
+    image = PIL.Image.open(source, formats=_formats())
     check_pixels(*image.size, where, 2 if image.format in _BUFFERED else 1)
     if not all(image.size):
         raise ImageError(f"{where} is {image.width}x{image.height}, without a pixel; remove it")
@@ -153,6 +154,7 @@ def _check_header(image: PIL.Image.Image, where: str) -> None:
         # Of a GIF or TIFF only counted by reading all of it.
         frames = vars(image).get("n_frames", "several")
         raise ImageError(f"{where} has {frames} frames; save the one to use as an image of its own")
+    return image
 
 
 @cache

@@ -14,7 +14,7 @@ import torch
 
 from tokenizer.bad_images import BadImages
 from tokenizer.data_config import HELD_OUT_SPLITS, DataConfig, first_size_and_channels, held_out_split
-from tokenizer.data_sources import HUB_IDS
+from tokenizer.data_sources import HUB_IDS, numbered_classes
 from tokenizer.framing import Framing, uniform_draws
 from tokenizer.image_dataset import FramedImages, as_floats, framed_pixels
 from tokenizer.image_files import DataError, ImageError, convert, decode_image
@@ -163,9 +163,8 @@ class StreamedImages(FramedImages):
     def _sample(self, block: Block, index: int, draws: np.ndarray | None) -> tuple[torch.Tensor, int]:
         image, where = self._decoded(block, index)
         image = convert(image, self.channels, where)  # a large one is not to be in memory in both forms from here on
-        return framed_pixels(image, where, self.framing, draws), int(
-            block.labels[index - int(self._first[self._block_of(index)])]
-        )
+        label = block.labels[index - int(self._first[self._block_of(index)])]
+        return framed_pixels(image, where, self.framing, draws), int(label)
 
     def _decoded(self, block: Block, index: int) -> tuple[PIL.Image.Image, str]:
         number = int(self._block_of(index))
@@ -238,8 +237,8 @@ def _class_names(shards: Sequence[Shard]) -> list[str]:
         if shard.class_names != labelled[0].class_names:
             other = labelled[0].file.name
             raise DataError(f"shard {shard.file.name} names other classes than {other}; write them alike")
-    highest = max(shard.label_range[1] for shard in labelled)
-    class_names = labelled[0].class_names or [str(label) for label in range(highest + 1)]
+    highest = max(labelled, key=lambda shard: shard.label_range[1])
+    class_names = labelled[0].class_names or numbered_classes(highest.label_range[1], f"shard {highest.file.name}")
     for shard in labelled:
         low, high = shard.label_range
         if low < 0 or high >= len(class_names):
