@@ -198,9 +198,11 @@ def _leave_signals_to_the_main_process(_: int) -> None:
 
 @atexit.register  # before that of multiprocessing, which sends daemons SIGTERM and waits for them
 def _end_workers() -> None:
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain that they were killed
+    for worker in workers:
+        worker.kill()
 
 
 def _pinned() -> bool:
