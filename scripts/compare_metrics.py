@@ -22,7 +22,7 @@ from accelerate import PartialState
 from command_line import ScriptParser, run_script
 from image_sources import DataSetImages
 from jsonargparse import Namespace
-from measuring import check_count
+from measuring import check_count, refuse_skipping
 from provenance import provenance
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from threads import use_all_cores
@@ -58,6 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(WeightFiles, "weights")
     parser.add_class_arguments(DataConfig, "data")
     config = parser.parse(args)
+    refuse_skipping(config)
     PartialState()
     use_all_cores()
     images = load_images(DataConfig(**config.data.as_dict()), "test")

@@ -25,7 +25,7 @@ from command_line import ScriptParser, run_script
 from generation import evaluate_generation
 from image_sources import DataSetImages, FolderImages, ImageSource, NpzImages
 from jsonargparse import Namespace
-from measuring import PACKAGES, check_count, default_extractor, make_measuring
+from measuring import PACKAGES, check_count, default_extractor, make_measuring, refuse_skipping
 from provenance import provenance
 from reconstruction import evaluate_reconstruction
 from reference import write_statistics
@@ -116,6 +116,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Measures, prints and writes."""
     parser = make_parser()
     config = parser.parse(args)
+    refuse_skipping(config)
     tasks = to_do(config)
     # Without a GPU accelerate has to be told, or takes each of several processes for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)

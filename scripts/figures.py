@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from command_line import ScriptParser, run_script
-from measuring import check_count
+from measuring import check_count, refuse_skipping
 from provenance import provenance
 from run_record import ARTEFACTS
 from sampling import PIXELS_AT_ONCE, default_device, round_trip
@@ -68,6 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=str, default="runs/figures", help="folder of the pictures")
     parser.add_class_arguments(DataConfig, "data")
     config = parser.parse(args)
+    refuse_skipping(config)
     use_all_cores()
     torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
     names = tokenizer_names(config.folders)

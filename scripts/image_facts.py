@@ -79,7 +79,8 @@ def image_facts(data: DataConfig) -> ImageFacts:
         if isinstance(images, StreamedImages):
             encoded_bytes = sum(shard.file.size for shard in images.shards)
         else:
-            encoded_bytes = int(images.encoded.sizes(images.rows).sum())
+            sizes = images.encoded.sizes(images.rows, unreadable=images.bad_images is not None)
+            encoded_bytes = int(sizes.clip(0).sum())
         facts = (images.channels, images.framing, len(images), images.num_classes, encoded_bytes)
         return ImageFacts(data.name, *facts, measured=True)
     words = data.name.lower().replace("-", "").replace("_", "")

@@ -5,7 +5,6 @@ Each is a sequence of uint8 (C, H, W) tensors of one size, read when asked for, 
 
 import copy
 import hashlib
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-from numpy.lib import format as npy
+from npz_headers import no_npz, npz_headers
 from torch import Tensor
 
 from pipelines.metrics import to_uint8
 from pipelines.protocols import Protocol
 from tokenizer.data import ImageDataset
-from tokenizer.image_files import convert
+from tokenizer.data_sources import MOST_CLASSES
+from tokenizer.image_files import ImageError, convert, open_image, reason_of
 
 
 class ImageSource(ABC):
@@ -146,8 +146,8 @@ class FolderImages(ImageSource):
         with _opened(file) as image:
             try:
                 image.load()
-            except (OSError, SyntaxError, ValueError) as error:
-                raise ValueError(f"image {file} is broken: {error}; remove it or save it again") from error
+            except Exception as error:  # what a decoder raises on broken data is open-ended
+                raise _broken(file, error) from error
             pixels = np.asarray(convert(image, self._channels, f"image {file}"))
         return torch.from_numpy(np.array(pixels)).reshape(*self.image_size, self._channels).permute(2, 0, 1)
 
@@ -176,24 +176,25 @@ class NpzImages(ImageSource):
 
     def __init__(self, file: Path):
         self.name = str(file)
+        headers = npz_headers(file)
+        shape, dtype = headers["arr_0"].shape, headers["arr_0"].dtype
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or headers["arr_0"].by_columns:
+            order = " in Fortran order" * headers["arr_0"].by_columns
+            raise ValueError(f"arr_0 of {file} is {dtype} {shape}{order}, not uint8 (N, H, W, 3 or 1)")
+        if "arr_1" in headers and headers["arr_1"].shape != shape[:1]:
+            raise ValueError(f"arr_1 of {file} has shape {headers['arr_1'].shape}, not one label per image")
+        if "arr_1" in headers and headers["arr_1"].dtype.kind not in "iu":
+            raise ValueError(f"arr_1 of {file} is {headers['arr_1'].dtype}, not integers; save the labels as int64")
         try:
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()
-                if "arr_0.npy" not in names:
-                    raise ValueError(
-                        f"{file} has no array arr_0, only {', '.join(names)}; save images with numpy.savez"
-                    )
-                self.images = _mapped(file, archive.getinfo("arr_0.npy"))
             with np.load(file, allow_pickle=False) as arrays:
+                self.images = headers["arr_0"].mapped(file)
                 self.images = arrays["arr_0"] if self.images is None else self.images
-                self.labels = torch.from_numpy(arrays["arr_1"].astype(np.int64)) if "arr_1.npy" in names else None
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
-            raise ValueError(f"{file} cannot be read as an npz: {error}; save images with numpy.savez") from error
-        shape, dtype = self.images.shape, self.images.dtype
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or len(self.images) == 0:
-            raise ValueError(f"arr_0 of {file} is {dtype} {shape}, not uint8 (N, H, W, 3 or 1)")
-        if self.labels is not None and self.labels.shape != (len(self.images),):
-            raise ValueError(f"arr_1 of {file} has shape {tuple(self.labels.shape)}, not one label per image")
+                labels = arrays["arr_1"] if "arr_1" in headers else None
+        except Exception as error:
+            raise no_npz(file, error) from error
+        if labels is not None and not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
+            raise ValueError(f"arr_1 of {file} has labels {labels.min()} to {labels.max()}, which are no classes")
+        self.labels = None if labels is None else torch.from_numpy(labels.astype(np.int64))
         self.image_size = (shape[1], shape[2])
 
     def __len__(self) -> int:
@@ -207,25 +208,17 @@ class NpzImages(ImageSource):
         self.images, self.labels = self.images[:number], None if self.labels is None else self.labels[:number]
 
 
-def _mapped(file: Path, member: zipfile.ZipInfo) -> np.ndarray | None:
-    """An array stored in a zip without compression, mapped into memory; None where it is compressed."""
-    if member.compress_type != zipfile.ZIP_STORED:
-        return None
-    with file.open("rb") as raw:
-        raw.seek(member.header_offset + 26)  # of a local header: lengths of the name and of the extra field
-        lengths = np.frombuffer(raw.read(4), "<u2")
-        raw.seek(member.header_offset + 30 + int(lengths.sum()))
-        version = npy.read_magic(raw)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(raw)
-        if dtype.hasobject or fortran_order:
-            raise ValueError(f"arr_0 of {file} is {dtype}{' in Fortran order' * fortran_order}, not uint8 (N, H, W, C)")
-        return np.memmap(file, dtype=dtype, mode="r", offset=raw.tell(), shape=shape)
-
-
 def _opened(file: Path) -> PIL.Image.Image:
-    """The image, its pixels not yet read."""
+    """The image, its pixels not yet read. ValueError: it is none that can be."""
+    if not file.is_file():  # to open a pipe is to wait for its other end
+        raise _broken(file, ValueError("it is no file"))
     try:
-        return PIL.Image.open(file)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"image {file} is broken: {error}; remove it or save it again") from error
+        return open_image(file, f"image {file}")
+    except ImageError:
+        raise
+    except Exception as error:  # of broken headers, and of sizes that PIL refuses itself
+        raise _broken(file, error) from error
+
+
+def _broken(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"image {file} is broken: {reason_of(error)}; remove it or save it again")

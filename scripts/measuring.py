@@ -94,6 +94,15 @@ def environment() -> dict[str, Any]:
     return {"torch": torch.__version__, "device": PartialState().device.type}
 
 
+def refuse_skipping(config: Namespace) -> None:
+    """ValueError where images would be left out: a number is that of all images of a split."""
+    if config.data.on_bad_image != "error":
+        raise ValueError(
+            f"data.on_bad_image {config.data.on_bad_image} would measure some images twice and others not; "
+            "set it to error, and remove the images that are then named"
+        )
+
+
 def check_count(number: int | None, there: int, what: str) -> int:
     """The number of images to measure: `number`, or all `there` are. ValueError where it is not between 1 and those."""
     if number is not None and not 1 <= number <= there:

@@ -11,6 +11,7 @@ number of processes. Started again after an interruption, the same command goes 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -34,6 +35,9 @@ from pipelines.class_labels import ClassConditionalPipeline
 from pipelines.pictures import save_class_samples
 
 SHOWN = 200  # images of the grid
+
+# Of a file of labels and of one of its lines, so that something else is not taken for one.
+LABELS_BYTES, LINE_LENGTH = 2**26, 1000
 
 
 def make_parser() -> ScriptParser:
@@ -132,17 +136,38 @@ def wanted_labels(pipeline: ClassConditionalPipeline, config: Namespace) -> Tens
         raise ValueError(f"--class_labels and the file --labels {config.labels} both say which classes: leave one out")
     if config.per_class != make_parser().get_defaults().per_class:
         raise ValueError(f"--per_class {config.per_class} changes nothing beside the file --labels {config.labels}")
-    file = Path(config.labels)
-    if not file.is_file():
-        raise ValueError(f"labels is balanced, random, or a text file that is there, got {config.labels!r}")
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text file; --labels takes an id or a name per line") from error
+    lines = label_lines(Path(config.labels))
     number = len(lines) if config.num_images is None else config.num_images
     if not 1 <= number <= len(lines):
-        raise ValueError(f"{file} has {len(lines)} labels, one in each line, for {number} images")
-    return pipeline.check_labels(label_ids(pipeline, lines[:number]), len(pipeline.class_names)).cpu()
+        raise ValueError(f"{config.labels} has {len(lines)} labels, one in each line, for {number} images")
+    ids: dict[str, int] = {}  # as lines repeat
+    for line, text in islice(lines.items(), number):
+        if text in ids:
+            continue
+        try:
+            (ids[text],) = label_ids(pipeline, [text])
+            pipeline.check_labels(ids[text], len(pipeline.class_names))
+        except ValueError as error:
+            raise ValueError(f"line {line} of {config.labels}: {error}") from error
+    return torch.tensor([ids[text] for text in islice(lines.values(), number)])
+
+
+def label_lines(file: Path) -> dict[int, str]:
+    """The lines of a text file that are not blank, by their number from 1 on. ValueError: it is no text file."""
+    try:
+        if not file.is_file():
+            raise ValueError(f"labels is balanced, random, or a text file that is there, got {str(file)!r}")
+        if (size := file.stat().st_size) > LABELS_BYTES:
+            raise ValueError(
+                f"{file} has {size:,} bytes, more than {LABELS_BYTES:,}; --labels takes an id or a name per line"
+            )
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text file; --labels takes an id or a name per line") from error
+    long = next((number for number, line in enumerate(lines, start=1) if len(line) > LINE_LENGTH or "\0" in line), None)
+    if long is not None:
+        raise ValueError(f"line {long} of {file} is no id or name; --labels takes one per line")
+    return {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
 
 
 def label_ids(pipeline: ClassConditionalPipeline, names: list[str] | None) -> list[int]:
@@ -150,8 +175,9 @@ def label_ids(pipeline: ClassConditionalPipeline, names: list[str] | None) -> li
     known = pipeline.class_names
     if names is None:
         return list(known)
+    numbers = re.compile(r"-?\d{1,18}")  # of more digits no 64-bit integer is sure to hold them
     return [
-        int(name) if name.lstrip("-").isdecimal() and name not in known.values() else pipeline.get_label_ids(name)[0]
+        int(name) if numbers.fullmatch(name) and name not in known.values() else pipeline.get_label_ids(name)[0]
         for name in names
     ]
 

@@ -135,7 +135,7 @@ def test_workers_decode_the_same_pixels_and_progress_sees_all_batches(config):
 
     def progress(batches):
         for batch in batches:
-            seen.append(len(batch))
+            seen.append(len(batch[0]))
             yield batch
 
     decoded = hold_in_memory(encoded, DataConfig(num_workers=2), progress)

@@ -287,6 +287,7 @@ def bad(home):
         (("generation", "pipeline", "--protocol", "adm"), "not with --reference test"),
         (("generation", "pipeline", "--protocol", "rfid"), "protocol rfid is none of generation"),
         (("generation", "pipeline", "--num_images", 5), "need 10 images or more, got num_images 5"),
+        (("reconstruction", "tokenizer", "--data.on_bad_image", "skip"), "would measure some images twice"),
         (("reconstruction", "tokenizer", "--num_images", 361), "num_images is 361, but there are 360 images"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",

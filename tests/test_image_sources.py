@@ -1,6 +1,9 @@
 """Images in folders and npz files: read as they were written, in order, or refused in one line."""
 
+import io
+import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +136,76 @@ def test_an_npz_that_cannot_be_measured_is_one_line(tmp_path):
     np.savez(file, np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3))
     with pytest.raises(ValueError, match="not one label per image"):
         NpzImages(file)
+
+
+def save_header(file, header, content=b"", compression=zipfile.ZIP_STORED):
+    """An npz whose arr_0 is of any header."""
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        text = header.encode("latin1") + b"\n"
+        archive.writestr("arr_0.npy", b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text + content)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (100000000, 1000, 1000, 3)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (3, 1, 1, 3)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 2, 2, 3)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1, 2, 2, 3)}",
+        "{'descr': 'nothing', 'fortran_order': False, 'shape': (1, 2, 2, 3)}",
+        "{'descr': '|u1'",
+        "[" * 9000,
+        "",
+    ],
+)
+def test_an_npz_with_a_broken_header_is_refused_before_its_array_is_read(tmp_path, monkeypatch, header, compression):
+    save_header(tmp_path / "a.npz", header, bytes(12), compression)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("an array was read"))
+    with pytest.raises(
+        ValueError, match=r"a\.npz cannot be read as an npz: .*; save images with numpy\.savez"
+    ) as error:
+        NpzImages(tmp_path / "a.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_a_cut_or_changed_npz_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3))
+    whole = buffer.getvalue()
+    for place in range(0, len(whole), 3):
+        for content in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :]):
+            (tmp_path / "a.npz").write_bytes(content)
+            try:
+                NpzImages(tmp_path / "a.npz")
+            except ValueError as error:
+                assert "a.npz" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("labels", [np.array([0, -1]), np.array([0, 2**62]), np.array([0, 2**63], np.uint64)])
+def test_labels_of_an_npz_that_are_no_classes(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", np.zeros((2, 4, 4, 3), np.uint8), labels)
+    with pytest.raises(ValueError, match=r"arr_1 of .*a\.npz has labels .* which are no classes"):
+        NpzImages(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2))
+    with pytest.raises(ValueError, match="is float64, not integers"):
+        NpzImages(tmp_path / "a.npz")
+
+
+def test_files_that_claim_to_be_png_are_one_line(tmp_path, monkeypatch):
+    folder = save_pngs(random_images(3), tmp_path / "large")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 29)
+    with pytest.raises(ValueError, match=r"image .*000\.png is too large: 5x6, more than 29 pixels"):
+        FolderImages(folder)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 14)
+    with pytest.raises(ValueError, match=r"image .*000\.png is broken: Image size \(30 pixels\)"):
+        FolderImages(folder)
+    monkeypatch.undo()
+    frames = [Image.fromarray(np.full((6, 5), value, np.uint8)) for value in (1, 200)]
+    frames[0].save(folder / "001.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"001\.png has 2 frames"):
+        FolderImages(folder)
+    (folder / "001.png").unlink()
+    os.mkfifo(folder / "001.png")
+    with pytest.raises(ValueError, match=r"001\.png is broken: it is no file"):
+        FolderImages(folder)

@@ -342,7 +342,7 @@ def test_what_a_parquet_shard_may_lack(tmp_path):
     assert f"shard {folder / 'train.parquet'}" in message(lambda: stream(folder))
     assert "holds string, no images" in message(lambda: stream(folder, image_column="text"))
     folder = written("null-image", image=[picture(0), None], label=[0, 1])
-    assert "holds no image" in message(lambda: stream(folder, **image))
+    assert "image 1 of shard" in (text := message(lambda: stream(folder, **image)[1])) and "is missing" in text
     folder = written("null-label", image=[picture(0)] * 2, label=[0, None])
     assert "has no label in row 1" in message(lambda: stream(folder, **image))
     folder = written("minus", image=[picture(0)] * 2, label=[0, -1])
@@ -368,6 +368,15 @@ def test_what_a_parquet_shard_may_lack(tmp_path):
         ({"a.png": b"", "a.cls": b"0", "b.cls": b"0"}, "no image (.jpg, .jpeg, .png, .webp) for '/b'"),
         ({"a.png": b"", "a.jpg": b"", "a.cls": b"0"}, "several images for '/a'"),
         ({"a.png": b"", "a.cls": b"cat"}, "the label b'cat' for '/a', not an integer"),
+        ({"a.png": b"", "a.cls": b""}, "the label b'' for '/a', not an integer"),
+        ({"a.png": b"", "a.cls": b"\0\xff"}, "not an integer"),
+        (
+            {"a.png": b"", "a.cls": b"%d" % 2**63},
+            "the label b'9223372036854775808' for '/a', not an integer of 64 bits",
+        ),
+        ({"a.png": b"", "a.cls": b"-%d" % 2**63}, "not an integer of 64 bits"),
+        ({"a.png": b"", "a.cls": b"1" * 5000}, "a .cls of 5,000 bytes for '/a', not an integer"),
+        ({"a.png": b"", "a.cls": b"%d" % 10**12}, "label 1000000000000, which is no class; number the classes"),
         ({"a.png": b"", "a.cls": b"0", "b.png": b""}, "no .cls for sample 1"),
     ],
 )
@@ -375,6 +384,46 @@ def test_what_a_tar_shard_may_lack(tmp_path, members, expected):
     write_tar(tmp_path / "train.tar", members)
     text = message(lambda: stream(tmp_path))
     assert text.startswith(f"shard {tmp_path / 'train.tar'} ") and expected in text
+
+
+@pytest.mark.parametrize("size", [2**40, 2**28, -512, -(2**20)])
+@pytest.mark.parametrize("ending", ["png", "json"])
+def test_a_tar_whose_sizes_lie_is_named(tmp_path, size, ending):
+    """A size below 0, which base-256 allows, would lead back to the same header."""
+    write_tar(tmp_path / "train.tar", {"a.png": picture(0), f"b.{ending}": picture(1), "c.png": picture(2)})
+    content = bytearray((tmp_path / "train.tar").read_bytes())
+    header = content.index(f"b.{ending}".encode())
+    content[header + 124 : header + 136] = (b"\x80" if size > 0 else b"\xff") + (size % 2**88).to_bytes(11, "big")
+    content[header + 148 : header + 156] = b" " * 8
+    content[header + 148 : header + 156] = f"{sum(content[header : header + 512]):06o}\0 ".encode()
+    (tmp_path / "train.tar").write_bytes(content)
+    text = message(lambda: stream(tmp_path))
+    assert f"shard {tmp_path / 'train.tar'}" in text and ("cannot be read" in text or "bytes, more than" in text)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (pa.array([0, 2**64 - 1], pa.uint64()), "no class"),
+        (pa.array([0, 2**62]), f"has label {2**62}, which is no class; number the classes from 0 on"),
+        (pa.array([-(2**63), 0]), f"has label -{2**63}, which is no class"),
+    ],
+)
+@pytest.mark.parametrize("statistics", [True, False])
+def test_labels_that_are_no_numbers_of_classes(tmp_path, labels, expected, statistics):
+    table = pa.table({"image": [picture(0)] * 2, "label": labels})
+    pq.write_table(table, tmp_path / "train.parquet", write_statistics=statistics)
+    assert expected in message(lambda: stream(tmp_path, image_column="image"))
+    whole = DataConfig(name=str(tmp_path), image_size=6, image_column="image")
+    assert "no class" in message(lambda: load_images(whole, "train"))
+
+
+def test_labels_that_the_footer_does_not_tell_of(tmp_path):
+    pq.write_table(pa.table({"image": [picture(0)] * 2, "label": [0, 1]}), tmp_path / "train.parquet")
+    data = stream(tmp_path, image_column="image")
+    data.shards[0].label_range = (0, 0)  # what a footer that lies would lead to
+    for use in (lambda: data[0], lambda: data.labels):
+        assert "has labels outside 0..0, which its footer gives" in message(use)
 
 
 def test_a_single_tar_by_its_own_name(tmp_path):

@@ -4,6 +4,9 @@ The order of the training images is a function of (seed, step) alone: a resumed 
 workers or processes, sees the same global batches as an uninterrupted run on one.
 """
 
+import atexit
+import multiprocessing
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -142,7 +145,7 @@ class StreamedBatches:
         workers = min(self.num_workers, share)
         places = np.array_split(self.rank * share + np.arange(share), max(workers, 1))
         # uint8 between the processes: a quarter of the bytes. Pinned are the batches, not their parts.
-        parts = iter(DataLoader(_Parts(self, places), None, num_workers=workers, generator=torch.Generator()))
+        parts = iter(loader(_Parts(self, places), workers, pinned=False, batch_size=None))
         for _ in range(len(self)):
             images, labels = zip(*(next(parts) for _ in places), strict=True)
             batch = {"images": as_floats(torch.cat(images)), "labels": torch.cat(labels)}
@@ -174,13 +177,32 @@ def check_shares(num_samples: int, batch_size: int, rank: int, world_size: int) 
         raise DataError(f"rank {rank} is not in 0..{world_size - 1}, the ranks of the processes")
 
 
-def loader(dataset: Dataset | range, num_workers: int, **batching) -> DataLoader:
-    """torch's loader, without a trace in the global random state; a data set in memory needs no workers."""
+def loader(dataset: Dataset | range, num_workers: int, pinned: bool = True, **batching) -> DataLoader:
+    """torch's loader, without a trace in the global random state; a data set in memory needs no workers.
+
+    Signals by which a job is ended or told to save are for the main process, which workers outlive by seconds.
+    """
     if getattr(dataset, "in_memory", False):
         num_workers = 0  # to index a tensor takes less than to send the batch from another process
     # A generator of its own: without one each pass draws a seed from the global random state and moves it on.
     generator = torch.Generator()
-    return DataLoader(dataset, num_workers=num_workers, pin_memory=_pinned(), generator=generator, **batching)
+    batching |= {"pin_memory": pinned and _pinned(), "worker_init_fn": _leave_signals_to_the_main_process}
+    return DataLoader(dataset, num_workers=num_workers, generator=generator, **batching)
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    # A scheduler, or the keyboard, signals the whole process group; a step that is to be saved still needs its batch.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register  # before that of multiprocessing, which sends daemons SIGTERM and waits for them
+def _end_workers() -> None:
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain that they were killed
+    for worker in workers:
+        worker.kill()
 
 
 def _pinned() -> bool:

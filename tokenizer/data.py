@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from tokenizer.bad_images import BadImages
 from tokenizer.batches import StepBatches, epoch_order, evaluation_batches, training_batches
-from tokenizer.data_config import DataConfig, held_out_split, size_and_channels
+from tokenizer.data_config import DataConfig, first_size_and_channels, held_out_split
 from tokenizer.data_sources import as_images, find_columns, load_tables, read_labels
 from tokenizer.decoded import hold_in_memory, pixel_batches
 from tokenizer.image_dataset import ImageDataset
@@ -32,7 +33,7 @@ __all__ = [
 
 
 def load_images(config: DataConfig, split: Literal["train", "test"]) -> ImageDataset | StreamedImages:
-    """The train or the held-out images of a data set; nothing but the first image is decoded.
+    """The train or the held-out images of a data set; nothing but the first usable image is decoded.
 
     The held-out split is `config.test_split`, else the one called test, else validation, valid or val. Where there is
     none, every tenth image of `epoch_order(n, 0, 0)` is held out of the train split, the same ones in every run (of
@@ -68,7 +69,8 @@ def load_images(config: DataConfig, split: Literal["train", "test"]) -> ImageDat
     used = {name: tables[name] for name in source.values()}
     labels, class_names = read_labels(used, label_column, config.label_column is not None)
     columns = {name: ImageColumn(as_images(table, image_column), image_column, name) for name, table in used.items()}
-    image_size, channels = size_and_channels(*columns["train"].decode(rows["train"][0]), config)
+    stored, of_train = columns["train"], rows["train"]
+    image_size, channels = first_size_and_channels(len(of_train), lambda index: stored.decode(of_train[index]), config)
     return ImageDataset(
         encoded=columns[source[split]],
         rows=rows[split],
@@ -78,4 +80,5 @@ def load_images(config: DataConfig, split: Literal["train", "test"]) -> ImageDat
         channels=channels,
         name=config.name,
         split=split,
+        bad_images=BadImages(len(rows[split])) if config.on_bad_image == "skip" else None,
     )

@@ -1,11 +1,12 @@
 """Which images are read and as what; the options that a data set's name leaves open."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
 import PIL.Image
 
+from tokenizer.bad_images import BadImages
 from tokenizer.framing import Framing
 from tokenizer.image_files import DataError
 
@@ -36,6 +37,8 @@ class DataConfig:
         streaming: whether shards (parquet, or tar as of WebDataset) are read as they are needed, in blocks whose order
             is shuffled, and nothing is copied or downloaded as a whole.
         shuffle_buffer: streamed images that are shuffled among each other, over all processes.
+        on_bad_image: what an image that cannot be read, decoded or framed is: an error, or, with skip, replaced by the
+            next usable one of the data set and its label, and counted.
         test_split: name of the held-out split; validation, valid and val are one name. None: test, else validation.
     """
 
@@ -51,6 +54,7 @@ class DataConfig:
     flip: bool = False
     streaming: bool = False
     shuffle_buffer: int = 10_000
+    on_bad_image: Literal["error", "skip"] = "error"
     test_split: str | None = None
 
     def check(self) -> None:
@@ -61,6 +65,7 @@ class DataConfig:
             (self.memory_limit_gib >= 0, "memory_limit_gib", "0 (never) or more"),
             (self.crop in ("center", "random"), "crop", "center or random"),
             (self.shuffle_buffer >= 1, "shuffle_buffer", "1 (only blocks are shuffled) or more"),
+            (self.on_bad_image in ("error", "skip"), "on_bad_image", "error or skip"),
             (self.test_split != "train", "test_split", "a split that is not trained on"),
         ]
         for right, option, remedy in wrong:
@@ -93,8 +98,16 @@ def held_out_split(found: Collection[str], config: DataConfig) -> str | None:
     return held_out
 
 
-def size_and_channels(first: PIL.Image.Image, where: str, config: DataConfig) -> tuple[int, int]:
-    """The images' side and channels: those that the config sets, else the first image's. DataError: no one side."""
+def first_size_and_channels(
+    number: int, decode: Callable[[int], tuple[PIL.Image.Image, str]], config: DataConfig
+) -> tuple[int, int]:
+    """The images' side and channels: those that the config sets, else those of the first image, or first usable one.
+
+    `decode` gives one of the `number` images and the words that name it. DataError: no one side.
+    """
+    if not number:
+        raise DataError(f"data set {config.name!r} has no images to train on; add some, or correct data.name")
+    first, where = BadImages(number).usable(0, decode) if config.on_bad_image == "skip" else decode(0)
     if config.image_size is None and first.width != first.height:
         raise DataError(f"{where} is {first.width}x{first.height}, not square; set data.image_size to the side to use")
     grey = first.mode in ("1", "L") or first.mode.startswith("I")

@@ -14,6 +14,9 @@ from tokenizer.class_folders import read_class_folders
 from tokenizer.data_config import DataConfig
 from tokenizer.image_files import BICUBIC, DataError, reason_of
 
+# Labels are numbers from 0 on: one beyond this is a hash, a time, or broken.
+MOST_CLASSES = 2**20
+
 HUB_IDS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 
 
@@ -109,10 +112,28 @@ def read_labels(
         return {split: values.to_numpy().astype(np.int64) for split, values in ids.items()}, class_names
     if not dtype.startswith(("int", "uint")):
         raise DataError(f"label column {column!r} holds {feature}, not integers or strings; set data.label_column")
-    labels = {split: values.to_numpy().astype(np.int64) for split, values in arrow.items()}
+    labels = {split: as_integers(values, f"label column {column!r}") for split, values in arrow.items()}
     values = np.concatenate(list(labels.values()))
+    if not len(values):
+        return labels, []
     low, high = values.min(), values.max()
-    class_names = feature.names if isinstance(feature, datasets.ClassLabel) else [str(i) for i in range(high + 1)]
+    numbered = not isinstance(feature, datasets.ClassLabel)
+    class_names = numbered_classes(high, f"label column {column!r}") if numbered else feature.names
     if low < 0 or high >= len(class_names):
         raise DataError(f"label column {column!r} has label {low if low < 0 else high}, which is no class; correct it")
     return labels, class_names
+
+
+def as_integers(labels: pyarrow.ChunkedArray, where: str) -> np.ndarray:
+    """Arrow integers as int64 (n,). DataError: one is larger than that."""
+    try:
+        return labels.cast(pyarrow.int64()).to_numpy()
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{where} has a label that is no class: {reason_of(error)}; correct it") from error
+
+
+def numbered_classes(highest: int, where: str) -> list[str]:
+    """The names of classes that have none: their numbers, up to the highest. DataError: that is no class."""
+    if highest >= MOST_CLASSES:
+        raise DataError(f"{where} has label {highest}, which is no class; number the classes from 0 on")
+    return [str(label) for label in range(highest + 1)]

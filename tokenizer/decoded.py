@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tokenizer.bad_images import BadImages
 from tokenizer.batches import loader
 from tokenizer.data_config import DataConfig
 from tokenizer.framing import mirrored, uniform_draws
@@ -27,8 +28,9 @@ class DecodedImages(Dataset):
 
     Attributes:
         pixels: (n, channels, image_size, image_size) uint8.
-        labels: (n,) int64.
-        source_fingerprint: what `fingerprint` of the decoded data set says.
+        labels: (n,) int64, of the images that are held.
+        source: the data set that was decoded; it says which images are unusable.
+        source_fingerprint: what `fingerprint` of it says.
         flip: whether training sees half of the images mirrored.
     """
 
@@ -37,6 +39,7 @@ class DecodedImages(Dataset):
     class_names: list[str]
     name: str
     split: str
+    source: ImageDataset
     source_fingerprint: str
     flip: bool = False
     in_memory: ClassVar[bool] = True
@@ -73,6 +76,15 @@ class DecodedImages(Dataset):
         pixels[flips] = pixels[flips].flip(-1)
         return {"images": as_floats(pixels), "labels": self.labels[indices]}
 
+    @property
+    def bad_images(self) -> BadImages | None:
+        """Those in whose place others are held; None where they are errors."""
+        return self.source.bad_images
+
+    def try_image(self, index: int) -> None:
+        """Raises ImageError where the image at an index of the data set that was decoded is unusable."""
+        self.source.try_image(index)
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the encoded images, labels, size and channels."""
         return self.source_fingerprint
@@ -88,7 +100,7 @@ def pixel_batches(dataset: ImageDataset | DecodedImages | StreamedImages, num_wo
 def hold_in_memory(
     dataset: ImageDataset | StreamedImages,
     config: DataConfig,
-    progress: Callable[[Iterable], Iterable] = lambda batches: batches,
+    progress: Callable[[Iterable[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tensor]]] = lambda batches: batches,
 ) -> ImageDataset | DecodedImages | StreamedImages:
     """The data set decoded where its pixels take no more than `config.memory_limit_gib`, else as it is.
 
@@ -101,16 +113,19 @@ def hold_in_memory(
     """
     if isinstance(dataset, StreamedImages) or not bytes_held(dataset, config):
         return dataset
-    pixels = torch.empty(_shape(dataset), dtype=torch.uint8)
-    batches = progress(pixel_batches(dataset, config.num_workers))
-    for place, batch in zip(pixels.split(PIXEL_BATCH), batches, strict=True):
-        place.copy_(batch)
+    pixels, labels = torch.empty(_shape(dataset), dtype=torch.uint8), torch.empty_like(dataset.labels)
+    places = zip(pixels.split(PIXEL_BATCH), labels.split(PIXEL_BATCH), strict=True)
+    batches = loader(range(len(dataset)), config.num_workers, batch_size=PIXEL_BATCH, collate_fn=dataset.labelled)
+    for (its_pixels, its_labels), (found, of_these) in zip(places, progress(batches), strict=True):
+        its_pixels.copy_(found)
+        its_labels.copy_(of_these)  # of the images that stand in for unusable ones, not those that were stored
     return DecodedImages(
         pixels=pixels,
-        labels=dataset.labels,
+        labels=labels,
         class_names=dataset.class_names,
         name=dataset.name,
         split=dataset.split,
+        source=dataset,
         source_fingerprint=dataset.fingerprint(),
         flip=dataset.framing.flip,
     )

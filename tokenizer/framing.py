@@ -6,7 +6,10 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from tokenizer.image_files import BICUBIC, DataError
+from tokenizer.image_files import BICUBIC, ImageError, check_pixels
+
+# Of a side's pixels when an image is resized: PIL's table of weights takes some 40 bytes for each.
+LONGEST_SIDE = 2**20
 
 _DRAWS = 3  # an image's: whether it is mirrored, the place of the crop from the left and from the top
 
@@ -62,7 +65,7 @@ class Framing:
         """The (image_size, image_size) image that `draws` (3,) ask for; without draws its centre, not mirrored.
 
         Raises:
-            DataError: the image, which `where` names, is smaller than the square.
+            ImageError: the image, which `where` names, is smaller than the square, or too long to be resized.
         """
         image = self._resize(image, where)
         size = self.image_size
@@ -82,8 +85,12 @@ class Framing:
         if short < self.image_size and not self.resize_to:
             found, wanted = f"{image.width}x{image.height}", f"{self.image_size}x{self.image_size}"
             remedy = f"remove it, lower data.image_size, or set data.resize_to to {self.image_size} to enlarge it"
-            raise DataError(f"{where} is {found}, smaller than {wanted}; {remedy}")
+            raise ImageError(f"{where} is {found}, smaller than {wanted}; {remedy}")
         if target in (0, short):
             return image
         width, height = (round(side * target / short) for side in image.size)
+        check_pixels(width, height, f"{where}, {image.width}x{image.height}, resized to a short side of {target},")
+        if max(*image.size, width, height) > LONGEST_SIDE:
+            found = f"{where} is {image.width}x{image.height}, of which the long side is too long to be resized"
+            raise ImageError(f"{found}; remove it, or cut it into shorter ones")
         return image.resize((width, height), BICUBIC)

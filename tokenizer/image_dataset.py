@@ -1,6 +1,7 @@
 """The images and labels of one split, by index, decoded when they are asked for."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,12 +10,16 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
+from tokenizer.bad_images import BadImages, Found
 from tokenizer.framing import Framing, uniform_draws
-from tokenizer.image_files import ImageColumn, convert
+from tokenizer.image_files import ImageColumn, ImageError, convert
 
 # Of more images than this the fingerprint reads the bytes of a part: all of ImageNet would be 140 GB before step one.
 FINGERPRINT_WHOLE = 100_000
 FINGERPRINT_PART = 10_000
+
+# In the place of a length, where an image cannot be read and is skipped.
+UNREADABLE = b"\xff" * 8
 
 
 class FramedImages(Dataset):
@@ -22,6 +27,7 @@ class FramedImages(Dataset):
 
     framing: Framing
     class_names: list[str]
+    bad_images: BadImages | None  # None where they are errors
 
     @property
     def image_size(self) -> int:
@@ -31,6 +37,10 @@ class FramedImages(Dataset):
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def _usable(self, index: int, read: Callable[[int], Found]) -> Found:
+        """What `read` makes of the index, or of the one that stands in for it."""
+        return read(index) if self.bad_images is None else self.bad_images.usable(index, read)
+
 
 @dataclass(eq=False, repr=False)
 class ImageDataset(FramedImages):
@@ -39,7 +49,8 @@ class ImageDataset(FramedImages):
     Item: {"images": float32 (channels, image_size, image_size) in [-1, 1], "labels": int64 ()}; of a list of indices,
     the batch of their items. Images are turned upright by their EXIF orientation, transparency shows white, 16-bit grey
     is rounded to 8 bits, the image is resized (bicubic, antialiased) as `framing` says and the centre is cropped.
-    What is drawn at random comes from `augmented` alone. `labels` are all labels, int64 (n,).
+    What is drawn at random comes from `augmented` alone. `labels` are all labels, int64 (n,). With `bad_images` the
+    next usable image stands in for one that is not, with its own label and its own draws.
 
     Raises:
         DataError: from an item: its image cannot be read or decoded, or is smaller than `image_size`.
@@ -53,6 +64,7 @@ class ImageDataset(FramedImages):
     channels: int
     name: str
     split: str
+    bad_images: BadImages | None = None
 
     @property
     def is_augmented(self) -> bool:
@@ -63,23 +75,39 @@ class ImageDataset(FramedImages):
         return len(self.rows)
 
     def __getitem__(self, index: int | list[int]) -> dict[str, torch.Tensor]:
-        return {"images": as_floats(self.decode(index)), "labels": self.labels[index]}
+        pixels, labels = self.labelled(index)
+        return {"images": as_floats(pixels), "labels": labels}
 
     def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, torch.Tensor]:
         """The batch of the indices as training sees it in an epoch: with random crops and flips where asked for."""
-        draws = uniform_draws(seed, epoch, indices)
-        images = torch.stack([self._pixels(index, drawn) for index, drawn in zip(indices, draws, strict=True)])
-        return {"images": as_floats(images), "labels": self.labels[indices]}
+        draws = dict(zip(indices, uniform_draws(seed, epoch, indices), strict=True))
+
+        def read(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            drawn = draws[index] if index in draws else uniform_draws(seed, epoch, [index])[0]
+            return self._pixels(index, drawn), self.labels[index]
+
+        pixels, labels = zip(*(self._usable(index, read) for index in indices), strict=True)
+        return {"images": as_floats(torch.stack(pixels)), "labels": torch.stack(labels)}
 
     def decode(self, index: int | list[int]) -> torch.Tensor:
         """The image, uint8 (channels, image_size, image_size); of a list of b indices, (b, ...). Raises as an item."""
+        return self.labelled(index)[0]
+
+    def labelled(self, index: int | list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image as `decode` gives it, and its label, int64 (); of a list of b indices, (b, ...) and (b,)."""
         if isinstance(index, list):
-            return torch.stack([self.decode(one) for one in index])
-        return self._pixels(index)
+            pixels, labels = zip(*map(self.labelled, index), strict=True)
+            return torch.stack(pixels), torch.stack(labels)
+        return self._usable(index, lambda one: (self._pixels(one), self.labels[one]))
+
+    def try_image(self, index: int) -> None:
+        """Raises ImageError where the image at an index is unusable."""
+        self._pixels(index)
 
     def _pixels(self, index: int, draws: np.ndarray | None = None) -> torch.Tensor:
         image, where = self.encoded.decode(self.rows[index])
-        return framed_pixels(image, where, self.framing, self.channels, draws)
+        image = convert(image, self.channels, where)  # a large one is not to be in memory in both forms from here on
+        return framed_pixels(image, where, self.framing, draws)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all encoded images in order, all labels, the size and the channels; computed once.
@@ -96,10 +124,16 @@ class ImageDataset(FramedImages):
             digest.update(f"{self.framing.resize_to} ".encode())
         read = self.rows
         if len(self) > FINGERPRINT_WHOLE:
-            digest.update(self.encoded.sizes(self.rows).astype("<i8").tobytes())
+            digest.update(self.encoded.sizes(self.rows, self.bad_images is not None).astype("<i8").tobytes())
             read = self.rows[np.linspace(0, len(self) - 1, FINGERPRINT_PART).astype(np.int64)]
         for row in read:
-            encoded, _ = self.encoded.read(row)
+            try:
+                encoded, _ = self.encoded.read(row)
+            except ImageError:
+                if self.bad_images is None:
+                    raise
+                digest.update(UNREADABLE)
+                continue
             digest.update(len(encoded).to_bytes(8, "little"))  # so that bytes cannot move between neighbours
             digest.update(encoded)
         digest.update(self.labels.numpy().astype("<i8").tobytes())
@@ -107,11 +141,11 @@ class ImageDataset(FramedImages):
 
 
 def framed_pixels(
-    image: PIL.Image.Image, where: str, framing: Framing, channels: int, draws: np.ndarray | None = None
+    image: PIL.Image.Image, where: str, framing: Framing, draws: np.ndarray | None = None
 ) -> torch.Tensor:
-    """A decoded image of any mode and size -> uint8 (channels, image_size, image_size). DataError names `where`."""
-    image = framing.apply(convert(image, channels, where), where, draws)
-    pixels = np.asarray(image).reshape(framing.image_size, framing.image_size, channels).transpose(2, 0, 1)
+    """An L or RGB image of any size -> uint8 (1 or 3, image_size, image_size). ImageError names `where`."""
+    image = framing.apply(image, where, draws)
+    pixels = np.asarray(image).reshape(framing.image_size, framing.image_size, -1).transpose(2, 0, 1)
     return torch.from_numpy(np.array(pixels, order="C"))
 
 

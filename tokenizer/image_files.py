@@ -2,8 +2,13 @@
 
 import io
 import os
+import stat
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import datasets
 import numpy as np
@@ -14,15 +19,38 @@ import pyarrow.compute
 EXIF_ORIENTATION = 0x0112
 BICUBIC = PIL.Image.Resampling.BICUBIC
 
+# What is opened, as far as PIL was built with it. Others start programs (EPS), or hold no picture of this kind. TGA has
+# no mark of its own, so it comes last.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+
+# These are decoded into buffers of their library, next to the image: of half the pixels that others may have.
+_BUFFERED = ("WEBP", "JPEG2000", "AVIF")
+
+# An image of PIL.Image.MAX_IMAGE_PIXELS takes less in any format and mode that is opened.
+MAX_ENCODED_BYTES = 2**29
+
+# Side of the tiles in which a large image is converted: copies are of a tile, not of the image.
+_TILE = 2048
+
+_SMALLER = "remove it, make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+
+# Of a broken image there is an error; of what PIL finds odd about others, millions of lines would be no help. For the
+# whole process, as the filters of a `with` block are those of all threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 class DataError(ValueError):
     """Data that cannot be used, in one line which names the file, column or value and the remedy."""
 
     def __init__(self, message: str):
         # torch rebuilds a worker's error from the text of its traceback, whose last line is the original message.
-        if message.startswith("Caught DataError in "):
-            message = message.rstrip().splitlines()[-1].partition("DataError: ")[2]
+        if message.startswith(f"Caught {type(self).__name__} in "):
+            message = message.rstrip().splitlines()[-1].partition(f"{type(self).__name__}: ")[2]
         super().__init__(" ".join(message.splitlines()))
+
+
+class ImageError(DataError):
+    """One image that cannot be used; those beside it may be whole."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +65,33 @@ class ImageColumn:
         """A row's encoded image and the words that name it in an error."""
         # Straight from Arrow: formatting a row through `datasets` takes longer than decoding a small image.
         image = self.table.data.column(self.column)[int(row)]
-        encoded, path = (image["bytes"].as_py(), image["path"].as_py()) if image.is_valid else (None, None)
-        if encoded is not None:
-            return encoded, f"image in row {row} of split {self.split!r}"
+        if image.is_valid and image["bytes"].is_valid:
+            where = f"image in row {row} of split {self.split!r}"
+            check_length(len(image["bytes"].as_buffer()), where)
+            return image["bytes"].as_py(), where
+        path = image["path"].as_py() if image.is_valid else None
         if path is None:
-            raise DataError(f"row {row} of split {self.split!r} has no image in column {self.column!r}; remove the row")
+            there = f"row {row} of split {self.split!r} has no image in column {self.column!r}"
+            raise ImageError(f"{there}; remove the row")
         try:
+            found = os.stat(path)  # noqa: PTH116 (a path may hold what a Path takes for an error of its own)
+            if not stat.S_ISREG(found.st_mode):  # to open a pipe is to wait for its other end
+                raise ImageError(f"image {path} cannot be read: it is no file; remove it")
+            check_length(found.st_size, f"image {path}")
             return Path(path).read_bytes(), f"image {path}"
         except OSError as error:
-            raise DataError(f"image {path} cannot be read: {error.strerror}; restore the file") from error
+            raise ImageError(f"image {path} cannot be read: {error.strerror}; restore the file") from error
 
     def decode(self, row: int) -> tuple[PIL.Image.Image, str]:
         """A row's image, upright, in the mode it is stored in, and the words that name it in an error."""
         encoded, where = self.read(row)
         return decode_image(encoded, where), where
 
-    def sizes(self, rows: np.ndarray) -> np.ndarray:
-        """The lengths in bytes of the rows' encoded images, int64 (n,); no image is read."""
+    def sizes(self, rows: np.ndarray, unreadable: bool = False) -> np.ndarray:
+        """The lengths in bytes of the rows' encoded images, int64 (n,); no image is read.
+
+        Of one that is not there -1 if `unreadable`, else an error.
+        """
         column = self.table.data.column(self.column)
         lengths = pyarrow.compute.binary_length(pyarrow.compute.struct_field(column, "bytes"))
         sizes = pyarrow.compute.fill_null(lengths, -1).to_numpy()[rows].astype(np.int64)
@@ -63,44 +101,111 @@ class ImageColumn:
             try:
                 sizes[place] = os.stat(path).st_size  # noqa: PTH116 (a million times: a Path takes longer than the call)
             except (OSError, TypeError):
-                self.read(rows[place])  # which says what is wrong
+                if not unreadable:
+                    self.read(rows[place])  # which says what is wrong
         return sizes
 
 
 def decode_image(encoded: bytes, where: str) -> PIL.Image.Image:
-    """An encoded image, upright, in the mode it is stored in; `where` names it in an error."""
+    """An encoded image, upright, in the mode it is stored in; `where` names it in an error.
+
+    Raises:
+        ImageError: it is broken, of no known format, of several frames, or too large to be decoded.
+    """
+    check_length(len(encoded), where)
     try:
-        image = PIL.Image.open(io.BytesIO(encoded))
+        image = open_image(io.BytesIO(encoded), where)
         image.load()
         if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
             image = PIL.ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
     except PIL.UnidentifiedImageError as error:  # its own text holds only the address of a buffer
-        raise DataError(f"{where} cannot be decoded: not an image format known to PIL; replace it") from error
+        known = ", ".join(_formats())
+        raise ImageError(f"{where} cannot be decoded: not an image of the formats {known}; replace it") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise ImageError(f"{where} is too large: {reason_of(error).rstrip('.')}; {_SMALLER}") from error
     except Exception as error:  # what a decoder raises on broken data is open-ended: OSError, struct.error, ...
-        raise DataError(f"{where} cannot be decoded: {reason_of(error)}; remove or replace it") from error
+        raise ImageError(f"{where} cannot be decoded: {reason_of(error)}; remove or replace it") from error
     return image
 
 
+def check_length(length: int, where: str) -> None:
+    """ImageError where an encoded image has more bytes than are read."""
+    if length > MAX_ENCODED_BYTES:
+        raise ImageError(f"{where} has {length:,} bytes, more than {MAX_ENCODED_BYTES:,}; remove or compress it")
+
+
+def check_pixels(width: int, height: int, where: str, divisor: int = 1) -> None:
+    """ImageError where a size is more pixels than memory is taken for."""
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit // divisor:
+        raise ImageError(f"{where} is too large: {width}x{height}, more than {limit // divisor:,} pixels; {_SMALLER}")
+
+
+def open_image(source: Path | BinaryIO, where: str) -> PIL.Image.Image:
+    """The image, its pixels not yet decoded. ImageError: several frames, or too large; what PIL raises besides."""
+    image = PIL.Image.open(source, formats=_formats())
+    check_pixels(*image.size, where, 2 if image.format in _BUFFERED else 1)
+    if not all(image.size):
+        raise ImageError(f"{where} is {image.width}x{image.height}, without a pixel; remove it")
+    # The second picture of a phone's JPEG (MPO) is a preview, or the same from further right.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        # Of a GIF or TIFF only counted by reading all of it.
+        frames = vars(image).get("n_frames", "several")
+        raise ImageError(f"{where} has {frames} frames; save the one to use as an image of its own")
+    return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    PIL.Image.init()
+    return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
+
+
 def convert(image: PIL.Image.Image, channels: int, where: str) -> PIL.Image.Image:
-    """An image of any mode as L (channels 1) or RGB (channels 3), 8 bits."""
+    """An image of any mode as L (channels 1) or RGB (channels 3), 8 bits. ImageError: it has no such form."""
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == "F":
+        raise ImageError(f"{where} has float values, whose range is not defined; save it with 8 or 16 bits")
+    try:
+        if image.mode == "I":
+            low, high = image.getextrema()
+            if low < 0 or high > 65535:
+                found = f"{low}..{high}"
+                raise ImageError(f"{where} has values {found}, which do not fit 0..65535; save it with 8 or 16 bits")
+        if image.mode == mode and not image.has_transparency_data:
+            return image
+        if max(image.size) <= _TILE:
+            return _converted(image, mode)
+        converted = PIL.Image.new(mode, image.size)
+        for box in _tiles(*image.size):
+            converted.paste(_converted(image.crop(box), mode), box)
+        return converted
+    except ImageError:
+        raise
+    except ValueError as error:
+        raise ImageError(f"{where} has mode {image.mode}, which has no RGB form; save it as RGB") from error
+    except Exception as error:  # of a broken palette or transparency, or for want of memory
+        raise ImageError(f"{where} cannot be converted to {mode}: {reason_of(error)}; save it as RGB") from error
+
+
+def _converted(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            found = f"{values.min()}..{values.max()}"
-            raise DataError(f"{where} has values {found}, which do not fit 0..65535; save it with 8 or 16 bits")
         image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))  # round(value / 257)
-    elif image.mode == "F":
-        raise DataError(f"{where} has float values, whose range is not defined; save it with 8 or 16 bits")
-    mode = "L" if channels == 1 else "RGB"
     if image.mode == mode and not image.has_transparency_data:
         return image
-    try:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB").convert(mode)
-    except ValueError as error:
-        raise DataError(f"{where} has mode {image.mode}, which has no RGB form; save it as RGB") from error
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB").convert(mode)
+
+
+def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    for top in range(0, height, _TILE):
+        for left in range(0, width, _TILE):
+            yield left, top, min(left + _TILE, width), min(top + _TILE, height)
 
 
 def reason_of(error: Exception) -> str:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenizer.data_config import DataConfig
-from tokenizer.data_sources import find_columns
+from tokenizer.data_sources import as_integers, find_columns
 from tokenizer.image_files import DataError
 from tokenizer.shards import Block, Shard, ShardFile, checked
 
@@ -33,19 +33,23 @@ class ParquetShard(Shard):
         images = table.column(self.image_field.partition(".")[0])
         if pa.types.is_struct(images.type):
             images = pa.compute.struct_field(images, "bytes")
-        if images.null_count:
-            row = pa.compute.index(pa.compute.is_null(images), True).as_py()
-            raise DataError(f"row {row} of row group {row_group} of shard {self.file.name} holds no image; remove it")
         labels = np.zeros(len(images), np.int64)
         if self.label_column:
-            labels = _integers(table.column(self.label_column), self.file)
-        return Block([image.as_buffer() for image in images], labels)
+            labels = self._in_range(_integers(table.column(self.label_column), self.file))
+        return Block([image.as_buffer() if image.is_valid else None for image in images], labels)
 
     def read_labels(self) -> np.ndarray:
         """The label column alone."""
         if self.label_column is None:
             return np.zeros(int(self.counts.sum()), np.int64)
-        return checked(lambda: _label_column(self.file, self.metadata, self.label_column), self.file)
+        return self._in_range(checked(lambda: _label_column(self.file, self.metadata, self.label_column), self.file))
+
+    def _in_range(self, labels: np.ndarray) -> np.ndarray:
+        """The labels. DataError: the footer, which the class names follow from, gives others."""
+        low, high = self.label_range
+        if len(labels) and not low <= labels.min() <= labels.max() <= high:
+            raise self.file.broken(f"it has labels outside {low}..{high}, which its footer gives")
+        return labels
 
     def image_layout(self) -> tuple[bytes, tuple[int, int]]:
         """The columns read, and the place and length of the images of every row group; those of the middle one."""
@@ -123,4 +127,4 @@ def _integers(labels: pa.ChunkedArray, file: ShardFile) -> np.ndarray:
     if labels.null_count:
         row = pa.compute.index(pa.compute.is_null(labels), True).as_py()
         raise DataError(f"shard {file.name} has no label in row {row}; label or remove the row")
-    return labels.to_numpy().astype(np.int64)
+    return as_integers(labels, f"shard {file.name}")

@@ -52,7 +52,7 @@ class ShardFile:
 class Block:
     """Samples that are read together: their encoded images, and their labels, int64 (n,)."""
 
-    images: Sequence[Any]  # of buffers
+    images: Sequence[Any]  # of buffers; None where there is none
     labels: np.ndarray
 
 

@@ -4,18 +4,20 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
+import PIL.Image
 import torch
 
-from tokenizer.data_config import HELD_OUT_SPLITS, DataConfig, held_out_split, size_and_channels
-from tokenizer.data_sources import HUB_IDS
+from tokenizer.bad_images import BadImages
+from tokenizer.data_config import HELD_OUT_SPLITS, DataConfig, first_size_and_channels, held_out_split
+from tokenizer.data_sources import HUB_IDS, numbered_classes
 from tokenizer.framing import Framing, uniform_draws
 from tokenizer.image_dataset import FramedImages, as_floats, framed_pixels
-from tokenizer.image_files import DataError, decode_image
+from tokenizer.image_files import DataError, ImageError, convert, decode_image
 from tokenizer.parquet_shards import index_parquet
 from tokenizer.shards import Block, Shard, ShardFile, checked, find_shards
 from tokenizer.stream_order import StreamOrder
@@ -40,12 +42,13 @@ class StreamedImages(FramedImages):
     """
 
     shards: Sequence[Shard]
-    class_names: list[str]
     framing: Framing
     channels: int
+    class_names: list[str]
     shuffle_buffer: int
     name: str
     split: str
+    bad_images: BadImages | None = None
 
     def __post_init__(self):
         per_shard = [len(shard.counts) for shard in self.shards]
@@ -71,14 +74,22 @@ class StreamedImages(FramedImages):
         if isinstance(index, list):
             items = [self[one] for one in index]
             return {name: torch.stack([item[name] for item in items]) for name in items[0]}
-        pixels, label = self._sample(self._block_in_order(index), index, None)
+        pixels, label = self._usable(index, self._in_order)
         return {"images": as_floats(pixels), "labels": torch.tensor(label)}
 
     def decode(self, index: int | list[int]) -> torch.Tensor:
         """The image, uint8 (channels, image_size, image_size); of a list of b indices, (b, ...). Raises as an item."""
         if isinstance(index, list):
             return torch.stack([self.decode(one) for one in index])
-        return self._sample(self._block_in_order(index), index, None)[0]
+        return self._usable(index, self._in_order)[0]
+
+    def stored(self, index: int) -> tuple[PIL.Image.Image, str]:
+        """The image as `decode_image` gives it, and the words that name it."""
+        return self._decoded(self._block_in_order(index), index)
+
+    def try_image(self, index: int) -> None:
+        """Raises ImageError where the image at an index is unusable."""
+        self._in_order(index)
 
     def stream(
         self, elements: Sequence[int], batch_size: int, seed: int, steps: range
@@ -103,9 +114,8 @@ class StreamedImages(FramedImages):
                             block = blocks[number] = self._read(number)
                         held[number] = block
                     window = windows[element] = (place[:-1], indices, held)
-                index = int(window[1][place.position])
-                draws = uniform_draws(seed, place.epoch, [index])[0]
-                samples.append(self._sample(window[2][int(self._block_of(index))], index, draws))
+                read = partial(self._drawn, seed, place.epoch, window[2])
+                samples.append(self._usable(int(window[1][place.position]), read))
             yield torch.stack([pixels for pixels, _ in samples]), torch.tensor([label for _, label in samples])
 
     def fingerprint(self) -> str:
@@ -141,13 +151,30 @@ class StreamedImages(FramedImages):
         shard = self._shard[number]
         return self.shards[shard].read(int(number - self._first_block[shard]))
 
-    def _sample(self, block: Block, index: int, draws: np.ndarray | None) -> tuple[torch.Tensor, int]:
+    def _in_order(self, index: int) -> tuple[torch.Tensor, int]:
+        return self._sample(self._block_in_order(index), index, None)
+
+    def _drawn(self, seed: int, epoch: int, held: dict[int, Block], index: int) -> tuple[torch.Tensor, int]:
         number = int(self._block_of(index))
-        shard, offset = self._shard[number], index - int(self._first[number])
+        if number not in held:  # of an image that stands in for one at a block's end
+            held[number] = self._read(number)
+        return self._sample(held[number], index, uniform_draws(seed, epoch, [index])[0])
+
+    def _sample(self, block: Block, index: int, draws: np.ndarray | None) -> tuple[torch.Tensor, int]:
+        image, where = self._decoded(block, index)
+        image = convert(image, self.channels, where)  # a large one is not to be in memory in both forms from here on
+        label = block.labels[index - int(self._first[self._block_of(index)])]
+        return framed_pixels(image, where, self.framing, draws), int(label)
+
+    def _decoded(self, block: Block, index: int) -> tuple[PIL.Image.Image, str]:
+        number = int(self._block_of(index))
+        shard = self._shard[number]
         row = index - int(self._first[self._first_block[shard]])
-        where, label = f"image {row} of shard {self.shards[shard].file.name}", int(block.labels[offset])
-        pixels = framed_pixels(decode_image(block.images[offset], where), where, self.framing, self.channels, draws)
-        return pixels, label
+        where = f"image {row} of shard {self.shards[shard].file.name}"
+        encoded = block.images[index - int(self._first[number])]
+        if encoded is None:
+            raise ImageError(f"{where} is missing; remove the row")
+        return decode_image(encoded, where), where
 
 
 def _image_digest(shard: Shard) -> str:
@@ -179,18 +206,15 @@ def load_streamed(config: DataConfig, split: Literal["train", "test"]) -> Stream
     for name in used:
         if not shards[name]:
             raise DataError(f"split {name!r} of {config.name!r} has no images; add or remove it")
-    first = shards["train"][0]
-    where = f"image 0 of shard {first.file.name}"
-    image_size, channels = size_and_channels(decode_image(first.read(0).images[0], where), where, config)
-    return StreamedImages(
-        shards["train" if split == "train" else held_out],
-        class_names,
-        config.framing(image_size, split),
-        channels,
-        config.shuffle_buffer,
-        config.name,
-        split,
+    facts = (class_names, config.shuffle_buffer, config.name)
+    stored = StreamedImages(shards["train"], None, None, *facts, "train")
+    image_size, channels = first_size_and_channels(len(stored), stored.stored, config)
+    found = StreamedImages(
+        shards["train" if split == "train" else held_out], config.framing(image_size, split), channels, *facts, split
     )
+    if config.on_bad_image == "skip":
+        found.bad_images = BadImages(len(found))
+    return found
 
 
 @lru_cache(maxsize=1)  # the train and the held-out split are loaded one after the other, from the same shards
@@ -213,8 +237,8 @@ def _class_names(shards: Sequence[Shard]) -> list[str]:
         if shard.class_names != labelled[0].class_names:
             other = labelled[0].file.name
             raise DataError(f"shard {shard.file.name} names other classes than {other}; write them alike")
-    highest = max(shard.label_range[1] for shard in labelled)
-    class_names = labelled[0].class_names or [str(label) for label in range(highest + 1)]
+    highest = max(labelled, key=lambda shard: shard.label_range[1])
+    class_names = labelled[0].class_names or numbered_classes(highest.label_range[1], f"shard {highest.file.name}")
     for shard in labelled:
         low, high = shard.label_range
         if low < 0 or high >= len(class_names):

@@ -16,13 +16,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tokenizer.image_files import DataError
+from tokenizer.image_files import DataError, check_length
 from tokenizer.shards import Block, Shard, ShardFile, checked
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 # Samples that are read in one go: some 7 MB of photographs.
 BLOCK_SAMPLES = 64
+
+# Of a `.cls`, which holds one integer.
+LABEL_BYTES = 64
 
 # To be raised when what an index holds changes.
 _FORMAT = 1
@@ -97,8 +100,15 @@ def _scan(file: ShardFile) -> np.ndarray:
             if extension in IMAGE_EXTENSIONS:
                 if samples[-1][0] >= 0:
                     raise DataError(f"shard {file.name} has several images for {key!r}; keep one of them")
+                check_length(member.size, f"image {len(samples) - 1} of shard {file.name}")
+                if member.issparse():  # its bytes do not lie where a reader of the whole would find them
+                    raise file.broken(f"the image of {key!r} is stored with holes")
                 samples[-1][:2] = member.offset_data, member.size
             elif extension == "cls":
+                if member.size > LABEL_BYTES:
+                    raise DataError(
+                        f"shard {file.name} has a .cls of {member.size:,} bytes for {key!r}, not an integer"
+                    )
                 samples[-1][2] = _label(archive.extractfile(member).read(), key, file)
         opened.seek(archive.offset)
         if opened.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # by which a whole archive ends
@@ -110,6 +120,8 @@ def _scan(file: ShardFile) -> np.ndarray:
 def _files(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
     """The members with their keys and extensions; not those that tools add beside the data."""
     while (member := archive.next()) is not None:
+        if archive.offset <= member.offset:  # a size below 0: the same header would come again for ever
+            raise tarfile.ReadError(f"the size of {member.name!r} is broken")
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
         if member.isfile() and not name.startswith((".", "__")):
@@ -125,6 +137,11 @@ def _refuse_without_image(samples: list[list[int]], key: str | None, file: Shard
 
 def _label(text: bytes, key: str, file: ShardFile) -> int:
     try:
-        return int(text)
+        label = int(text)
+        if not abs(label) <= np.iinfo(np.int64).max:
+            raise ValueError
+        return label
     except ValueError:
-        raise DataError(f"shard {file.name} has the label {text[:20]!r} for {key!r}, not an integer") from None
+        raise DataError(
+            f"shard {file.name} has the label {text[:20]!r} for {key!r}, not an integer of 64 bits"
+        ) from None
