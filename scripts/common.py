@@ -21,7 +21,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from average import Average
 from checkpoints import load_checkpoint, note_processes, step_of
 from chunks import LONGEST_WAIT
-from fast_training import Trained, on_device
+from fast_training import Trained, first_broken, on_device
 from run_folder import RunFolder
 from run_log import LoaderClock, Means, RunLog
 from run_options import OptimConfig, RunConfig
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from tokenizer.bad_images import report_bad_images
 from tokenizer.data import training_batches
 
 # In the place of a rank, where a seed is that of all processes.
@@ -88,6 +89,7 @@ class Run:
         self._parts_done = 0  # of the step in progress
         self._loss_done: Tensor | None = None  # of these parts
         self._means = Means()
+        self._bad_told = 0
         self._skipped = SkippedSteps(self.accelerator)
 
     @property
@@ -176,11 +178,13 @@ class Run:
         self._bar = tqdm(total=total, initial=self.step, desc=self.config.name, disable=not self.is_main)
         self._clock = LoaderClock()
         batches = self._batches(self.dataset, start_step=self.step)
-        with Stopping() as stopping:
-            yield from self._steps(self._clock.timed(batches, self.optim.batch_size), parts, stopping)
-        self._bar.close()
-        if self._run_log is not None:
-            self._run_log.close()
+        try:
+            with Stopping() as stopping:
+                yield from self._steps(self._clock.timed(batches, self.optim.batch_size), parts, stopping)
+        finally:  # so that an error stands below the bar
+            self._bar.close()
+            if self._run_log is not None:
+                self._run_log.close()
 
     def _steps(
         self, batches: Iterable[dict[str, Tensor]], parts: int, stopping: Stopping
@@ -197,7 +201,11 @@ class Run:
                 with self.main.alone(index < parts):
                     yield dict(zip(batch, piece, strict=True))
             self._bar.update()
-            asked = self._read_skipped(stopping.signal is not None)
+            asked = self._skipped.read(stopping.signal is not None, self.step)
+            if warning := self._skipped.news():
+                self.warn(warning)
+            if error := self._skipped.too_many(self.config.max_skipped_steps):
+                raise ValueError(f"{error}; {self._files.last_state}")
             ended = self.step == self.optim.max_steps
             due = self.step % self.config.checkpoint_every == 0
             # In a row of skipped steps none is saved: it would take the place of one from before.
@@ -245,8 +253,8 @@ class Run:
             by_name = dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
             by_name = {name: value for name, value in by_name.items() if isfinite(value)}
             times = self._clock.take()
-            skipped = {"skipped_steps": self._skipped.counts["skipped_steps"]}
-            self.write({**by_name, **skipped, "lr": self.optim.learning_rate(self.step - 1), **times})
+            counts = {"skipped_steps": self._skipped.counts["skipped_steps"], **self._bad_images()}
+            self.write({**by_name, **counts, "lr": self.optim.learning_rate(self.step - 1), **times})
             shown = {name: f"{value:.3g}" for name, value in by_name.items()}
             self._bar.set_postfix(shown | {"loader": f"{times['loader_share']:.0%}"})
 
@@ -268,32 +276,26 @@ class Run:
         if self.is_main:
             tqdm.write(f"warning: {message}", file=sys.stderr)
 
+    def _bad_images(self) -> dict[str, int]:
+        """How many images were skipped so far, for the log; to be called by all processes."""
+        bad = getattr(self.dataset, "bad_images", None)
+        if bad is None:
+            return {}
+        bad.found |= self.accelerator.reduce(bad.found.int().to(self.device), "sum").cpu() > 0
+        if bad.count > self._bad_told and self.is_main:
+            self.warn(report_bad_images(self.dataset))
+        self._bad_told = bad.count
+        return {"bad_images": bad.count}
+
     def _open_files(self) -> RunFolder:
         return RunFolder(self.config, self.accelerator)
 
-    def _read_skipped(self, asked: bool) -> bool:
-        """Sees to the skipped steps; whether any process was `asked` to stop."""
-        asked = self._skipped.read(asked, self.step)
-        if self._skipped.is_news:
-            self.warn(f"step {self._skipped.began} is skipped: {self._skipped.went_first()} not finite")
-        if self._skipped.in_row >= self.config.max_skipped_steps:
-            first = self._skipped.went_first()
-            self._bar.close()  # so that the error stands below it
-            raise ValueError(
-                f"{self._skipped.in_row} steps in a row were skipped, from step {self._skipped.began} on, in which "
-                f"{first} not finite; {self._files.last_state}. Look at that term, start again under another "
-                "run.name with a lower optim.lr or with optim.max_grad_norm, or raise run.max_skipped_steps"
-            )
-        return asked
-
     def _save(self) -> None:
         """Writes a checkpoint of the step just completed."""
-        named = [pair for trained in self._trained for pair in trained.module.named_parameters()]
-        if broken := [name for name, weight in named if not weight.isfinite().all()]:
-            self._bar.close()
+        if broken := first_broken(self._trained):
             raise ValueError(
-                f"{broken[0]} is not finite after step {self.step}; {self._files.last_state}. Start again under "
-                "another run.name with a lower optim.lr, or with optim.max_grad_norm"
+                f"{broken} is not finite after step {self.step}; {self._files.last_state}. Start again under another "
+                "run.name with a lower optim.lr, or with optim.max_grad_norm"
             )
         averages = {} if self.average is None else self.average.state()
         self._files.save(self.step, averages, self.counts | self._skipped.counts)
@@ -301,8 +303,6 @@ class Run:
     def _stop(self, stopping: Stopping) -> None:
         """Ends the process after a signal; the step is saved."""
         self._bar.close()
-        if self._run_log is not None:
-            self._run_log.close()
         if self.is_main:
             name = stopping.signal.name if stopping.signal else "a signal to another process"
             print(f"{name}: step {self.step} is saved; the same command goes on from there")

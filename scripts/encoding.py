@@ -1,6 +1,7 @@
 """What a prior is trained on: a data set as a tokenizer's latents and codes, cached on disk or encoded on the fly."""
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from priors.latents import (
     tokenizer_fingerprint,
 )
 from tokenizer import VQTokenizer
+from tokenizer.bad_images import report_bad_images
 from tokenizer.data import DataConfig, ImageDataset, StreamedImages, load_images
 
 # Images of a shard, 67 MB of ImageNet's latents: what an encoding that is killed loses, times its threads.
@@ -131,6 +133,8 @@ def encode_splits(
             return measure
 
         chunks.compute(make_measure)
+        if report := report_bad_images(images[split]):
+            print(f"warning: {split} split: {report}", file=sys.stderr)
         return chunks
 
     if latents.mode == "cache":

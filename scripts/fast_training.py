@@ -103,6 +103,12 @@ def on_all(accelerator: Accelerator, condition: Tensor) -> Tensor:
     return accelerator.reduce(condition.float(), "sum") == accelerator.num_processes
 
 
+def first_broken(every: Iterable[Trained]) -> str | None:
+    """The name of the first parameter of modules that is not finite. Waits for the device."""
+    named = (pair for trained in every for pair in trained.module.named_parameters())
+    return next((name for name, weight in named if not weight.isfinite().all()), None)
+
+
 def copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Each tensor beside a copy of its values."""
     return [(tensor, tensor.detach().clone()) for tensor in tensors]

@@ -90,8 +90,8 @@ class FaultyRun:
 
 
 def full_disk(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
-    """No file can grow beyond 100 KB."""
-    return run.outcome(run.start("bash", "-c", 'ulimit -f 100; exec "$0" "$@"'), expected, lambda: None)
+    """No file can grow beyond 60 KB."""
+    return run.outcome(run.start("bash", "-c", 'ulimit -f 60; exec "$0" "$@"'), expected, lambda: None)
 
 
 def read_only(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:

@@ -22,7 +22,7 @@ class SkippedSteps:
     Attributes:
         in_row: when it was last read.
         began: the first of these steps, counted from 1.
-        is_news: whether it had just been skipped.
+        is_news: whether the first one had just been.
     """
 
     def __init__(self, accelerator: Accelerator, total: int = 0, in_row: int = 0):
@@ -70,6 +70,20 @@ class SkippedSteps:
         self.began = of_step - self.in_row + 1
         self.is_news, self._told = total > self._told and self.in_row == 1, total
         return asked_by > 0
+
+    def news(self) -> str | None:
+        """A warning, if a step has just been skipped after one that was not; to be called by all processes."""
+        return f"step {self.began} is skipped: {self.went_first()} not finite" if self.is_news else None
+
+    def too_many(self, limit: int) -> str | None:
+        """What to say where so many were skipped in a row; to be called by all processes."""
+        if self.in_row < limit:
+            return None
+        return (
+            f"{self.in_row} steps in a row were skipped, from step {self.began} on, in which {self.went_first()} not "
+            "finite: look at that term; start again under another run.name with a lower optim.lr or with "
+            "optim.max_grad_norm, or raise run.max_skipped_steps"
+        )
 
     def went_first(self) -> str:
         """The names of what was not finite in the first step of the row; to be called by all processes."""

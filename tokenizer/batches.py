@@ -6,13 +6,17 @@ workers or processes, sees the same global batches as an uninterrupted run on on
 
 import atexit
 import multiprocessing
+import multiprocessing.queues
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data._utils import worker as torch_worker
 
 from tokenizer.image_dataset import as_floats
 from tokenizer.image_files import DataError
@@ -186,19 +190,27 @@ def loader(dataset: Dataset | range, num_workers: int, pinned: bool = True, **ba
         num_workers = 0  # to index a tensor takes less than to send the batch from another process
     # A generator of its own: without one each pass draws a seed from the global random state and moves it on.
     generator = torch.Generator()
-    batching |= {"pin_memory": pinned and _pinned(), "worker_init_fn": _leave_signals_to_the_main_process}
+    batching |= {"pin_memory": pinned and _pinned(), "worker_init_fn": _begin_worker}
     return DataLoader(dataset, num_workers=num_workers, generator=generator, **batching)
 
 
-def _leave_signals_to_the_main_process(_: int) -> None:
+def _begin_worker(_: int) -> None:
     # A scheduler, or the keyboard, signals the whole process group; a step that is to be saved still needs its batch.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # A batch that cannot be sent, for want of shared memory, would only be reported, and waited for for ever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
+
+
+def _end_worker(error: Exception, _: object) -> None:
+    print(f"a process that loads data cannot hand on its images: {error}", file=sys.stderr, flush=True)
+    os._exit(1)  # which the main process sees
 
 
 @atexit.register  # before that of multiprocessing, which sends daemons SIGTERM and waits for them
 def _end_workers() -> None:
-    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    children = multiprocessing.active_children()
+    workers = [child for child in children if getattr(child, "_target", None) is torch_worker._worker_loop]
     if workers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain that they were killed
     for worker in workers:
