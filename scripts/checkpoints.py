@@ -246,6 +246,8 @@ def _reason(error: Exception) -> str:
     """The error's first line; of the file system's, what it is and of which file."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
+    if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):  # torch says where in its code
+        return "the disk is full, or a file may not grow so large"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -95,7 +95,7 @@ def fault_trainings(home: Path) -> list[FaultTraining]:
     prior = f"{every} --tokenizer runs/tokenizer"
     ldm = f"{prior} --unet.channels 16 --unet.head_channels 16"
     pixelcnn = f"{prior} --prior.channels 8 --prior.num_layers 3 --prior.head_channels 16"
-    streamed = "--data.name shards --data.streaming true --data.num_workers 2"
+    streamed = "--data.name shards --data.streaming true"
     weights = "diffusion_pytorch_model.safetensors"
     rows = {
         "tokenizer": ("train_tokenizer", f"{tokenizer} --ema_decay 0.9", f"tokenizer/{weights}"),
@@ -115,11 +115,12 @@ def fault_trainings(home: Path) -> list[FaultTraining]:
             FaultTraining(
                 f"{one.name}, streamed by 2 workers",
                 one.script,
-                (*one.options, *streamed.split(), *on_the_fly(one.script)),
+                (*one.options, *streamed.split(), "--data.num_workers", "2", *on_the_fly(one.script)),
                 one.artefact,
             )
             for one in single
         ),
+        replace(single[0], name="tokenizer, streamed", options=(*single[0].options, *streamed.split())),
     ]
 
 

@@ -73,11 +73,15 @@ class FaultyRun:
         while not condition() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
 
+    def text(self, process: subprocess.Popen) -> str:
+        """All that a process has printed when it has ended, line by line."""
+        return process.communicate(timeout=PATIENCE)[0].replace("\r", "\n").replace(f"{self._home}/", "")
+
     def outcome(
         self, process: subprocess.Popen, expected: dict[str, torch.Tensor], mend: Callable[[], object]
     ) -> Outcome:
         """Waits for the end, mends what was broken, and goes on until the training is done."""
-        text = process.communicate(timeout=PATIENCE)[0].replace("\r", "\n")
+        text = self.text(process)
         saved = checkpoints(self.folder)
         mend()
         self._training.finish(self._home, self._name)
@@ -147,7 +151,7 @@ def second_start(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
     run.wait_for(lambda: len(checkpoints(run.folder)) and step_of(checkpoints(run.folder)[-1]) > HALF, first)
     first.send_signal(signal.SIGSTOP)
     second = run.start()
-    text = second.communicate(timeout=PATIENCE)[0].replace("\r", "\n")
+    text = run.text(second)
     first.send_signal(signal.SIGCONT)
     said = [line for line in text.splitlines() if line.startswith("error:")]
     outcome = run.outcome(first, expected, lambda: None)

@@ -1,7 +1,7 @@
 """The options that all trainings share: where a run writes and how it optimises."""
 
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Literal
 
 # Share of the steps over which the schedule `cooldown` falls.
@@ -51,8 +51,8 @@ class RunConfig:
         for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"run.seed must not be negative, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"run.seed must not be negative, and below 2^63, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ class OptimConfig:
     def check(self) -> None:
         """Raises ValueError for a number that cannot work."""
         for name in ("max_steps", "batch_size", "accumulation", "lr", "eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"optim.{name} must be above 0 and finite, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optim.{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"optim.{name} must be finite and not negative, got {getattr(self, name)}")
         check_share("optim.betas", *self.betas)
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")

@@ -10,6 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+# The sum of the terms, and what is computed of it: like the gradient they only follow the term that went first.
+_FOLLOW = ("loss", "bits_per_code")
+
 
 class SkippedSteps:
     """What is known of a run's skipped steps, alike on all processes.
@@ -93,8 +96,7 @@ class SkippedSteps:
         flags = torch.stack([self._broken[name] for name in names]).float()
         flags = self._accelerator.reduce(flags, "sum") if self._accelerator.num_processes > 1 else flags
         broken = [name for name, flag in zip(names, flags.tolist(), strict=True) if flag]
-        # The sum, and the gradient, only follow the term that went first.
-        terms = [name for name in broken if name != "loss" and not name.startswith("gradient_norm")]
+        terms = [name for name in broken if name not in _FOLLOW and not name.startswith("gradient_norm")]
         shown = terms or broken[:1] or ["the loss"]
         return f"{', '.join(shown)} {'is' if len(shown) == 1 else 'are'}"
 

@@ -13,6 +13,8 @@ import tempfile
 from multiprocessing import forkserver
 from pathlib import Path
 
+import torch
+
 SCRIPTS = Path(__file__).resolve().parent
 MODULES = ["train_tokenizer", "train_ldm", "train_pixelcnn", "evaluate", "sample", "quickstart"]
 
@@ -78,5 +80,7 @@ def _run(script: str, arguments: list[str], cwd: str, environment: dict[str, str
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:  # which torch has read when the server imported it
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
