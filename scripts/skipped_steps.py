@@ -96,8 +96,8 @@ class SkippedSteps:
         flags = torch.stack([self._broken[name] for name in names]).float()
         flags = self._accelerator.reduce(flags, "sum") if self._accelerator.num_processes > 1 else flags
         broken = [name for name, flag in zip(names, flags.tolist(), strict=True) if flag]
-        terms = [name for name in broken if name not in _FOLLOW and not name.startswith("gradient_norm")]
-        shown = terms or broken[:1] or ["the loss"]
+        losses = [name for name in broken if not name.startswith("gradient_norm")]
+        shown = [name for name in losses if name not in _FOLLOW] or losses[:1] or broken[:1] or ["the loss"]
         return f"{', '.join(shown)} {'is' if len(shown) == 1 else 'are'}"
 
 
