@@ -1,0 +1,135 @@
+"""Checkpoints that are whole or not there, and the newest intact one among damaged ones."""
+
+import os
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from checkpoints import load_checkpoint, newest_intact, save_checkpoint
+from torch import nn
+
+
+@pytest.fixture
+def accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True)
+    module = nn.Linear(3, 2)
+    accelerator.prepare(module, torch.optim.AdamW(module.parameters()))
+    yield accelerator
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def save(accelerator, folder, step, keep=2):
+    save_checkpoint(accelerator, folder, step, {"weight": torch.full((3,), float(step))}, {"seen": step}, keep)
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_the_newest_are_kept_and_say_what_they_hold(accelerator, tmp_path):
+    for step in (5, 10, 20):
+        save(accelerator, tmp_path, step)
+    assert names(tmp_path) == ["step-10", "step-20"]
+    newest = newest_intact(accelerator, tmp_path)
+    assert newest.name == "step-20"
+    averages, progress = load_checkpoint(accelerator, newest, averaged=True)
+    assert averages["weight"].tolist() == [20.0] * 3
+    assert (progress.step, progress.processes, progress.counts) == (20, 1, {"seen": 20})
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "ema.safetensors"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "longer"])
+def test_any_damage_to_any_file_is_seen_and_named(accelerator, tmp_path, file, damage, capsys):
+    for step in (1, 2):
+        save(accelerator, tmp_path, step)
+    path = tmp_path / "checkpoints/step-2" / file
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        path.write_bytes(content[:-1] if damage == "cut" else content + b"\0")
+    assert newest_intact(accelerator, tmp_path).name == "step-1"
+    said = capsys.readouterr().err
+    assert said.startswith("warning: ") and "step-2 is damaged (" + file in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"step": 3}', "{", '{"step": 2, "files": 5}', b"\xff"])
+def test_one_without_its_list_is_none(accelerator, tmp_path, content, capsys):
+    for step in (1, 2):
+        save(accelerator, tmp_path, step)
+    progress = tmp_path / "checkpoints/step-2/progress.json"
+    progress.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert newest_intact(accelerator, tmp_path).name == "step-1"
+    assert "step-2 is damaged (progress.json" in capsys.readouterr().err
+    save(accelerator, tmp_path, 3, keep=1)  # the damaged one does not count as one that is kept
+    assert names(tmp_path) == ["step-3"]
+
+
+def test_an_unfinished_one_is_named_passed_over_and_swept_away(accelerator, tmp_path, capsys):
+    save(accelerator, tmp_path, 1)
+    left = tmp_path / "checkpoints/.step-2"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    assert newest_intact(accelerator, tmp_path).name == "step-1"
+    assert f"{left} was not finished" in capsys.readouterr().err
+    save(accelerator, tmp_path, 2)
+    assert names(tmp_path) == ["step-1", "step-2"]
+
+
+def test_with_all_damaged_the_run_begins_anew_and_says_so(accelerator, tmp_path, capsys):
+    save(accelerator, tmp_path, 1)
+    (tmp_path / "checkpoints/step-1/optimizer.bin").unlink()
+    assert newest_intact(accelerator, tmp_path) is None
+    assert "the run begins anew" in capsys.readouterr().err
+
+
+def test_a_write_that_fails_leaves_what_was_there(accelerator, tmp_path, monkeypatch):
+    save(accelerator, tmp_path, 1)
+    for name, error in (("save_file", OSError(28, "No space left on device")), ("_to_disk", OSError(5, "I/O error"))):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, name, lambda *args, error=error: (_ for _ in ()).throw(error))
+            with pytest.raises(OSError, match=rf"step 2 cannot be written .*{error.strerror}.*goes on from step-1"):
+                save(accelerator, tmp_path, 2, keep=1)
+        assert names(tmp_path) == ["step-1"]
+        assert newest_intact(accelerator, tmp_path).name == "step-1"
+
+
+def test_it_is_renamed_only_when_all_of_it_is_on_the_disk(accelerator, tmp_path, monkeypatch):
+    order, fsync, rename = [], os.fsync, checkpoints.Path.rename
+
+    def synced(descriptor):
+        order.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()).rpartition("checkpoints")[2])
+        fsync(descriptor)
+
+    def renamed(self, target):
+        order.append(f"{self.name} -> {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(checkpoints.Path, "rename", renamed)
+    save(accelerator, tmp_path, 7)
+    place = order.index(".step-7 -> step-7")
+    files = {f"/.step-7/{path.name}" for path in (tmp_path / "checkpoints/step-7").iterdir()}
+    assert files | {"/.step-7"} == set(order[:place]) and order[place + 1 :] == [""]
+
+
+def test_one_of_another_way_to_share_a_model_is_refused(accelerator, tmp_path):
+    save(accelerator, tmp_path, 1)
+    file = tmp_path / "checkpoints/step-1/progress.json"
+    file.write_text(file.read_text().replace('"distribution": "NO"', '"distribution": "FSDP"'))
+    with pytest.raises(ValueError, match="distributed by FSDP, this run's is by NO; launch it as before"):
+        load_checkpoint(accelerator, tmp_path / "checkpoints/step-1", averaged=False)
+
+
+def test_a_number_of_processes_that_changes_is_told(capsys):
+    checkpoints.note_processes(2, 2)
+    assert not capsys.readouterr().out
+    checkpoints.note_processes(2, 1)
+    assert "processes so far: 2, now: 1" in capsys.readouterr().out
