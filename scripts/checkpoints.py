@@ -12,9 +12,10 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -37,12 +38,14 @@ class Progress:
         processes: how many processes made the last of them.
         distribution: how accelerate distributed the model over them.
         counts: what the run counts, by name.
+        bad_images: those that were found to be unusable, and skipped.
     """
 
     step: int
     processes: int
     distribution: str
     counts: dict[str, int] = field(default_factory=dict)
+    bad_images: list[int] = field(default_factory=list)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -70,13 +73,17 @@ def newest_intact(accelerator: Accelerator, folder: Path) -> Path | None:
     if accelerator.is_main_process:
         for unfinished in sorted((folder / "checkpoints").glob(".step-*")):
             print(f"warning: {unfinished} was not finished; it is passed over", file=sys.stderr)
+        damaged = False
         for checkpoint in reversed(_named(folder)):
             reason = _what_is_missing(checkpoint) or _what_has_changed(checkpoint)
             if not reason:
                 found = [str(checkpoint)]
                 break
             print(f"warning: {checkpoint} is damaged ({reason}); it is passed over", file=sys.stderr)
-        if _named(folder) and found == [None]:
+            damaged = True
+            # Under another name it is counted neither as one that is kept nor as one to go on from.
+            checkpoint.rename(_aside(checkpoint))
+        if damaged and found == [None]:
             print(f"warning: {folder} has no other checkpoint; the run begins anew", file=sys.stderr)
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
@@ -84,7 +91,13 @@ def newest_intact(accelerator: Accelerator, folder: Path) -> Path | None:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, step: int, averages: dict[str, Tensor], counts: dict[str, int], keep: int
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    averages: dict[str, Tensor],
+    counts: dict[str, int],
+    keep: int,
+    bad_images: Sequence[int] = (),
 ) -> None:
     """Writes `step-<step>`, whole or not at all, and then deletes all but the newest `keep`; on every process.
 
@@ -93,26 +106,27 @@ def save_checkpoint(
     """
     final = folder / "checkpoints" / f"step-{step}"
     unfinished = final.with_name(f".{final.name}")
-    progress = Progress(step, accelerator.num_processes, accelerator.distributed_type.value, counts)
+    progress = Progress(step, accelerator.num_processes, accelerator.distributed_type.value, counts, [*bad_images])
 
     def prepare() -> None:
         if not folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the run folder is gone")
-        for left in (folder / "checkpoints").glob(".step-*"):
-            shutil.rmtree(left)
+        for left in (folder / "checkpoints").glob(".*step-*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         unfinished.mkdir(parents=True)
 
     def finish() -> None:
         if averages:
             save_file(averages, unfinished / "ema.safetensors")
         files = {str(file.relative_to(unfinished)): _facts(file) for file in _files(unfinished)}
-        (unfinished / PROGRESS).write_text(json.dumps(asdict(progress) | {"files": files}, indent=1) + "\n")
+        content = asdict(progress) | {"files": files}
+        (unfinished / PROGRESS).write_text(json.dumps(content | {"sha256": _hash(content)}, indent=1))
         for path in (unfinished / PROGRESS, *(path for path in unfinished.rglob("*") if path.is_dir()), unfinished):
-            _to_disk(path)
+            to_disk(path)
         if final.exists():  # a damaged one: the run has come here again
             shutil.rmtree(final)
         unfinished.rename(final)
-        _to_disk(final.parent)
+        to_disk(final.parent)
         kept = checkpoints(folder)[-keep:]
         for old in _named(folder):
             if old not in kept and step_of(old) < step:
@@ -148,7 +162,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool) 
         accelerator.load_state(str(checkpoint))
         averages = load_file(checkpoint / "ema.safetensors") if averaged else {}
     except (*_FILE_ERRORS, KeyError, ValueError) as error:
-        raise ValueError(f"{checkpoint} does not fit to this run ({_reason(error)})") from error
+        reason = " ".join(str(error).split())[:300]  # torch names the tensor in a later line
+        raise ValueError(f"{checkpoint} does not fit to this run: {reason}") from error
     return averages, progress
 
 
@@ -167,14 +182,30 @@ def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
     _on_each(accelerator, action if accelerator.is_main_process else lambda: None)
 
 
+def _aside(checkpoint: Path) -> Path:
+    """Where a damaged checkpoint goes until the next one is written."""
+    aside = checkpoint.with_name(f".damaged-{checkpoint.name}")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    return aside
+
+
 def _named(folder: Path) -> list[Path]:
     """What is called a checkpoint, oldest first."""
     found = (folder / "checkpoints").glob("step-*")
     return sorted((path for path in found if path.name.removeprefix("step-").isdecimal()), key=step_of)
 
 
-def _read_progress(checkpoint: Path) -> dict:
-    return json.loads((checkpoint / PROGRESS).read_text())
+def _read_progress(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself. ValueError where that is not as it was written, by its own hash."""
+    stored = json.loads((checkpoint / PROGRESS).read_text())
+    if stored.pop("sha256", None) != _hash(stored):
+        raise ValueError(f"{PROGRESS} is not as it was written")
+    return stored
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _what_is_missing(checkpoint: Path) -> str | None:
@@ -182,12 +213,12 @@ def _what_is_missing(checkpoint: Path) -> str | None:
     try:
         progress = _read_progress(checkpoint)
         lengths = {name: facts["bytes"] for name, facts in progress["files"].items()}
-        if progress["step"] != step_of(checkpoint) or progress.keys() < Progress.__dataclass_fields__.keys():
+        if progress["step"] != step_of(checkpoint):
             return f"{PROGRESS} is of another step"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return f"there is no {PROGRESS}"
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{PROGRESS} cannot be read"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{PROGRESS} is not as it was written"
     for name, length in lengths.items():
         file = checkpoint / name
         if not file.is_file():
@@ -218,7 +249,7 @@ def _facts(file: Path) -> dict[str, int | str]:
         return {"bytes": opened.tell(), "sha256": digest}
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Brings a file's contents, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

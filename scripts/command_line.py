@@ -1,9 +1,11 @@
 """What every script's command line has: options from signatures, a YAML by --config, one line for an error."""
 
 import difflib
+import errno
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -133,7 +135,13 @@ def run_script(main: Callable[[], object]) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, said once by the error
     try:
         main()
+    except KeyboardInterrupt:
+        print("interrupted; a training goes on from its newest checkpoint when it is started again", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
+            print("note: another process has ended; its own error says why", file=sys.stderr)
+            sys.exit(2)
         message = _message(error)
         if message is None or os.environ.get("ARCVQ_TRACEBACK") == "1":
             raise
@@ -145,6 +153,9 @@ def _message(error: Exception) -> str | None:
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
         return f"out of memory ({text or 'no more is given'}); lower optim.batch_size, or raise optim.accumulation"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}: make room, and start the same command again; what was complete is still there"
     if isinstance(error, ValueError | OSError):
         return text
     if "does not have a deterministic implementation" in text:
@@ -153,6 +164,4 @@ def _message(error: Exception) -> str | None:
         return (
             f"a process that loads data has ended ({text.splitlines()[0]}); lower data.num_workers if memory is short"
         )
-    if "Connection closed by peer" in text or "Connection reset by peer" in text:
-        return "another process of this training has ended; its own error says why"
     return None

@@ -89,7 +89,7 @@ class Run:
         self._parts_done = 0  # of the step in progress
         self._loss_done: Tensor | None = None  # of these parts
         self._means = Means()
-        self._bad_told = 0
+        self._bad_told, self._bad_before = 0, []
         self._skipped = SkippedSteps(self.accelerator)
 
     @property
@@ -141,12 +141,11 @@ class Run:
         self._files.settle("inputs.yaml", inputs)
         self.model = model
         self.main = self.train(model, "model")  # before anything is written, as it may refuse
-        newest = self._files.open()
+        newest = self._files.open(self.settings, inputs)
         done = step_of(newest) if newest else 0
         if self.is_main and done >= self.optim.max_steps:
             print(f"{self.folder} has {done} steps already: nothing is left to train")
         elif self.is_main:
-            self._files.describe(self.settings, inputs)
             processes = self.accelerator.num_processes
             print(f"run folder: {self.folder}, {processes} process{'es' if processes > 1 else ''}")
             for trained in self._trained:
@@ -155,6 +154,8 @@ class Run:
             self.average = Average(model, ema_decay)
         if newest is not None:
             self._resume(newest)
+        if self.is_main and done < self.optim.max_steps:  # when it is known that it can go on
+            self._files.describe(self.settings, inputs)
         return self.main.wrapped
 
     def train(self, module: nn.Module, name: str) -> Trained:
@@ -173,6 +174,9 @@ class Run:
             OSError: what is to be written cannot be.
             SystemExit: after a signal by which schedulers announce the end; all is saved.
         """
+        if self._bad_before and (bad := getattr(self.dataset, "bad_images", None)) is not None:
+            bad.found[self._bad_before] = True
+            self._bad_told = bad.count
         total, parts = self.optim.max_steps, 1 if whole else self.optim.accumulation
         self._run_log = RunLog(self.folder, self.step) if self.is_main else None
         self._bar = tqdm(total=total, initial=self.step, desc=self.config.name, disable=not self.is_main)
@@ -298,7 +302,9 @@ class Run:
                 "run.name with a lower optim.lr, or with optim.max_grad_norm"
             )
         averages = {} if self.average is None else self.average.state()
-        self._files.save(self.step, averages, self.counts | self._skipped.counts)
+        bad = getattr(self.dataset, "bad_images", None)
+        found = [] if bad is None else bad.found.nonzero().flatten().tolist()
+        self._files.save(self.step, averages, self.counts | self._skipped.counts, found)
 
     def _stop(self, stopping: Stopping) -> None:
         """Ends the process after a signal; the step is saved."""
@@ -311,7 +317,7 @@ class Run:
     def _resume(self, checkpoint: Path) -> None:
         """Takes up a checkpoint."""
         averages, progress = load_checkpoint(self.accelerator, checkpoint, averaged=self.average is not None)
-        self.step, self.counts = progress.step, dict(progress.counts)
+        self.step, self.counts, self._bad_before = progress.step, dict(progress.counts), progress.bad_images
         self._skipped = SkippedSteps(
             self.accelerator, self.counts.pop("skipped_steps", 0), self.counts.pop("skipped_in_row", 0)
         )

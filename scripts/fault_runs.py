@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import warm
+from checkpoints import checkpoints
 from safetensors.torch import load_file
 
 from tokenizer.data_sources import load_tables
@@ -129,20 +130,19 @@ def on_the_fly(script: str) -> tuple[str, ...]:
     return () if script == "train_tokenizer" else ("--latents.mode", "on_the_fly")
 
 
-def kill_once(training: FaultTraining, home: Path, run_name: str, moment: random.Random, seconds: float) -> str:
+def kill_once(training: FaultTraining, home: Path, run_name: str, moment: random.Random, seconds: float) -> str | None:
     """Starts a training and kills it, in a third of the cases while it saves; where it was then, in words.
 
-    `seconds` is the latest moment, from when its folder is there.
+    `seconds` is the latest moment, from when its folder is there. None: it had ended before.
     """
     folder = home / "runs" / run_name
     processes = training.start(home, run_name)
-    in_saving = moment.random() < 1 / 3
-    if in_saving:
+    if moment.random() < 1 / 3:
         step = 3 * moment.randint(1, STEPS // 3)
         begun = _await(processes, lambda: (folder / "checkpoints" / f".step-{step}").is_dir())
         time.sleep(moment.uniform(0, 0.02) if begun else 0)
     else:
-        _await(processes, lambda: (folder / "inputs.yaml").exists())
+        _await(processes, folder.is_dir)
         time.sleep(moment.uniform(0, seconds))
     for process in processes:
         process.send_signal(signal.SIGKILL)
@@ -150,29 +150,43 @@ def kill_once(training: FaultTraining, home: Path, run_name: str, moment: random
     where = f"after {_logged(folder)} of {STEPS} steps"
     if left := list((folder / "checkpoints").glob(".step-*")):
         where += f", while {left[0].name[1:]} was written"
-    return where if -signal.SIGKILL in codes else "at its end"
+    return where if codes == [-signal.SIGKILL] * len(codes) else None
+
+
+def resumes_as_it_should(training: FaultTraining, home: Path, run_name: str) -> bool:
+    """Starts a training again until it is done; whether it went on from the newest complete checkpoint, if any."""
+    saved = checkpoints(home / "runs" / run_name)
+    said = training.finish(home, run_name)
+    if not saved:
+        return "resuming from" not in said
+    has_ended = saved[-1].name == f"step-{STEPS}"
+    return f"resuming from runs/{run_name}/checkpoints/{saved[-1].name}\n" in said and (
+        ("nothing is left to train" in said) == has_ended
+    )
 
 
 def kills(training: FaultTraining, home: Path, count: int, seed: int) -> Iterator[tuple[str, bool]]:
     """Kills a training `count` times, each in a run of its own, which is then started again until it is done.
 
-    Yields where it was killed, and whether its weights and its log are those of the run that nothing has disturbed.
+    Yields where it was killed, and whether it went on from its newest checkpoint, and has the weights and the log of
+    the run that nothing has disturbed.
     """
     name = training.name.replace(", ", "-").replace(" ", "-")
     undisturbed = name if training.processes == 1 else f"{name}-whole"
     training.finish(home, undisturbed)
     folder = home / "runs" / undisturbed
-    ends = [folder / "inputs.yaml", folder / "checkpoints" / f"step-{STEPS}" / "progress.json"]
+    ends = [folder / ".lock", folder / "checkpoints" / f"step-{STEPS}" / "progress.json"]
     begun, ended = (file.stat().st_mtime for file in ends)
     weights, log = training.result(home, undisturbed)
     moment = random.Random(seed)
     for number in range(count):
         run_name = f"{name}-killed-{number}"
-        where = kill_once(training, home, run_name, moment, 1.1 * (ended - begun))
-        training.finish(home, run_name)
+        while (where := kill_once(training, home, run_name, moment, 1.1 * max(0.0, ended - begun))) is None:
+            shutil.rmtree(home / "runs" / run_name)
+        resumed = resumes_as_it_should(training, home, run_name)
         found, lines = training.result(home, run_name)
         same = found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
-        yield where, same and lines == log
+        yield where, resumed and same and lines == log
         shutil.rmtree(home / "runs" / run_name)
 
 
@@ -180,7 +194,9 @@ def _await(processes: list[warm.Process], condition: Callable[[], bool]) -> bool
     """Waits for a condition; False where the processes have ended before."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        if processes[0].poll() is not None or time.monotonic() > end:
+        if time.monotonic() > end:
+            raise TimeoutError(f"nothing has happened for {PATIENCE:.0f} seconds")
+        if processes[0].poll() is not None:
             return False
         time.sleep(0.001)
     return True

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import warm
 from checkpoints import checkpoints, step_of
-from fault_runs import PATIENCE, STEPS, FaultTraining
+from fault_runs import PATIENCE, STEPS, FaultTraining, resumes_as_it_should
 
 HALF = STEPS // 2
 
@@ -31,7 +31,7 @@ class Outcome:
         status: with which the process ended.
         said: the line that told the user.
         kept: the newest complete checkpoint after it.
-        equal: whether the run ended with the weights of one without the fault.
+        equal: whether the run went on from its newest checkpoint and ended with the weights of one without the fault.
     """
 
     status: int
@@ -84,12 +84,16 @@ class FaultyRun:
         text = self.text(process)
         saved = checkpoints(self.folder)
         mend()
-        self._training.finish(self._home, self._name)
+        resumed = resumes_as_it_should(self._training, self._home, self._name)
         found, _ = self._training.result(self._home, self._name)
         said = [line for line in text.splitlines() if line.startswith(("error:", "warning:", "SIG"))]
         if "Traceback" in text:
             said = ["TRACEBACK: " + text.splitlines()[-1]]
-        equal = found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+        equal = (
+            resumed
+            and found.keys() == expected.keys()
+            and all(torch.equal(found[name], expected[name]) for name in expected)
+        )
         return Outcome(process.returncode, said[-1] if said else "", saved[-1].name if saved else "none", equal)
 
 
@@ -123,7 +127,7 @@ def flipped_byte(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
     """One byte of the newest checkpoint, anywhere in its files, is another one."""
     dice = random.Random(0)
     newest = checkpoints(run.folder)[-1]
-    file = dice.choice(sorted(path for path in newest.rglob("*") if path.is_file() and path.name != "progress.json"))
+    file = dice.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
     content = bytearray(file.read_bytes())
     content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
     file.write_bytes(content)

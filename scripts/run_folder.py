@@ -1,13 +1,13 @@
 """A run's folder: who works in it, what the run in it is, what is saved in it."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from checkpoints import checkpoints, newest_intact, on_main, save_checkpoint
+from checkpoints import checkpoints, newest_intact, on_main, save_checkpoint, to_disk
 from folder_lock import LOCK, FolderLock
 from run_options import RunConfig
 from run_record import settle_other_run
@@ -33,27 +33,27 @@ class RunFolder:
         self._config = config
         self._accelerator = accelerator
         self._lock: FolderLock | None = None
+        self._anew = False
         if (self.path / LOCK).is_file():  # a new folder is made when all is known to fit
             self._hold()
 
     def settle(self, file: str, settings: dict[str, Any]) -> None:
-        """Compares what is to be run with what `file` says of the folder; the rest is as `run.other_settings` has it.
+        """Compares what is to be run with what `file` says of the folder.
 
         Raises:
-            ValueError: the folder holds work of other settings, and the option is `refuse`.
+            ValueError: the folder holds work of other settings, and `run.other_settings` is `refuse`.
         """
-        is_main = self._accelerator.is_main_process
-        anew = settle_other_run(self.path / file, settings, self._config.other_settings, is_main)
-        self._accelerator.wait_for_everyone()  # all have looked
-        if anew and is_main:
-            self._hold()
-            self._lock = self._lock.start_over()
-        self._accelerator.wait_for_everyone()
+        self._anew |= settle_other_run(self.path / file, settings, self._config.other_settings, self._is_main)
 
-    def open(self) -> Path | None:
-        """Makes the folder where there is none; the newest checkpoint that is intact."""
-        self._hold()
-        if self._lock is not None:
+    def open(self, settings: dict[str, Any], inputs: dict[str, str]) -> Path | None:
+        """Holds the folder, which is made, or begun anew, as it is asked for; its newest intact checkpoint."""
+        self._accelerator.wait_for_everyone()  # all have settled
+        if self._is_main and self._lock is None:
+            self._hold()
+            self.settle("config.yaml", settings)  # another process may have been quicker
+            self.settle("inputs.yaml", inputs)
+        if self._is_main:
+            self._lock = self._lock.start_over() if self._anew else self._lock
             self._lock.sign()
         self._accelerator.wait_for_everyone()
         return newest_intact(self._accelerator, self.path)
@@ -61,13 +61,18 @@ class RunFolder:
     def describe(self, settings: dict[str, Any], inputs: dict[str, str]) -> None:
         """Writes down what the run is, on the main process."""
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-        (self.path / "inputs.yaml").write_text(yaml.safe_dump(inputs))
+        for name, content in (("config.yaml", settings), ("inputs.yaml", inputs)):
+            unfinished = self.path / f".{name}"  # a killed process leaves the old one whole
+            unfinished.write_text(yaml.safe_dump(content, sort_keys=False))
+            to_disk(unfinished)
+            unfinished.rename(self.path / name)
 
-    def save(self, step: int, averages: dict[str, Tensor], counts: dict[str, int]) -> None:
+    def save(
+        self, step: int, averages: dict[str, Tensor], counts: dict[str, int], bad_images: Sequence[int] = ()
+    ) -> None:
         """Writes a checkpoint, on every process. Raises OSError where it cannot; the ones before it are still there."""
         on_main(self._accelerator, self._lock.check if self._lock else lambda: None)
-        save_checkpoint(self._accelerator, self.path, step, averages, counts, self._config.keep_checkpoints)
+        save_checkpoint(self._accelerator, self.path, step, averages, counts, self._config.keep_checkpoints, bad_images)
 
     @property
     def last_state(self) -> str:
@@ -83,13 +88,18 @@ class RunFolder:
             unfinished = self.path / f".{name}.tmp"
             shutil.rmtree(unfinished, ignore_errors=True)
             save(unfinished)
+            for path in (*unfinished.rglob("*"), unfinished):
+                to_disk(path)
             shutil.rmtree(target, ignore_errors=True)
             unfinished.rename(target)
 
         on_main(self._accelerator, write)
         return target
 
+    @property
+    def _is_main(self) -> bool:
+        return self._accelerator.is_main_process
+
     def _hold(self) -> None:
-        """Makes the main process the one that works here, if it is not already."""
-        if self._accelerator.is_main_process and self._lock is None:
+        if self._is_main:
             self._lock = FolderLock(self.path)

@@ -103,11 +103,14 @@ class OptimConfig:
     def check(self) -> None:
         """Raises ValueError for a number that cannot work."""
         for name in ("max_steps", "batch_size", "accumulation", "lr", "eps"):
-            if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"optim.{name} must be above 0 and finite, got {getattr(self, name)}")
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ValueError(f"optim.{name} must be finite and not negative, got {getattr(self, name)}")
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optim.{name} must not be negative, got {getattr(self, name)}")
+        for name in ("lr", "eps", "weight_decay"):
+            if getattr(self, name) == inf:
+                raise ValueError(f"optim.{name} must be finite, got {getattr(self, name)}")
         check_share("optim.betas", *self.betas)
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")

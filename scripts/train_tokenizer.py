@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 
 from pipelines.pictures import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
+from tokenizer.bad_images import report_bad_images
 from tokenizer.codebook_file import load_codebook_file
 from tokenizer.data import DataConfig, ImageDataset, StreamedImages, hold_in_memory, load_images, pixel_batches
 from tokenizer.decoded import bytes_held, pixel_variance
@@ -212,6 +213,8 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         if run.is_main and run.due(run.config.sample_every):
             load_average(run, tokenizer, averaged)
             originals, reconstructions, metrics = reconstruct(averaged, preview)
+            if report := report_bad_images(test_set):
+                run.warn(f"test split: {report}")
             numbers = metrics.result()
             run.write({f"test_{name}": value for name, value in numbers.items() if name != "images"})
             save_comparison(originals[:32], reconstructions[:32], run.picture("step"))

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there, and the newest intact one among damaged ones."""
 
+import json
 import os
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def test_the_newest_are_kept_and_say_what_they_hold(accelerator, tmp_path):
     assert (progress.step, progress.processes, progress.counts) == (20, 1, {"seen": 20})
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "ema.safetensors"])
+FILES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "ema.safetensors", "progress.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "longer"])
 def test_any_damage_to_any_file_is_seen_and_named(accelerator, tmp_path, file, damage, capsys):
     for step in (1, 2):
@@ -57,7 +61,23 @@ def test_any_damage_to_any_file_is_seen_and_named(accelerator, tmp_path, file, d
         path.write_bytes(content[:-1] if damage == "cut" else content + b"\0")
     assert newest_intact(accelerator, tmp_path).name == "step-1"
     said = capsys.readouterr().err
-    assert said.startswith("warning: ") and "step-2 is damaged (" + file in said and said.count("\n") == 1
+    assert said.startswith("warning: ") and "step-2 is damaged (" in said and file in said and said.count("\n") == 1
+    assert names(tmp_path) == [".damaged-step-2", "step-1"]
+
+
+def test_no_flipped_bit_of_the_list_itself_goes_unseen(accelerator, tmp_path):
+    save(accelerator, tmp_path, 1)
+    checkpoint = tmp_path / "checkpoints/step-1"
+    content = (checkpoint / "progress.json").read_bytes()
+    stored = json.loads(content)
+    for place in range(0, len(content)):
+        for bit in (0, 5):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            (checkpoint / "progress.json").write_bytes(changed)
+            whole = not checkpoints._what_is_missing(checkpoint)
+            # White space between its parts means nothing.
+            assert not whole or json.loads(bytes(changed)) == stored, bytes(changed)[place - 9 : place + 9]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"step": 3}', "{", '{"step": 2, "files": 5}', b"\xff"])
@@ -86,13 +106,14 @@ def test_an_unfinished_one_is_named_passed_over_and_swept_away(accelerator, tmp_
 def test_with_all_damaged_the_run_begins_anew_and_says_so(accelerator, tmp_path, capsys):
     save(accelerator, tmp_path, 1)
     (tmp_path / "checkpoints/step-1/optimizer.bin").unlink()
+    (tmp_path / "checkpoints/step-7").write_text("a file")
     assert newest_intact(accelerator, tmp_path) is None
     assert "the run begins anew" in capsys.readouterr().err
 
 
 def test_a_write_that_fails_leaves_what_was_there(accelerator, tmp_path, monkeypatch):
     save(accelerator, tmp_path, 1)
-    for name, error in (("save_file", OSError(28, "No space left on device")), ("_to_disk", OSError(5, "I/O error"))):
+    for name, error in (("save_file", OSError(28, "No space left on device")), ("to_disk", OSError(5, "I/O error"))):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints, name, lambda *args, error=error: (_ for _ in ()).throw(error))
             with pytest.raises(OSError, match=rf"step 2 cannot be written .*{error.strerror}.*goes on from step-1"):
@@ -123,7 +144,9 @@ def test_it_is_renamed_only_when_all_of_it_is_on_the_disk(accelerator, tmp_path,
 def test_one_of_another_way_to_share_a_model_is_refused(accelerator, tmp_path):
     save(accelerator, tmp_path, 1)
     file = tmp_path / "checkpoints/step-1/progress.json"
-    file.write_text(file.read_text().replace('"distribution": "NO"', '"distribution": "FSDP"'))
+    content = json.loads(file.read_text()) | {"distribution": "FSDP"}
+    del content["sha256"]
+    file.write_text(json.dumps(content | {"sha256": checkpoints._hash(content)}))
     with pytest.raises(ValueError, match="distributed by FSDP, this run's is by NO; launch it as before"):
         load_checkpoint(accelerator, tmp_path / "checkpoints/step-1", averaged=False)
 

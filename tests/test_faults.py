@@ -73,6 +73,8 @@ def test_a_fault_leaves_the_last_state_and_says_what_it_is(home, trainings, name
     assert outcome.equal, outcome
     assert outcome.status == STATUS.get(name, 2) and SAID[name] in outcome.said and "TRACEBACK" not in outcome.said
     assert int(outcome.kept.removeprefix("step-")) >= 20
+    if name.startswith("SIG"):
+        assert f": {outcome.kept.replace('-', ' ')} is saved" in outcome.said and outcome.kept != "step-20"
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,26 @@ def test_another_experiment_goes_on_when_asked_with_the_differences_told(begun):
 def test_another_model_cannot_go_on(begun):
     done = train(begun, "--model.hidden_channels", 16, "--run.other_settings", "go_on", steps=12, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "step-8 does not fit to this run" in done.stderr
+    assert "step-8 does not fit to this run" in done.stderr and "size mismatch" in done.stderr
+    # Nothing of it stays: the run goes on as it was begun.
+    assert "resuming from runs/run/checkpoints/step-8" in train(begun, steps=12).stdout
+
+
+def test_what_cannot_begin_renames_nothing(begun):
+    options = ["--run.other_settings", "start_over", "--model.codebook_size", 10**8]
+    assert train(begun, *options, check=False).returncode == 2
+    assert sorted(path.name for path in (begun / "runs").iterdir()) == ["run"]
+    assert "resuming" in train(begun, steps=12).stdout
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "inputs.yaml"])
+def test_a_start_that_cannot_describe_itself_leaves_the_description_it_found(begun, file, monkeypatch):
+    """As on a full disk: the write fails, and the old file is whole."""
+    before = (begun / "runs/run" / file).read_bytes()
+    (begun / "runs/run" / f".{file}").mkdir()
+    done = train(begun, steps=12, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert (begun / "runs/run" / file).read_bytes() == before
 
 
 def test_another_experiment_starts_over_and_the_old_one_is_kept(begun):
@@ -121,7 +140,9 @@ def test_bad_images_are_an_error_or_are_counted(tmp_path):
     weights = load_file(tmp_path / WEIGHTS)
     shutil.rmtree(tmp_path / "runs")
     train(tmp_path, *options, "--data.on_bad_image", "skip", "--data.num_workers", 2, steps=4)
-    train(tmp_path, *options, "--data.on_bad_image", "skip", "--data.memory_limit_gib", 1)
+    train(tmp_path, *options, "--data.on_bad_image", "skip")
+    lines = [json.loads(line) for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
+    assert [line["bad_images"] for line in lines if "bad_images" in line][-2:] == [2, 2]
     for name, value in load_file(tmp_path / WEIGHTS).items():
         assert torch.equal(value, weights[name]), name
 

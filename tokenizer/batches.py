@@ -12,11 +12,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
-from torch.utils.data._utils import worker as torch_worker
 
 from tokenizer.image_dataset import as_floats
 from tokenizer.image_files import DataError
@@ -190,6 +190,8 @@ def loader(dataset: Dataset | range, num_workers: int, pinned: bool = True, **ba
         num_workers = 0  # to index a tensor takes less than to send the batch from another process
     # A generator of its own: without one each pass draws a seed from the global random state and moves it on.
     generator = torch.Generator()
+    if num_workers:
+        _end_workers_at_exit()
     batching |= {"pin_memory": pinned and _pinned(), "worker_init_fn": _begin_worker}
     return DataLoader(dataset, num_workers=num_workers, generator=generator, **batching)
 
@@ -207,10 +209,15 @@ def _end_worker(error: Exception, _: object) -> None:
     os._exit(1)  # which the main process sees
 
 
-@atexit.register  # before that of multiprocessing, which sends daemons SIGTERM and waits for them
+@cache
+def _end_workers_at_exit() -> None:
+    atexit.register(
+        _end_workers
+    )  # comes before that of multiprocessing, which sends daemons SIGTERM and waits for them
+
+
 def _end_workers() -> None:
-    children = multiprocessing.active_children()
-    workers = [child for child in children if getattr(child, "_target", None) is torch_worker._worker_loop]
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
     if workers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain that they were killed
     for worker in workers:
