@@ -105,6 +105,8 @@ def with_nan(training: FaultTraining, home: Path, term: str, steps: str) -> dict
     said = [line for line in said if line.startswith(("warning: step", "error:"))]
     saved = folder / training.artefact
     newest = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+    if not saved.exists() and not newest:
+        raise RuntimeError(f"{training.name} with {term} of NaN has saved nothing: {done.stderr[-2000:]}")
     weights = load_file(saved if saved.exists() else newest[-1] / "model.safetensors")
     return {
         "status": done.returncode,
