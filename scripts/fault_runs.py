@@ -175,7 +175,7 @@ def kills(training: FaultTraining, home: Path, count: int, seed: int) -> Iterato
     undisturbed = name if training.processes == 1 else f"{name}-whole"
     training.finish(home, undisturbed)
     folder = home / "runs" / undisturbed
-    ends = [folder / ".lock", folder / "checkpoints" / f"step-{STEPS}" / "progress.json"]
+    ends = [folder / "inputs.yaml", folder / "checkpoints" / f"step-{STEPS}" / "progress.json"]
     begun, ended = (file.stat().st_mtime for file in ends)
     weights, log = training.result(home, undisturbed)
     moment = random.Random(seed)
