@@ -21,7 +21,7 @@ from command_line import ScriptParser, run_script
 from fault_inputs import try_inputs
 from fault_runs import PATIENCE, FaultTraining, fault_trainings, kills
 from fault_states import FAULTS, FaultyRun
-from provenance import machine, provenance
+from provenance import commit, machine, provenance
 from safetensors.torch import load_file
 
 Section = Literal["kills", "states", "nan", "inputs"]
@@ -64,6 +64,7 @@ def killed(home: Path, trainings: Sequence[FaultTraining], trials: int, pattern:
             "equal": sum(same for _, same in found),
             "while saving": sum("written" in where for where, _ in found),
             "moments": [where for where, _ in found],
+            "commit": commit(),  # rows of several starts may stand side by side
         }
     return rows
 
