@@ -52,7 +52,7 @@ class ScriptParser(ArgumentParser):
 
     def _check_files(self, args: Sequence[str]) -> None:
         """Raises ValueError for a --config of another kind than `read_yaml` reads, or that names further files."""
-        for word, following in zip(args, [*args[1:], None], strict=True):
+        for word, following in zip(args, [*args, None][1:], strict=True):
             name, _, value = word.removeprefix("--").partition("=")
             if name == "config" and word.startswith("--"):
                 file = value if "=" in word else following

@@ -409,3 +409,10 @@ def test_the_bytes_of_a_parameter_are_counted():
                 else:
                     with pytest.raises(ValueError, match="1,000,000 parameters"):
                         model_memory.check_memory(run, lambda model=model: model, "x")
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_needs_no_argument(name):
+    config = TRAININGS[name].make_parser().parse([])
+    TRAININGS[name].check(config)
+    assert config.data.name == "digits"
