@@ -26,6 +26,7 @@ import train_ldm
 import train_pixelcnn
 import train_tokenizer
 from adversary import AdversarialConfig
+from command_line import ScriptParser
 from encoding import LatentsConfig
 from jsonargparse import Namespace
 from model_memory import refuse_beyond
@@ -416,3 +417,9 @@ def test_a_training_needs_no_argument(name):
     config = TRAININGS[name].make_parser().parse([])
     TRAININGS[name].check(config)
     assert config.data.name == "digits"
+
+
+def test_nor_does_a_script_that_has_no_config_of_its_own():
+    parser = ScriptParser("as sample.py, evaluate.py and quickstart.py")
+    parser.add_argument("--seed", type=int, default=7)
+    assert parser.parse([]).seed == 7
