@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from average import Average
-from checkpoints import load_checkpoint, note_processes, step_of
+from checkpoint_files import Progress, step_of
+from checkpoints import RunState, load_checkpoint, note_processes
 from chunks import LONGEST_WAIT
 from fast_training import Trained, first_broken, on_device
 from run_folder import RunFolder
 from run_log import LoaderClock, Means, RunLog
 from run_options import OptimConfig, RunConfig
 from seeds import be_deterministic, seed_of
+from skipped_images import SkippedImages
 from skipped_steps import SkippedSteps
 from stopping import Stopping
 from threads import use_all_cores
@@ -33,7 +35,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from tokenizer.bad_images import report_bad_images
 from tokenizer.data import training_batches
 
 # In the place of a rank, where a seed is that of all processes.
@@ -89,7 +90,8 @@ class Run:
         self._parts_done = 0  # of the step in progress
         self._loss_done: Tensor | None = None  # of these parts
         self._means = Means()
-        self._bad_told, self._bad_before = 0, []
+        self._tallies: dict[str, Tensor] = {}
+        self._bad_before: list[int] = []  # images that were skipped before this start
         self._skipped = SkippedSteps(self.accelerator)
 
     @property
@@ -174,9 +176,7 @@ class Run:
             OSError: what is to be written cannot be.
             SystemExit: after a signal by which schedulers announce the end; all is saved.
         """
-        if self._bad_before and (bad := getattr(self.dataset, "bad_images", None)) is not None:
-            bad.found[self._bad_before] = True
-            self._bad_told = bad.count
+        self._skipped_images = SkippedImages(self.accelerator, self.dataset, self._bad_before)
         total, parts = self.optim.max_steps, 1 if whole else self.optim.accumulation
         self._run_log = RunLog(self.folder, self.step) if self.is_main else None
         self._bar = tqdm(total=total, initial=self.step, desc=self.config.name, disable=not self.is_main)
@@ -257,10 +257,21 @@ class Run:
             by_name = dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
             by_name = {name: value for name, value in by_name.items() if isfinite(value)}
             times = self._clock.take()
-            counts = {"skipped_steps": self._skipped.counts["skipped_steps"], **self._bad_images()}
+            counts = {"skipped_steps": self._skipped.counts["skipped_steps"], **self._skipped_images.counts()}
+            if warning := self._skipped_images.news():
+                self.warn(warning)
             self.write({**by_name, **counts, "lr": self.optim.learning_rate(self.step - 1), **times})
             shown = {name: f"{value:.3g}" for name, value in by_name.items()}
             self._bar.set_postfix(shown | {"loader": f"{times['loader_share']:.0%}"})
+
+    def tally(self, name: str, size: int) -> Tensor:
+        """Counts, int64 (size,), for the script to add up on this process: a resumed run goes on with what they were.
+
+        To be asked for after `prepare`.
+        """
+        if name not in self._tallies:
+            self._tallies[name] = torch.zeros(size, dtype=torch.int64, device=self.device)
+        return self._tallies[name]
 
     def write(self, scalars: dict[str, float]) -> None:
         """Writes numbers of the completed step to the log, on the main process."""
@@ -280,17 +291,6 @@ class Run:
         if self.is_main:
             tqdm.write(f"warning: {message}", file=sys.stderr)
 
-    def _bad_images(self) -> dict[str, int]:
-        """How many images were skipped so far, for the log; to be called by all processes."""
-        bad = getattr(self.dataset, "bad_images", None)
-        if bad is None:
-            return {}
-        bad.found |= self.accelerator.reduce(bad.found.int().to(self.device), "sum").cpu() > 0
-        if bad.count > self._bad_told and self.is_main:
-            self.warn(report_bad_images(self.dataset))
-        self._bad_told = bad.count
-        return {"bad_images": bad.count}
-
     def _open_files(self) -> RunFolder:
         return RunFolder(self.config, self.accelerator)
 
@@ -302,9 +302,11 @@ class Run:
                 "run.name with a lower optim.lr, or with optim.max_grad_norm"
             )
         averages = {} if self.average is None else self.average.state()
-        bad = getattr(self.dataset, "bad_images", None)
-        found = [] if bad is None else bad.found.nonzero().flatten().tolist()
-        self._files.save(self.step, averages, self.counts | self._skipped.counts, found)
+        distribution = self.accelerator.distributed_type.value
+        counts, images = self.counts | self._skipped.counts, self._skipped_images.found()
+        progress = Progress(self.step, self.accelerator.num_processes, distribution, counts, images)
+        own = self._means.state() | self._skipped.state() | {"tallies": self._tallies}
+        self._files.save(RunState(progress, averages, own))
 
     def _stop(self, stopping: Stopping) -> None:
         """Ends the process after a signal; the step is saved."""
@@ -316,13 +318,17 @@ class Run:
 
     def _resume(self, checkpoint: Path) -> None:
         """Takes up a checkpoint."""
-        averages, progress = load_checkpoint(self.accelerator, checkpoint, averaged=self.average is not None)
+        state = load_checkpoint(self.accelerator, checkpoint, averaged=self.average is not None)
+        progress = state.progress
         self.step, self.counts, self._bad_before = progress.step, dict(progress.counts), progress.bad_images
         self._skipped = SkippedSteps(
             self.accelerator, self.counts.pop("skipped_steps", 0), self.counts.pop("skipped_in_row", 0)
         )
         if self.average is not None:
-            self.average.load_state(averages, self.step)
+            self.average.load_state(state.averages, self.step)
+        self._means.load_state(state.own)
+        self._skipped.load_state(state.own)
+        self._tallies = state.own.get("tallies", {})
         if self.is_main:
             print(f"resuming from {checkpoint}")
             note_processes(progress.processes, self.accelerator.num_processes)

@@ -3,7 +3,7 @@
 python scripts/fault_injection.py arc 20:21 train_tokenizer --optim.max_steps 40
 python scripts/fault_injection.py loss 20: train_ldm
 
-The steps are counted from 1; without an end they go on.
+The steps are counted from 1; without an end they go on. Of several processes all have it, or with arc@1 that of rank 1.
 """
 
 import importlib
@@ -60,6 +60,7 @@ def inject(script: str, term: str, is_broken: Callable[[], bool]) -> None:
 def main() -> None:
     """Runs the script of the command line with the term broken."""
     term, steps, script, *options = sys.argv[1:]
+    term, _, rank = term.partition("@")
     first, _, last = steps.partition(":")
     broken = range(int(first) - 1, int(last) - 1 if last else sys.maxsize)
     runs: list[common.Run] = []
@@ -70,7 +71,11 @@ def main() -> None:
         made(run, *args, **kwargs)
 
     common.Run.__init__ = remember
-    inject(script, term, lambda: runs[0].step in broken)
+
+    def is_broken() -> bool:
+        return runs[0].step in broken and rank in ("", str(runs[0].accelerator.process_index))
+
+    inject(script, term, is_broken)
     if term == "perceptual":  # of no meaning here, and there without any file
         set_up = train_tokenizer.set_up
         train_tokenizer.set_up = lambda run, config, images, _: set_up(run, config, images, RandomWeights())

@@ -59,11 +59,14 @@ class FaultTraining:
         ranks = range(self.processes)
         return [warm.Process(command, home, variables | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in ranks]
 
+    def run(self, home: Path, run_name: str) -> tuple[list[int], str, str]:
+        """Runs it to its end: the processes' statuses, and what the main one wrote to stdout and stderr."""
+        processes = self.start(home, run_name)
+        return [process.wait(PATIENCE) for process in processes], *processes[0].output()
+
     def finish(self, home: Path, run_name: str) -> str:
         """Runs it to its end; what it printed. RuntimeError where that is not a success."""
-        processes = self.start(home, run_name)
-        codes = [process.wait(PATIENCE) for process in processes]
-        out, err = processes[0].output()
+        codes, out, err = self.run(home, run_name)
         if any(codes):
             raise RuntimeError(f"{self.name} ended with {codes}: {out[-1000:]} {err[-3000:]}")
         return out + err
@@ -88,7 +91,7 @@ def fault_trainings(home: Path) -> list[FaultTraining]:
         for number, rows in enumerate((range(half), range(half, len(table)))):
             shards.mkdir(parents=True, exist_ok=True)
             table.select(rows).to_parquet(shards / f"{split}-{number}.parquet", batch_size=100)
-    every = f"--optim.max_steps {STEPS} --optim.batch_size 16 --run.log_every 1 --run.checkpoint_every 3 "
+    every = f"--optim.max_steps {STEPS} --optim.batch_size 16 --run.log_every 2 --run.checkpoint_every 3 "
     every += f"--run.sample_every {STEPS}"
     tokenizer = f"{every} --model.codebook_size 16 --model.codebook_dim 4 --model.hidden_channels 8"
     gan = "--adversarial.weight 0.1 --adversarial.disc_start 10 --adversarial.channels 8 --adversarial.layers 2 "
@@ -178,7 +181,7 @@ def kills(training: FaultTraining, home: Path, count: int, seed: int) -> Iterato
     ends = [folder / "inputs.yaml", folder / "checkpoints" / f"step-{STEPS}" / "progress.json"]
     begun, ended = (file.stat().st_mtime for file in ends)
     weights, log = training.result(home, undisturbed)
-    moment = random.Random(seed)
+    moment = random.Random(f"{seed} {training.name}")  # other moments for each training
     for number in range(count):
         run_name = f"{name}-killed-{number}"
         while (where := kill_once(training, home, run_name, moment, 1.1 * max(0.0, ended - begun))) is None:
@@ -203,6 +206,7 @@ def _await(processes: list[warm.Process], condition: Callable[[], bool]) -> bool
 
 
 def _logged(folder: Path) -> int:
-    """Steps whose numbers have been logged."""
+    """The last step whose numbers have been logged."""
     log = folder / "metrics.jsonl"
-    return log.read_text().count('"loss"') if log.exists() else 0
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)

@@ -9,17 +9,15 @@ The figures go into a JSON, each section with its command and commit; what is no
 
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import warm
 from command_line import ScriptParser, run_script
 from fault_inputs import try_inputs
-from fault_runs import PATIENCE, FaultTraining, fault_trainings, kills
+from fault_runs import FaultTraining, fault_trainings, kills
 from fault_states import FAULTS, FaultyRun
 from provenance import commit, machine, provenance
 from safetensors.torch import load_file
@@ -30,7 +28,9 @@ Section = Literal["kills", "states", "nan", "inputs"]
 NAN_TERMS = {
     "tokenizer-gan": ("reconstruction", "codebook", "commitment", "arc", "generator", "discriminator", "lecam", "r1"),
     "tokenizer": ("perceptual",),
+    "tokenizer-gan, 2 processes": ("codebook@1", "discriminator@1"),
     "ldm": ("loss",),
+    "ldm, 2 processes": ("loss@1",),
     "pixelcnn": ("loss",),
 }
 NAN_OPTIONS = {
@@ -97,25 +97,30 @@ def told_nan(home: Path, trainings: Sequence[FaultTraining]) -> dict[str, Any]:
 
 
 def with_nan(training: FaultTraining, home: Path, term: str, steps: str) -> dict[str, Any]:
-    """Trains with a term that is NaN in these steps."""
-    run_name = f"nan-{training.name}-{term}-{steps}".replace(":", "-")
-    options = [*training.options, *NAN_OPTIONS.get(training.name, ()), "--run.max_skipped_steps", "10"]
-    command = [term, steps, training.script, *options, "--run.output_dir", "runs", "--run.name", run_name]
-    done = warm.run([sys.executable, str(warm.SCRIPTS / "fault_injection.py"), *command], home, PATIENCE)
-    folder, said = home / "runs" / run_name, (done.stdout + done.stderr).replace("\r", "\n").splitlines()
+    """Trains with a term that is NaN in these steps; `term@1`: on process 1 alone."""
+    run_name = nan_run(training, term, steps)
+    options = (*training.options, *NAN_OPTIONS.get(training.name, ()), "--run.max_skipped_steps", "10")
+    broken = replace(training, script="fault_injection", options=(term, steps, training.script, *options))
+    codes, out, err = broken.run(home, run_name)
+    folder, said = home / "runs" / run_name, (out + err).replace("\r", "\n").splitlines()
     said = [line for line in said if line.startswith(("warning: step", "error:"))]
     saved = folder / training.artefact
     newest = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
     if not saved.exists() and not newest:
-        raise RuntimeError(f"{training.name} with {term} of NaN has saved nothing: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{training.name} with {term} of NaN has saved nothing: {err[-2000:]}")
     weights = load_file(saved if saved.exists() else newest[-1] / "model.safetensors")
     return {
-        "status": done.returncode,
+        "status": max(codes, key=abs),
         "said": said,
         "saved": saved.name if saved.exists() else newest[-1].name,
         "finite": all(bool(tensor.isfinite().all()) for tensor in weights.values() if tensor.is_floating_point()),
-        "traceback": "Traceback" in done.stderr,
+        "traceback": "Traceback" in err,
     }
+
+
+def nan_run(training: FaultTraining, term: str, steps: str) -> str:
+    """The name of the run that `with_nan` makes."""
+    return re.sub("[^a-z0-9]+", "-", f"nan-{training.name}-{term}-{steps}")
 
 
 def _first_stage(home: Path, trainings: Sequence[FaultTraining]) -> None:

@@ -1,17 +1,17 @@
 """A run's folder: who works in it, what the run in it is, what is saved in it."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from checkpoints import checkpoints, newest_intact, on_main, save_checkpoint, to_disk
+from checkpoint_files import to_disk
+from checkpoints import RunState, checkpoints, newest_intact, on_main, save_checkpoint
 from folder_lock import LOCK, FolderLock
 from run_options import RunConfig
 from run_record import settle_other_run
-from torch import Tensor
 
 
 class RunFolder:
@@ -67,12 +67,10 @@ class RunFolder:
             to_disk(unfinished)
             unfinished.rename(self.path / name)
 
-    def save(
-        self, step: int, averages: dict[str, Tensor], counts: dict[str, int], bad_images: Sequence[int] = ()
-    ) -> None:
+    def save(self, state: RunState) -> None:
         """Writes a checkpoint, on every process. Raises OSError where it cannot; the ones before it are still there."""
         on_main(self._accelerator, self._lock.check if self._lock else lambda: None)
-        save_checkpoint(self._accelerator, self.path, step, averages, counts, self._config.keep_checkpoints, bad_images)
+        save_checkpoint(self._accelerator, self.path, state, self._config.keep_checkpoints)
 
     @property
     def last_state(self) -> str:

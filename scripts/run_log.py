@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,6 +53,14 @@ class Means:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
 
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """What has been added up since the means were last taken, in groups."""
+        return {"sums": self._sums, "counts": self._counts}
+
+    def load_state(self, state: Mapping[str, dict[str, Tensor]]) -> None:
+        """Goes on from what another one had added up."""
+        self._sums, self._counts = dict(state.get("sums", {})), dict(state.get("counts", {}))
+
     def add(self, scalars: dict[str, Tensor]) -> None:
         """Adds one value of each of these."""
         for name, value in scalars.items():
@@ -64,8 +72,8 @@ class Means:
 
     def take(self) -> tuple[list[str], Tensor]:
         """The names, and the mean of each over the values that were added, NaN of none; begins anew."""
-        means = torch.stack([total / self._counts[name] for name, total in self._sums.items()])
-        names = list(self._sums)
+        names = sorted(self._sums)  # after a resumption they came in another order
+        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
         self._sums, self._counts = {}, {}
         return names, means
 

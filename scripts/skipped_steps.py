@@ -37,6 +37,14 @@ class SkippedSteps:
         self._told = total
         self.in_row, self.began, self.is_news = in_row, 0, False
 
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Which terms went first in the present row, in a group."""
+        return {"broken": self._broken}
+
+    def load_state(self, state: Mapping[str, dict[str, Tensor]]) -> None:
+        """Goes on in the row of another one."""
+        self._broken = dict(state.get("broken", {}))
+
     @property
     def counts(self) -> dict[str, int]:
         """For a checkpoint. Waits for the device."""

@@ -192,7 +192,7 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         training.reconstruction_loss.pixel_variance = variance
     quantizer, collapse = tokenizer.bottleneck, CollapseConfig(**config.collapse.as_dict())
     preview = Subset(test_set, evenly_spaced(test_set, PREVIEW_IMAGES))
-    counts = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=run.device)
+    used = run.tally("used codes", quantizer.codebook_size)
 
     for batch in run.steps(whole=True):
         parts = batch["images"].chunk(optim.accumulation)  # each (B, C, H, W)
@@ -201,15 +201,16 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
 
         run.log(**seen.terms, **against)
         if tokenizer.has_codes:
-            counts += seen.counts
+            used += seen.counts
         if run.due(run.config.log_every):
-            counts, numbers = run.accelerator.reduce(counts, "sum"), quantizer.diagnostics()
+            numbers = quantizer.diagnostics()
             if tokenizer.has_codes:
+                counts = run.accelerator.reduce(used, "sum")
                 numbers |= {"train_usage": usage(counts), "train_perplexity": perplexity(counts)}
             if numbers:
                 values = torch.stack([value.float() for value in numbers.values()]).tolist()  # one wait for the device
                 run.write(dict(zip(numbers, values, strict=True)))
-            counts.zero_()
+            used.zero_()
         if run.is_main and run.due(run.config.sample_every):
             load_average(run, tokenizer, averaged)
             originals, reconstructions, metrics = reconstruct(averaged, preview)

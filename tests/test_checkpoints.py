@@ -4,12 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import checkpoint_files
 import checkpoints
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from checkpoints import load_checkpoint, newest_intact, save_checkpoint
+from checkpoint_files import Progress
+from checkpoints import RunState, load_checkpoint, newest_intact, save_checkpoint
 from torch import nn
 
 
@@ -24,7 +26,9 @@ def accelerator():
 
 
 def save(accelerator, folder, step, keep=2):
-    save_checkpoint(accelerator, folder, step, {"weight": torch.full((3,), float(step))}, {"seen": step}, keep)
+    progress = Progress(step, 1, accelerator.distributed_type.value, {"seen": step})
+    averages, own = {"weight": torch.full((3,), float(step))}, {"sums": {"loss": torch.tensor(step / 7)}}
+    save_checkpoint(accelerator, folder, RunState(progress, averages, own), keep)
 
 
 def names(folder):
@@ -37,12 +41,14 @@ def test_the_newest_are_kept_and_say_what_they_hold(accelerator, tmp_path):
     assert names(tmp_path) == ["step-10", "step-20"]
     newest = newest_intact(accelerator, tmp_path)
     assert newest.name == "step-20"
-    averages, progress = load_checkpoint(accelerator, newest, averaged=True)
-    assert averages["weight"].tolist() == [20.0] * 3
-    assert (progress.step, progress.processes, progress.counts) == (20, 1, {"seen": 20})
+    state = load_checkpoint(accelerator, newest, averaged=True)
+    assert state.averages["weight"].tolist() == [20.0] * 3
+    assert (state.progress.step, state.progress.processes, state.progress.counts) == (20, 1, {"seen": 20})
+    assert state.own == {"sums": {"loss": torch.tensor(20 / 7)}}
 
 
-FILES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "ema.safetensors", "progress.json"]
+FILES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "ema.safetensors", "own_0.safetensors"]
+FILES += ["progress.json"]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -75,7 +81,7 @@ def test_no_flipped_bit_of_the_list_itself_goes_unseen(accelerator, tmp_path):
             changed = bytearray(content)
             changed[place] ^= 1 << bit
             (checkpoint / "progress.json").write_bytes(changed)
-            whole = not checkpoints._what_is_missing(checkpoint)
+            whole = not checkpoints.what_is_missing(checkpoint)
             # White space between its parts means nothing.
             assert not whole or json.loads(bytes(changed)) == stored, bytes(changed)[place - 9 : place + 9]
 
@@ -113,7 +119,7 @@ def test_with_all_damaged_the_run_begins_anew_and_says_so(accelerator, tmp_path,
 
 def test_a_write_that_fails_leaves_what_was_there(accelerator, tmp_path, monkeypatch):
     save(accelerator, tmp_path, 1)
-    for name, error in (("save_file", OSError(28, "No space left on device")), ("to_disk", OSError(5, "I/O error"))):
+    for name, error in (("save_file", OSError(28, "No space left on device")), ("complete", OSError(5, "I/O error"))):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints, name, lambda *args, error=error: (_ for _ in ()).throw(error))
             with pytest.raises(OSError, match=rf"step 2 cannot be written .*{error.strerror}.*goes on from step-1"):
@@ -146,7 +152,7 @@ def test_one_of_another_way_to_share_a_model_is_refused(accelerator, tmp_path):
     file = tmp_path / "checkpoints/step-1/progress.json"
     content = json.loads(file.read_text()) | {"distribution": "FSDP"}
     del content["sha256"]
-    file.write_text(json.dumps(content | {"sha256": checkpoints._hash(content)}))
+    file.write_text(json.dumps(content | {"sha256": checkpoint_files._hash(content)}))
     with pytest.raises(ValueError, match="distributed by FSDP, this run's is by NO; launch it as before"):
         load_checkpoint(accelerator, tmp_path / "checkpoints/step-1", averaged=False)
 

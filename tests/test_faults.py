@@ -84,15 +84,20 @@ def test_a_fault_leaves_the_last_state_and_says_what_it_is(home, trainings, name
         ("pixelcnn", "loss"),
         pytest.param("tokenizer", "perceptual", marks=pytest.mark.slow),
         pytest.param("ldm", "loss", marks=pytest.mark.slow),
+        ("tokenizer-gan, 2 processes", "codebook@1"),
+        pytest.param("tokenizer-gan, 2 processes", "discriminator@1", marks=pytest.mark.slow),
+        pytest.param("ldm, 2 processes", "loss@1", marks=pytest.mark.slow),
     ],
 )
 def test_a_term_that_is_nan_is_named_and_never_reaches_what_is_saved(home, trainings, name, term):
     row = faults.with_nan(trainings[name], home, term, "22:24")
     assert row["status"] == 0 and row["finite"] and not row["traceback"]
-    assert row["said"] == [f"warning: step 22 is skipped: {term} is not finite"]
-    log = (home / "runs" / f"nan-{name}-{term}-22-24" / "metrics.jsonl").read_text().splitlines()
-    skipped = {line["step"]: line["skipped_steps"] for line in map(json.loads, log) if "skipped_steps" in line}
-    assert [skipped[step] for step in (21, 22, 23, 24, 40)] == [0, 1, 2, 2, 2]
+    named = term.removesuffix("@1")  # on the second of two processes alone
+    assert row["said"] == [f"warning: step 22 is skipped: {named} is not finite"]
+    folder = home / "runs" / faults.nan_run(trainings[name], term, "22:24")
+    log = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    skipped = {line["step"]: line["skipped_steps"] for line in log if "skipped_steps" in line}
+    assert [skipped[step] for step in (20, 22, 24, 26, 40)] == [0, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(("name", "term"), [("tokenizer-gan", "generator"), ("pixelcnn", "loss")])

@@ -70,12 +70,17 @@ class BadImages:
                 yield str(error)
 
 
+def bad_images_of(dataset: object) -> BadImages | None:
+    """Those of a data set that skips them; None where they are errors, or it has no images but latents."""
+    return getattr(dataset, "bad_images", None)
+
+
 def report_bad_images(dataset: object) -> str | None:
     """One line: how many images of a data set were skipped so far, and what is wrong with the first of them.
 
     None where there are none, or where they are errors.
     """
-    bad: BadImages | None = getattr(dataset, "bad_images", None)
+    bad = bad_images_of(dataset)
     if bad is None or not bad.count:
         return None
     number, total = bad.count, len(bad.found)

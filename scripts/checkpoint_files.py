@@ -1,0 +1,111 @@
+"""The list of a checkpoint's files, by which it is known later whether it is as it was written: progress.json."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, beside what its tensors say.
+
+    Args:
+        step: completed steps.
+        processes: how many processes made the last of them.
+        distribution: how accelerate distributed the model over them.
+        counts: what the run counts, by name.
+        bad_images: those that were found to be unusable, and skipped.
+    """
+
+    step: int
+    processes: int
+    distribution: str
+    counts: dict[str, int] = field(default_factory=dict)
+    bad_images: list[int] = field(default_factory=list)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of completed steps that a checkpoint holds."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def complete(checkpoint: Path, progress: Progress) -> None:
+    """Writes the list of what is in the folder, and brings all of it to the disk."""
+    files = {str(file.relative_to(checkpoint)): _facts(file) for file in _files(checkpoint)}
+    content = asdict(progress) | {"files": files}
+    (checkpoint / PROGRESS).write_text(json.dumps(content | {"sha256": _hash(content)}, indent=1))
+    for path in (checkpoint / PROGRESS, *(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint):
+        to_disk(path)
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """What a checkpoint says of itself. ValueError where that is not as it was written, by its own hash."""
+    stored = _read(checkpoint)
+    return Progress(**{name: stored[name] for name in Progress.__dataclass_fields__})
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself. ValueError where that is not as it was written, by its own hash."""
+    stored = json.loads((checkpoint / PROGRESS).read_text())
+    if stored.pop("sha256", None) != _hash(stored):
+        raise ValueError(f"{PROGRESS} is not as it was written")
+    return stored
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def what_is_missing(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks to be complete, as far as names and lengths tell; None where it lacks nothing."""
+    try:
+        progress = _read(checkpoint)
+        lengths = {name: facts["bytes"] for name, facts in progress["files"].items()}
+        if progress["step"] != step_of(checkpoint):
+            return f"{PROGRESS} is of another step"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"there is no {PROGRESS}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{PROGRESS} is not as it was written"
+    for name, length in lengths.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != length:
+            return f"{name} has {file.stat().st_size} bytes and had {length}"
+    return None
+
+
+def what_has_changed(checkpoint: Path) -> str | None:
+    """The file that is not as it was written, if there is one."""
+    for name, facts in _read(checkpoint)["files"].items():
+        with (checkpoint / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                return f"{name} is not as it was written"
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _facts(file: Path) -> dict[str, int | str]:
+    """What tells later whether the file is as it was written; it is brought to the disk."""
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        os.fsync(opened.fileno())
+        return {"bytes": opened.tell(), "sha256": digest}
+
+
+def to_disk(path: Path) -> None:
+    """Brings a file's contents, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
