@@ -9,10 +9,8 @@
 The training loops themselves stay in their scripts.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,8 @@ from checkpoints import RunState, load_checkpoint, note_processes
 from chunks import LONGEST_WAIT
 from fast_training import Trained, first_broken, on_device
 from run_folder import RunFolder
-from run_log import LoaderClock, Means, RunLog
 from run_options import OptimConfig, RunConfig
+from run_report import RunReport
 from seeds import be_deterministic, seed_of
 from skipped_images import SkippedImages
 from skipped_steps import SkippedSteps
@@ -33,7 +31,6 @@ from stopping import Stopping
 from threads import use_all_cores
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from tokenizer.data import training_batches
 
@@ -89,8 +86,7 @@ class Run:
         self._trained: list[Trained] = []
         self._parts_done = 0  # of the step in progress
         self._loss_done: Tensor | None = None  # of these parts
-        self._means = Means()
-        self._tallies: dict[str, Tensor] = {}
+        self._report = RunReport(self.accelerator)
         self._bad_before: list[int] = []  # images that were skipped before this start
         self._skipped = SkippedSteps(self.accelerator)
 
@@ -177,18 +173,14 @@ class Run:
             SystemExit: after a signal by which schedulers announce the end; all is saved.
         """
         self._skipped_images = SkippedImages(self.accelerator, self.dataset, self._bad_before)
-        total, parts = self.optim.max_steps, 1 if whole else self.optim.accumulation
-        self._run_log = RunLog(self.folder, self.step) if self.is_main else None
-        self._bar = tqdm(total=total, initial=self.step, desc=self.config.name, disable=not self.is_main)
-        self._clock = LoaderClock()
+        parts = 1 if whole else self.optim.accumulation
+        self._report.open(self.folder, self.step, self.optim.max_steps)
         batches = self._batches(self.dataset, start_step=self.step)
         try:
             with Stopping() as stopping:
-                yield from self._steps(self._clock.timed(batches, self.optim.batch_size), parts, stopping)
+                yield from self._steps(self._report.timed(batches, self.optim.batch_size), parts, stopping)
         finally:  # so that an error stands below the bar
-            self._bar.close()
-            if self._run_log is not None:
-                self._run_log.close()
+            self._report.close()
 
     def _steps(
         self, batches: Iterable[dict[str, Tensor]], parts: int, stopping: Stopping
@@ -204,7 +196,7 @@ class Run:
             for index, piece in enumerate(pieces, start=1):
                 with self.main.alone(index < parts):
                     yield dict(zip(batch, piece, strict=True))
-            self._bar.update()
+            self._report.step()
             asked = self._skipped.read(stopping.signal is not None, self.step)
             if warning := self._skipped.news():
                 self.warn(warning)
@@ -237,7 +229,7 @@ class Run:
         }
         self._skipped.count([updated, *(one.updated for one in self._trained if one.updated is not None)])
         self._skipped.see(norms, completed=False)
-        self._means.add(norms)
+        self._report.add(norms)
         self._parts_done, self._loss_done = 0, None
         self.step += 1
 
@@ -250,33 +242,24 @@ class Run:
 
         What is not finite is left out of the means; `skipped_steps`, those of the run so far, stands beside them.
         """
-        self._means.add(scalars)
+        self._report.add(scalars)
         self._skipped.see(scalars, completed=self._parts_done == 0)
         if self.due(self.config.log_every):
-            names, means = self._means.take()
-            by_name = dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
-            by_name = {name: value for name, value in by_name.items() if isfinite(value)}
-            times = self._clock.take()
             counts = {"skipped_steps": self._skipped.counts["skipped_steps"], **self._skipped_images.counts()}
-            if warning := self._skipped_images.news():
+            if self.is_main and (warning := self._skipped_images.news()):
                 self.warn(warning)
-            self.write({**by_name, **counts, "lr": self.optim.learning_rate(self.step - 1), **times})
-            shown = {name: f"{value:.3g}" for name, value in by_name.items()}
-            self._bar.set_postfix(shown | {"loader": f"{times['loader_share']:.0%}"})
+            self._report.line(self.step, **counts, lr=self.optim.learning_rate(self.step - 1))
 
     def tally(self, name: str, size: int) -> Tensor:
         """Counts, int64 (size,), for the script to add up on this process: a resumed run goes on with what they were.
 
         To be asked for after `prepare`.
         """
-        if name not in self._tallies:
-            self._tallies[name] = torch.zeros(size, dtype=torch.int64, device=self.device)
-        return self._tallies[name]
+        return self._report.tally(name, size)
 
     def write(self, scalars: dict[str, float]) -> None:
         """Writes numbers of the completed step to the log, on the main process."""
-        if self._run_log is not None:
-            self._run_log.write(self.step, scalars)
+        self._report.write(self.step, scalars)
 
     def picture(self, name: str) -> Path:
         """Where a picture of the completed step goes."""
@@ -288,8 +271,7 @@ class Run:
 
     def warn(self, message: str) -> None:
         """Prints a warning on the main process, above the progress bar."""
-        if self.is_main:
-            tqdm.write(f"warning: {message}", file=sys.stderr)
+        self._report.warn(message)
 
     def _open_files(self) -> RunFolder:
         return RunFolder(self.config, self.accelerator)
@@ -305,12 +287,11 @@ class Run:
         distribution = self.accelerator.distributed_type.value
         counts, images = self.counts | self._skipped.counts, self._skipped_images.found()
         progress = Progress(self.step, self.accelerator.num_processes, distribution, counts, images)
-        own = self._means.state() | self._skipped.state() | {"tallies": self._tallies}
-        self._files.save(RunState(progress, averages, own))
+        self._files.save(RunState(progress, averages, self._report.state() | self._skipped.state()))
 
     def _stop(self, stopping: Stopping) -> None:
         """Ends the process after a signal; the step is saved."""
-        self._bar.close()
+        self._report.close()
         if self.is_main:
             name = stopping.signal.name if stopping.signal else "a signal to another process"
             print(f"{name}: step {self.step} is saved; the same command goes on from there")
@@ -326,9 +307,8 @@ class Run:
         )
         if self.average is not None:
             self.average.load_state(state.averages, self.step)
-        self._means.load_state(state.own)
+        self._report.load_state(state.own)
         self._skipped.load_state(state.own)
-        self._tallies = state.own.get("tallies", {})
         if self.is_main:
             print(f"resuming from {checkpoint}")
             note_processes(progress.processes, self.accelerator.num_processes)

@@ -75,7 +75,7 @@ def update(run, loss, adversary=None):
     seen = TokenizerUpdate(run.accelerator, run.main, loss, adversary)(images, 0)
     against = adversary.update(images, seen.reconstructions) if adversary else {}
     run.complete(seen.updated)
-    run._means.add(seen.terms)
+    run._report._means.add(seen.terms)
     return seen, against
 
 
@@ -105,7 +105,7 @@ def test_a_broken_gradient_leaves_the_step_out_and_all_as_it_is(start, scaled, f
     seen, _ = update(run, squared())
     assert seen.updated and run.model.bottleneck.step == 2
     assert run._skipped.counts == {"skipped_steps": 1, "skipped_in_row": 0}
-    names, means = run._means.take()
+    names, means = run._report._means.take()
     assert ("gradient_norm_model" in names) == (max_grad_norm is not None or not scaled)
     assert all(torch.isfinite(means))
 
@@ -229,5 +229,5 @@ def test_two_modules_share_a_scaler(start, max_grad_norm):
         moved = [not torch.equal(a, b) for a, b in zip(after[1], before[1], strict=True)]
         assert any(moved) is (broken == "tokenizer")
         assert run.accelerator.scaler.get_scale() == scale / 2
-    _, means = run._means.take()
+    _, means = run._report._means.take()
     assert all(torch.isfinite(means))  # else the log would end the run
