@@ -19,7 +19,8 @@ from command_line import ScriptParser, run_script
 from fault_inputs import try_inputs
 from fault_runs import FaultTraining, fault_trainings, kills
 from fault_states import FAULTS, FaultyRun
-from provenance import commit, machine, provenance
+from fault_table import fault_tables
+from provenance import machine, provenance
 from safetensors.torch import load_file
 
 Section = Literal["kills", "states", "nan", "inputs"]
@@ -64,7 +65,6 @@ def killed(home: Path, trainings: Sequence[FaultTraining], trials: int, pattern:
             "equal": sum(same for _, same in found),
             "while saving": sum("written" in where for where, _ in found),
             "moments": [where for where, _ in found],
-            "commit": commit(),  # rows of several starts may stand side by side
         }
     return rows
 
@@ -152,14 +152,17 @@ def main(args: Sequence[str] | None = None) -> None:
         for section in config.sections:
             rows = measure[section]()
             _write(output, section, rows, provenance("faults", args) | machine() | {"seed": config.seed})
+    print(fault_tables(json.loads(output.read_text())))
     print(output)
 
 
 def _write(output: Path, section: str, rows: dict[str, Any], protocol: dict[str, Any]) -> None:
     """Puts a section's rows into the JSON, beside those that are there."""
     content = json.loads(output.read_text()) if output.exists() else {}
-    before = content.get(section, {}).get("rows", {}) if section == "kills" else {}
-    content[section] = {"protocol": protocol, "rows": before | rows}
+    if section == "kills":  # rows of several starts may stand side by side
+        rows = {name: row | {key: protocol[key] for key in ("command", "commit")} for name, row in rows.items()}
+        rows = content.get(section, {}).get("rows", {}) | rows
+    content[section] = {"protocol": protocol, "rows": rows}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(content, indent=2) + "\n")
 
