@@ -1,5 +1,6 @@
 """The list of a checkpoint's files, by which it is known later whether it is as it was written: progress.json."""
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ class Progress:
     Args:
         step: completed steps.
         processes: how many processes made the last of them.
+        threads: how many threads of the CPU each of these computed with.
         distribution: how accelerate distributed the model over them.
         counts: what the run counts, by name.
         bad_images: those that were found to be unusable, and skipped.
@@ -24,6 +26,7 @@ class Progress:
 
     step: int
     processes: int
+    threads: int
     distribution: str
     counts: dict[str, int] = field(default_factory=dict)
     bad_images: list[int] = field(default_factory=list)
@@ -44,13 +47,18 @@ def complete(checkpoint: Path, progress: Progress) -> None:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """What a checkpoint says of itself. ValueError where that is not as it was written, by its own hash."""
+    """What a checkpoint says of itself. ValueError where another version of this project has written it."""
     stored = _read(checkpoint)
+    if lacking := Progress.__dataclass_fields__.keys() - stored.keys():
+        raise ValueError(
+            f"{checkpoint} is of another version of this project: its {PROGRESS} has no {', '.join(sorted(lacking))}; "
+            "go on with that version, or set run.other_settings start_over"
+        )
     return Progress(**{name: stored[name] for name in Progress.__dataclass_fields__})
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself. ValueError where that is not as it was written, by its own hash."""
+    """What a checkpoint's list holds. ValueError where that is not as it was written, by its own hash."""
     stored = json.loads((checkpoint / PROGRESS).read_text())
     if stored.pop("sha256", None) != _hash(stored):
         raise ValueError(f"{PROGRESS} is not as it was written")
@@ -70,8 +78,10 @@ def what_is_missing(checkpoint: Path) -> str | None:
             return f"{PROGRESS} is of another step"
     except (FileNotFoundError, NotADirectoryError):
         return f"there is no {PROGRESS}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{PROGRESS} is not as it was written"
+    except OSError as error:
+        return _unreadable(error)
     for name, length in lengths.items():
         file = checkpoint / name
         if not file.is_file():
@@ -84,10 +94,20 @@ def what_is_missing(checkpoint: Path) -> str | None:
 def what_has_changed(checkpoint: Path) -> str | None:
     """The file that is not as it was written, if there is one."""
     for name, facts in _read(checkpoint)["files"].items():
-        with (checkpoint / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                return f"{name} is not as it was written"
+        try:
+            with (checkpoint / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                    return f"{name} is not as it was written"
+        except OSError as error:
+            return _unreadable(error)
     return None
+
+
+def _unreadable(error: OSError) -> str:
+    """How damage to the disk, or a folder in a file's place, is told; other errors are raised again."""
+    if error.errno not in (errno.EIO, errno.EISDIR):
+        raise error  # whether the checkpoint is damaged is not known
+    return f"{error.strerror}: {Path(error.filename or PROGRESS).name}"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -81,6 +81,8 @@ def newest_intact(accelerator: Accelerator, folder: Path) -> Path | None:
 def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, keep: int) -> None:
     """Writes `step-<n>`, whole or not at all, and then deletes all but the newest `keep`; on every process.
 
+    A warning is printed where an old one cannot be deleted.
+
     Raises:
         OSError: it cannot be written; what was there before still is.
     """
@@ -92,7 +94,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, kee
         if not folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the run folder is gone")
         for left in (folder / "checkpoints").glob(".*step-*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            _remove(left)
         unfinished.mkdir(parents=True)
 
     def write() -> None:
@@ -104,18 +106,15 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, kee
             save_file(state.averages, unfinished / "ema.safetensors")
         complete(unfinished, state.progress)
         if final.exists():  # a damaged one: the run has come here again
-            shutil.rmtree(final)
+            _remove(final)
         unfinished.rename(final)
         to_disk(final.parent)
-        kept = checkpoints(folder)[-keep:]
-        for old in _named(folder):
-            if old not in kept and step_of(old) < step:
-                shutil.rmtree(old)
 
     try:
         on_main(accelerator, prepare)
         _on_each(accelerator, write)
         on_main(accelerator, finish)
+        on_main(accelerator, lambda: _prune(folder, step, keep))
     except _FILE_ERRORS as error:
         if accelerator.is_main_process and folder.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)  # a full disk has room again
@@ -147,13 +146,18 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool) 
     return RunState(progress, averages, _grouped({name: value.to(accelerator.device) for name, value in own.items()}))
 
 
-def note_processes(before: int, now: int) -> None:
-    """Says what is not as it would be on the number of processes that a run had before."""
-    if before != now:
+def note_processes(before: Progress, processes: int, threads: int) -> None:
+    """Says what is not as it would be on the processes, and the CPU's threads of each, that a run had before."""
+    if before.threads != threads:
         print(
-            f"note: processes so far: {before}, now: {now}. Each step has the same images, and a quantizer's noise; "
-            "but sums are rounded otherwise, and a prior's noise and dropout are drawn by each process: the weights "
-            "will not be the same bit for bit"
+            f"note: threads of each process so far: {before.threads}, now: {threads}. Sums are rounded otherwise: the "
+            f"weights will not be the same bit for bit; with OMP_NUM_THREADS={before.threads} they would be"
+        )
+    if before.processes != processes:
+        print(
+            f"note: processes so far: {before.processes}, now: {processes}. Each step has the same images, and a "
+            "quantizer's noise; but sums are rounded otherwise, and a prior's noise and dropout are drawn by each "
+            "process: the weights will not be the same bit for bit"
         )
 
 
@@ -181,15 +185,35 @@ def _grouped(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def _aside(checkpoint: Path) -> Path:
     """Where a damaged checkpoint goes until the next one is written."""
     aside = checkpoint.with_name(f".damaged-{checkpoint.name}")
-    if aside.is_dir():
-        shutil.rmtree(aside)
+    if aside.exists():
+        _remove(aside)
     return aside
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Deletes the checkpoints from before `step`, but the newest complete ones."""
+    kept = checkpoints(folder)[-keep:]
+    for old in _named(folder):
+        if old not in kept and step_of(old) < step:
+            try:
+                _remove(old)
+            except OSError as error:
+                print(f"warning: {old} cannot be deleted: {_reason(error)}", file=sys.stderr)
+
+
+def _remove(path: Path) -> None:
+    """Deletes a folder with its contents, a file, or a link, but not what that leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _named(folder: Path) -> list[Path]:
     """What is called a checkpoint, oldest first."""
     found = (folder / "checkpoints").glob("step-*")
-    return sorted((path for path in found if path.name.removeprefix("step-").isdecimal()), key=step_of)
+    named = (path for path in found if path.name.removeprefix("step-").isdecimal())
+    return sorted((path for path in named if path.name == f"step-{step_of(path)}"), key=step_of)
 
 
 def _on_each(accelerator: Accelerator, action: Callable[[], None]) -> None:

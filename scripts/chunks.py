@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ import safetensors
 import safetensors.torch
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -77,8 +79,7 @@ class Chunks:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=2) + "\n")
         state.wait_for_everyone()
-        missing = [chunk for chunk in self.ranges() if not self._is_whole(chunk)]
-        state.wait_for_everyone()  # nobody writes before all have looked: each must see the same chunks missing
+        missing = self._missing(state)  # nobody writes before all have looked: each must see the same chunks missing
         ours = missing[state.process_index :: state.num_processes]
         done = self.images - sum(map(len, missing))
         with tqdm(
@@ -113,27 +114,50 @@ class Chunks:
     def _file(self, chunk: range) -> Path:
         return self.folder / f"{chunk.start:08d}-{chunk.stop:08d}.safetensors"
 
-    def _origin(self, chunk: range) -> dict[str, str]:
-        """What a chunk's file says of itself, so that one of another measurement is not taken for it.
+    def _origin(self, chunk: range, values: dict[str, Tensor]) -> dict[str, str]:
+        """What a chunk's file says of itself, so that neither one of another measurement nor a damaged one is taken.
 
         One entry: the order of several would change from file to file.
         """
-        return {"chunk": f"{chunk.start}-{chunk.stop} of {self._key}"}
+        digest = hashlib.sha256()
+        for name in sorted(values):
+            digest.update(f"{name} {values[name].dtype} {tuple(values[name].shape)}".encode())
+            digest.update(values[name].flatten().view(torch.uint8).numpy())
+        return {"chunk": f"{chunk.start}-{chunk.stop} of {self._key}: {digest.hexdigest()}"}
 
     def _is_whole(self, chunk: range) -> bool:
         try:
-            with safetensors.safe_open(self._file(chunk), "pt") as values:  # its header says how long the file is
-                return values.metadata() == self._origin(chunk)
+            with safetensors.safe_open(self._file(chunk), "pt") as file:
+                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return file.metadata() == self._origin(chunk, values)
         except (OSError, safetensors.SafetensorError):
             return False
+
+    def _missing(self, state: PartialState) -> list[range]:
+        """The chunks that are not there, or damaged: each process looks at its share, and all are told."""
+        chunks = self.ranges()
+        ours = chunks[state.process_index :: state.num_processes]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            shown = {"desc": f"checking {self.title}", "leave": False, "disable": not state.is_main_process}
+            whole = list(tqdm(pool.map(self._is_whole, ours), total=len(ours), delay=1, **shown))
+        missing = [chunk for chunk, is_whole in zip(ours, whole, strict=True) if not is_whole]
+        damaged = [chunk for chunk in missing if self._file(chunk).exists()]
+        if state.num_processes > 1:
+            missing, damaged = gather_object(missing), gather_object(damaged)
+        if damaged and state.is_main_process:
+            first = self._file(min(damaged, key=lambda chunk: chunk.start))
+            print(f"warning: damaged, computed again: {first}, of {len(damaged)} such files", file=sys.stderr)
+        return sorted(missing, key=lambda chunk: chunk.start)
 
     def _write(self, chunk: range, values: dict[str, Tensor]) -> None:
         """Written aside and renamed: a killed process leaves a whole chunk or none."""
         handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                tensors = {name: value.contiguous() for name, value in values.items()}
-                file.write(safetensors.torch.save(tensors, self._origin(chunk)))
+                tensors = {name: value.cpu().contiguous() for name, value in values.items()}
+                file.write(safetensors.torch.save(tensors, self._origin(chunk, tensors)))
+                file.flush()
+                os.fsync(handle)
             Path(temporary).replace(self._file(chunk))
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

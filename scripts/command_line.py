@@ -155,7 +155,8 @@ def _message(error: Exception) -> str | None:
         return f"out of memory ({text or 'no more is given'}); lower optim.batch_size, or raise optim.accumulation"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}: make room, and start the same command again; what was complete is still there"
+        remedy = "raise ulimit -f or the quota" if error.errno == errno.EFBIG else "make room"
+        return f"{error.strerror}{where}: {remedy}, and start the same command again; what was complete is still there"
     if isinstance(error, ValueError | OSError):
         return text
     if "does not have a deterministic implementation" in text:

@@ -286,7 +286,8 @@ class Run:
         averages = {} if self.average is None else self.average.state()
         distribution = self.accelerator.distributed_type.value
         counts, images = self.counts | self._skipped.counts, self._skipped_images.found()
-        progress = Progress(self.step, self.accelerator.num_processes, distribution, counts, images)
+        processes, threads = self.accelerator.num_processes, torch.get_num_threads()
+        progress = Progress(self.step, processes, threads, distribution, counts, images)
         self._files.save(RunState(progress, averages, self._report.state() | self._skipped.state()))
 
     def _stop(self, stopping: Stopping) -> None:
@@ -311,4 +312,5 @@ class Run:
         self._skipped.load_state(state.own)
         if self.is_main:
             print(f"resuming from {checkpoint}")
-            note_processes(progress.processes, self.accelerator.num_processes)
+            threads = torch.get_num_threads() if self.device.type == "cpu" else progress.threads
+            note_processes(progress, self.accelerator.num_processes, threads)

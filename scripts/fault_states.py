@@ -149,6 +149,15 @@ def truncated_shard(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcom
     return run.outcome(run.start(), expected, lambda: shard.write_bytes(content))
 
 
+def flipped_latent(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
+    """One byte of the latents that the first start has stored is another one."""
+    file = sorted((run.folder.parent / "cache").glob("latents-train-*/*.safetensors"))[0]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return run.outcome(run.start(), expected, lambda: None)
+
+
 def second_start(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
     """The same command is started while it runs; told is what the second one says."""
     first = run.start()
@@ -181,7 +190,15 @@ FAULTS: dict[str, Callable[[FaultyRun, dict[str, torch.Tensor]], Outcome]] = {
     "flipped byte in the newest checkpoint": flipped_byte,
     "newest checkpoint half written": half_written,
     "truncated shard": truncated_shard,
+    "flipped byte in the stored latents": flipped_latent,
     "second start in one folder": second_start,
     "SIGTERM": signalled(signal.SIGTERM),
     "SIGUSR1": signalled(signal.SIGUSR1),
 }
+
+
+def training_for(fault: str) -> str:
+    """The name of the training that a fault is for."""
+    return {"truncated shard": "tokenizer, streamed", "flipped byte in the stored latents": "ldm"}.get(
+        fault, "tokenizer"
+    )

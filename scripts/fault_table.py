@@ -1,6 +1,6 @@
 """What faults.py has measured, as the README's tables."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -26,7 +26,7 @@ def _kills(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
 
 
 def _states(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
-    yield ["fault", "status", "goes on from", "ends equal"]
+    yield ["fault", "status", "newest complete after it", "ends equal"]
     yield ["---"] * 4
     for name, row in rows.items():
         yield [name, str(row["status"]), row["kept"], "yes" if row["equal"] else "NO"]
@@ -44,12 +44,13 @@ def _nan(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
     for training, found in placed.items():
         terms = list(dict.fromkeys(term for term, _, _ in found))
         named = sum(f" {term.partition('@')[0]} is not finite" in " ".join(row["said"]) for term, _, row in found)
-        statuses = (
-            sorted({row["status"] for _, kind, row in found if kind == which}) for which in ("once", "for good")
-        )
         finite = sum(row["finite"] for _, _, row in found)
-        shown = "; ".join(", ".join(map(str, status)) for status in statuses)
-        yield [training, ", ".join(terms), f"{named} of {len(found)}", shown, f"{finite} of {len(found)}"]
+        statuses = "; ".join(", ".join(_statuses(found, kind)) for kind in ("once", "for good"))
+        yield [training, ", ".join(terms), f"{named} of {len(found)}", statuses, f"{finite} of {len(found)}"]
+
+
+def _statuses(found: Sequence[tuple[str, str, Mapping[str, Any]]], kind: str) -> list[str]:
+    return sorted({str(row["status"]) for _, of_kind, row in found if of_kind == kind})
 
 
 def _inputs(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 from command_line import ScriptParser, run_script
 from fault_inputs import try_inputs
 from fault_runs import FaultTraining, fault_trainings, kills
-from fault_states import FAULTS, FaultyRun
+from fault_states import FAULTS, FaultyRun, training_for
 from fault_table import fault_tables
 from provenance import machine, provenance
 from safetensors.torch import load_file
@@ -71,10 +71,11 @@ def killed(home: Path, trainings: Sequence[FaultTraining], trials: int, pattern:
 
 def starved(home: Path, trainings: Sequence[FaultTraining]) -> dict[str, Any]:
     """Each fault meets the tokenizer's training, half done."""
+    _first_stage(home, trainings)
     by_name = {training.name: training for training in trainings}
     rows, expected = {}, {}
     for number, (name, fault) in enumerate(FAULTS.items()):
-        training = by_name["tokenizer, streamed" if "shard" in name else "tokenizer"]
+        training = by_name[training_for(name)]
         if training.name not in expected:
             training.finish(home, f"whole-{number}")
             expected[training.name], _ = training.result(home, f"whole-{number}")

@@ -1,5 +1,6 @@
 """A run's folder: who works in it, what the run in it is, what is saved in it."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from checkpoint_files import to_disk
 from checkpoints import RunState, checkpoints, newest_intact, on_main, save_checkpoint
 from folder_lock import LOCK, FolderLock
 from run_options import RunConfig
-from run_record import settle_other_run
+from run_record import ARTEFACTS, settle_other_run
 
 
 class RunFolder:
@@ -52,6 +53,8 @@ class RunFolder:
             self._hold()
             self.settle("config.yaml", settings)  # another process may have been quicker
             self.settle("inputs.yaml", inputs)
+        if self._is_main and not self._anew:
+            self._check_places()
         if self._is_main:
             self._lock = self._lock.start_over() if self._anew else self._lock
             self._lock.sign()
@@ -87,6 +90,8 @@ class RunFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
             save(unfinished)
             for path in (*unfinished.rglob("*"), unfinished):
+                if path.is_file():
+                    path.chmod(_mode())  # safetensors' own is for the owner alone
                 to_disk(path)
             shutil.rmtree(target, ignore_errors=True)
             unfinished.rename(target)
@@ -98,6 +103,19 @@ class RunFolder:
     def _is_main(self) -> bool:
         return self._accelerator.is_main_process
 
+    def _check_places(self) -> None:
+        """ValueError where a folder of the run cannot be made."""
+        for name in ("checkpoints", "samples", *ARTEFACTS):
+            if (self.path / name).exists() and not (self.path / name).is_dir():
+                raise ValueError(f"{self.path / name} is no folder; move it away")
+
     def _hold(self) -> None:
         if self._is_main:
             self._lock = FolderLock(self.path)
+
+
+def _mode() -> int:
+    """A new file's, as the user's umask has it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

@@ -22,9 +22,9 @@ class RunLog:
     def __init__(self, folder: Path, step: int):
         self._lines = folder / "metrics.jsonl"
         if self._lines.exists():
-            lines = self._lines.read_text().splitlines(keepends=True)
+            lines = self._lines.read_bytes().splitlines(keepends=True)
             kept = self._lines.with_suffix(".tmp")
-            kept.write_text("".join(line for line in lines if _step_of(line) <= step))
+            kept.write_bytes(b"".join(line for line in lines if _step_of(line) <= step))
             kept.replace(self._lines)
         self._events = SummaryWriter(folder / "tensorboard", purge_step=step)
 
@@ -108,8 +108,14 @@ class LoaderClock:
         return numbers
 
 
-def _step_of(line: str) -> int:
+def _step_of(line: bytes) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the last line of a killed process, or of a full disk
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ):  # what a killed process or a full disk left
         return 1 << 62

@@ -10,10 +10,11 @@ from yaml_files import read_yaml
 ARTEFACTS = ("tokenizer", "pipeline")
 
 # May differ between the start of a run and its resumption: they change neither the data nor the weights of a step, but
-# for max_steps, which is how a run is made longer; a schedule that falls then goes on as that of the longer run. Files
-# of weights are known by their hashes, wherever they are. A run that a bad image has ended had met none before.
+# for max_steps, which is how a run is made longer; a schedule that falls then goes on as that of the longer run. A
+# folder may be renamed, and files of weights are known by their hashes, wherever they are. A run that a bad image has
+# ended had met none before.
 _MAY_CHANGE = (
-    "run.output_dir", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
+    "run.output_dir", "run.name", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
     "run.max_skipped_steps", "run.other_settings", "collapse.usage_below", "collapse.evaluations",
     "data.num_workers", "data.memory_limit_gib", "data.on_bad_image", "optim.max_steps",
     "weights.alexnet", "weights.vgg16", "weights.squeezenet", "weights.lpips",

@@ -68,7 +68,10 @@ def _find(folder: str, index: str, places: tuple[str, ...], classes: str, script
     for place in places:
         if _class_name(Path(folder, place, index)) in classes.split(" or "):
             return Path(folder, place)
-    indices = (Path(folder, place, name) for place in ("", *ARTEFACTS) for name in ("model_index.json", "config.json"))
+    indices = [Path(folder, place, name) for place in ("", *ARTEFACTS) for name in ("model_index.json", "config.json")]
+    for index in indices:
+        if index.is_file():
+            read_json(index)  # which says what is wrong with a broken one
     held = next((f"a {held}" for held in map(_class_name, indices) if held), "nothing that this project knows")
     raise ValueError(f"folder {folder!r} should hold a {classes} as scripts/{script}.py writes it, but holds {held}")
 

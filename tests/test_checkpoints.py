@@ -1,7 +1,9 @@
 """Checkpoints that are whole or not there, and the newest intact one among damaged ones."""
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import checkpoint_files
@@ -26,7 +28,7 @@ def accelerator():
 
 
 def save(accelerator, folder, step, keep=2):
-    progress = Progress(step, 1, accelerator.distributed_type.value, {"seen": step})
+    progress = Progress(step, 1, 1, accelerator.distributed_type.value, {"seen": step})
     averages, own = {"weight": torch.full((3,), float(step))}, {"sums": {"loss": torch.tensor(step / 7)}}
     save_checkpoint(accelerator, folder, RunState(progress, averages, own), keep)
 
@@ -86,7 +88,9 @@ def test_no_flipped_bit_of_the_list_itself_goes_unseen(accelerator, tmp_path):
             assert not whole or json.loads(bytes(changed)) == stored, bytes(changed)[place - 9 : place + 9]
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"step": 3}', "{", '{"step": 2, "files": 5}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", "null", '{"step": 3}', "{", '{"step": 2, "files": 5}', b"\xff", "[" * 200_000]
+)
 def test_one_without_its_list_is_none(accelerator, tmp_path, content, capsys):
     for step in (1, 2):
         save(accelerator, tmp_path, step)
@@ -158,7 +162,76 @@ def test_one_of_another_way_to_share_a_model_is_refused(accelerator, tmp_path):
 
 
 def test_a_number_of_processes_that_changes_is_told(capsys):
-    checkpoints.note_processes(2, 2)
+    before = Progress(5, processes=2, threads=4, distribution="NO")
+    checkpoints.note_processes(before, 2, 4)
     assert not capsys.readouterr().out
-    checkpoints.note_processes(2, 1)
-    assert "processes so far: 2, now: 1" in capsys.readouterr().out
+    checkpoints.note_processes(before, 1, 4)
+    said = capsys.readouterr().out
+    assert "processes so far: 2, now: 1" in said and "threads" not in said
+    checkpoints.note_processes(before, 2, 8)
+    said = capsys.readouterr().out
+    assert "so far: 4, now: 8" in said and "OMP_NUM_THREADS=4" in said and "processes so far" not in said
+
+
+def test_one_of_another_version_is_refused_in_words(accelerator, tmp_path):
+    save(accelerator, tmp_path, 1)
+    file = tmp_path / "checkpoints/step-1/progress.json"
+    content = json.loads(file.read_text())
+    del content["sha256"], content["threads"]
+    file.write_text(json.dumps(content | {"sha256": checkpoint_files._hash(content)}))
+    with pytest.raises(ValueError, match=r"its progress\.json has no threads; go on with that version"):
+        load_checkpoint(accelerator, newest_intact(accelerator, tmp_path), averaged=False)
+
+
+def test_a_list_that_is_no_file_or_lies_in_a_bad_sector_is_damage(accelerator, tmp_path, monkeypatch, capsys):
+    for step in (1, 2):
+        save(accelerator, tmp_path, step)
+    (tmp_path / "checkpoints/step-2/progress.json").unlink()
+    (tmp_path / "checkpoints/step-2/progress.json").mkdir()
+    assert newest_intact(accelerator, tmp_path).name == "step-1"
+    assert "step-2 is damaged (Is a directory: progress.json)" in capsys.readouterr().err
+    save(accelerator, tmp_path, 2)
+    opened = Path.open
+
+    def break_file(name, number):
+        def unreadable(self, *args, **kwargs):
+            if "step-2" in str(self) and self.name == name:
+                raise OSError(number, os.strerror(number), str(self))
+            return opened(self, *args, **kwargs)
+
+        monkeypatch.setattr(Path, "open", unreadable)
+
+    for name in ("model.safetensors", "progress.json"):
+        break_file(name, errno.EACCES)  # it may be whole
+        with pytest.raises(PermissionError):
+            newest_intact(accelerator, tmp_path)
+    break_file("model.safetensors", errno.EIO)
+    assert newest_intact(accelerator, tmp_path).name == "step-1"
+    assert "step-2 is damaged (Input/output error: model.safetensors)" in capsys.readouterr().err
+
+
+def test_a_link_to_a_checkpoint_elsewhere_is_removed_and_not_what_it_leads_to(accelerator, tmp_path):
+    save(accelerator, tmp_path, 1)
+    (tmp_path / "checkpoints/step-1").rename(tmp_path / "elsewhere")
+    (tmp_path / "checkpoints/step-1").symlink_to(tmp_path / "elsewhere")
+    assert newest_intact(accelerator, tmp_path).name == "step-1"
+    save(accelerator, tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["step-2"] and (tmp_path / "elsewhere/progress.json").exists()
+
+
+def test_an_old_one_that_cannot_be_deleted_ends_nothing(accelerator, tmp_path, monkeypatch, capsys):
+    save(accelerator, tmp_path, 1)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoints, "_remove", refuse)
+    save(accelerator, tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["step-1", "step-2"] and newest_intact(accelerator, tmp_path).name == "step-2"
+    assert "step-1 cannot be deleted: Permission denied" in capsys.readouterr().err
+
+
+def test_another_spelling_of_a_step_is_none(accelerator, tmp_path):
+    save(accelerator, tmp_path, 1)
+    shutil.copytree(tmp_path / "checkpoints/step-1", tmp_path / "checkpoints/step-01")
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["step-1"]

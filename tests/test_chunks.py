@@ -60,6 +60,21 @@ def test_a_chunk_that_was_cut_off_is_computed_again(tmp_path):
         assert chunks.column("squares").tolist() == [index**2 for index in range(10)]
 
 
+def test_damaged_values_are_computed_again_and_said(tmp_path, capsys):
+    chunks = Chunks(tmp_path, "squares", {"seed": 0}, images=10, size=5)
+    chunks.compute(squares([]))
+    content = chunks.files[1].read_bytes()
+    for place in (1, 7, 20):
+        changed = bytearray(content)
+        changed[-place] ^= 1
+        chunks.files[1].write_bytes(changed)
+        capsys.readouterr()
+        asked = []
+        chunks.compute(squares(asked))
+        assert asked == [range(5, 10)] and chunks.files[1].read_bytes() == content
+        assert f"warning: damaged, computed again: {chunks.files[1]}, of 1 such files" in capsys.readouterr().err
+
+
 def test_a_chunk_of_another_measurement_is_not_taken_for_ones_own(tmp_path):
     ours, others = (Chunks(tmp_path, "squares", {"seed": seed}, images=10, size=5) for seed in (0, 1))
     for chunks in (ours, others):

@@ -6,7 +6,7 @@ import fault_inputs
 import faults
 import pytest
 from fault_runs import fault_trainings, kills
-from fault_states import FAULTS, FaultyRun
+from fault_states import FAULTS, FaultyRun, training_for
 
 SINGLE = ["tokenizer", "tokenizer-gan", "ldm", "pixelcnn"]
 
@@ -47,6 +47,7 @@ STATUS = {
     "SIGUSR1": 138,
     "flipped byte in the newest checkpoint": 0,
     "newest checkpoint half written": 0,
+    "flipped byte in the stored latents": 0,
 }
 SAID = {
     "full disk (ulimit -f)": "the disk is full, or a file may not grow so large; mend that and start",
@@ -55,6 +56,7 @@ SAID = {
     "flipped byte in the newest checkpoint": "step-20 is damaged (",
     "newest checkpoint half written": "step-20 is damaged (optimizer.bin has ",
     "truncated shard": "error: shard shards/train-1.parquet cannot be read",
+    "flipped byte in the stored latents": "damaged, computed again: runs/cache/latents-train-",
     "second start in one folder": "is in use by process ",
     "SIGTERM": "SIGTERM: step ",
     "SIGUSR1": "SIGUSR1: step ",
@@ -63,7 +65,7 @@ SAID = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_leaves_the_last_state_and_says_what_it_is(home, trainings, name):
-    training = trainings["tokenizer, streamed" if "shard" in name else "tokenizer"]
+    training = trainings[training_for(name)]
     whole = f"{training.name.partition(',')[0]}-{len(training.options)}"
     if not (home / "runs" / whole).exists():
         training.finish(home, whole)

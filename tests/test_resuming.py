@@ -55,6 +55,25 @@ def test_another_experiment_goes_on_when_asked_with_the_differences_told(begun):
     assert "note:" not in train(begun, "--optim.lr", "0.001", "--optim.weight_decay", "0.5", steps=16).stdout
 
 
+def test_a_renamed_folder_goes_on(begun):
+    (begun / "runs/run").rename(begun / "runs/other")
+    assert "resuming from runs/other/checkpoints/step-8" in train(begun, "--run.name", "other", steps=12).stdout
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "tokenizer"])
+def test_a_file_in_a_folders_place_is_told_at_once(begun, name):
+    shutil.rmtree(begun / "runs/run" / name)
+    (begun / "runs/run" / name).write_text("")
+    done = train(begun, steps=12, check=False)
+    assert done.returncode == 2 and f"{name} is no folder; move it away" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_result_can_be_read_by_whom_the_umask_lets(begun):
+    modes = {path.stat().st_mode & 0o777 for path in (begun / "runs/run/tokenizer").iterdir()}
+    (begun / "new").touch()
+    assert modes == {(begun / "new").stat().st_mode & 0o777}
+
+
 def test_another_model_cannot_go_on(begun):
     done = train(begun, "--model.hidden_channels", 16, "--run.other_settings", "go_on", steps=12, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -60,7 +60,9 @@ def test_a_resumed_log_goes_on_after_the_last_checkpoint(tmp_path):
         log.write(step, {"loss": step / 2})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as lines:
-        lines.write('{"step": 6, "lo')  # what a killed process leaves
+        lines.write('{"step": Infinity}\n' + "[" * 100_000 + "\n")
+    with (tmp_path / "metrics.jsonl").open("ab") as lines:  # what a killed process leaves, or a damaged disk
+        lines.write(b'\xff\xfe\0\n{"step": 6, "lo')
     log = RunLog(tmp_path, 3)
     log.write(4, {"loss": 9.0})
     log.close()
