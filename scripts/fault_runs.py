@@ -134,16 +134,21 @@ def on_the_fly(script: str) -> tuple[str, ...]:
 
 
 def kill_once(training: FaultTraining, home: Path, run_name: str, moment: random.Random, seconds: float) -> str | None:
-    """Starts a training and kills it, in a third of the cases while it saves; where it was then, in words.
+    """Starts a training and kills it: while it saves, after some step, or at any moment; where it was then, in words.
 
     `seconds` is the latest moment, from when its folder is there. None: it had ended before.
     """
     folder = home / "runs" / run_name
+    kind = moment.choice(("saving", "step", "time"))
     processes = training.start(home, run_name)
-    if moment.random() < 1 / 3:
+    if kind == "saving":
         step = 3 * moment.randint(1, STEPS // 3)
         begun = _await(processes, lambda: (folder / "checkpoints" / f".step-{step}").is_dir())
         time.sleep(moment.uniform(0, 0.02) if begun else 0)
+    elif kind == "step":
+        step = moment.randint(1, STEPS)
+        _await(processes, lambda: _logged(folder) >= step)
+        time.sleep(moment.uniform(0, 0.05))
     else:
         _await(processes, folder.is_dir)
         time.sleep(moment.uniform(0, seconds))

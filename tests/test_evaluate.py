@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torchvision.models import alexnet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
+from chunks import Chunks
 from evaluate import main
 
 from pipelines import ArcVQPixelCNNPipeline
@@ -150,6 +153,15 @@ def test_several_processes_give_the_numbers_of_one(home, reconstruction, generat
             assert found["numbers"][name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
 
 
+def mark_features(file):
+    """Other features in a chunk that says of itself that it is whole."""
+    values = load_file(file)
+    with safe_open(file, "pt") as chunk:
+        start, stop, key = re.fullmatch(r"(\d+)-(\d+) of (\w+): \w+", chunk.metadata()["chunk"]).groups()
+    values["features"] += 1
+    save_file(values, file, Chunks._origin(SimpleNamespace(_key=key), range(int(start), int(stop)), values))
+
+
 def test_a_killed_evaluation_goes_on_and_gives_the_same_number(home, generation):
     arguments = ("--output", "killed", "--save_images", "png")
     process = warm.Process(command(*GENERATION, *arguments), home)
@@ -161,10 +173,7 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_number(home, generation)
     process.wait()
     assert not (home / "killed" / "generation.json").exists()
     # What was finished is used and not made again: marked features come back in the numbers.
-    values = load_file(there[0])
-    with safe_open(there[0], "pt") as chunk:
-        metadata = chunk.metadata()
-    save_file(values | {"features": values["features"] + 1}, there[0], metadata)
+    mark_features(there[0])
     marked = evaluated(home, "killed", *GENERATION, *arguments[2:])["numbers"]
     distance = "frechet_distance[digits-classifier]@50"
     assert marked[distance] != pytest.approx(generation["numbers"][distance], rel=1e-6)
@@ -383,10 +392,7 @@ def test_features_of_the_originals_are_kept_for_the_next_tokenizer_and_no_other_
     (chunks,) = (home / "originals").glob("features-*")
     jpeg = distance("jpeg-r", "official_jpeg")
     file = min(chunks.glob("*.safetensors"))  # marked: what is kept comes back in the number
-    values = load_file(file)
-    with safe_open(file, "pt") as chunk:
-        metadata = chunk.metadata()
-    save_file(values | {"features": values["features"] + 1}, file, metadata)
+    mark_features(file)
     assert distance("second-r") != pytest.approx(first, rel=1e-6)
     assert distance("jpeg-again", "official_jpeg") == jpeg
 
