@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import torch
 import warm
 from checkpoints import checkpoints
@@ -152,9 +153,7 @@ def kill_once(training: FaultTraining, home: Path, run_name: str, moment: random
     else:
         _await(processes, folder.is_dir)
         time.sleep(moment.uniform(0, seconds))
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    codes = [process.wait(PATIENCE) for process in processes]
+    codes = _kill(processes)
     where = f"after {_logged(folder)} of {STEPS} steps"
     if left := list((folder / "checkpoints").glob(".step-*")):
         where += f", while {left[0].name[1:]} was written"
@@ -196,6 +195,19 @@ def kills(training: FaultTraining, home: Path, count: int, seed: int) -> Iterato
         same = found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
         yield where, resumed and same and lines == log
         shutil.rmtree(home / "runs" / run_name)
+
+
+def _kill(processes: list[warm.Process]) -> list[int]:
+    """Kills processes; their statuses, when those are gone too that they had started. RuntimeError where these stay."""
+    started = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started += psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+    codes = [process.wait(PATIENCE) for process in processes]
+    if left := psutil.wait_procs(started, PATIENCE)[1]:
+        raise RuntimeError(f"the kill has left {len(left)} processes, such as {left[0]}")
+    return codes
 
 
 def _await(processes: list[warm.Process], condition: Callable[[], bool]) -> bool:

@@ -18,7 +18,7 @@ def _kills(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
         training, _, way = name.partition(", ")
         found = f"{row['equal']} of {row['kills']} ({row['while saving']})"
         placed.setdefault(training, {})[way or "1 process"] = found
-    ways = list(dict.fromkeys(way for found in placed.values() for way in found))
+    ways = sorted({way for found in placed.values() for way in found})
     yield ["killed; equal bit for bit (killed while saving)", *ways]
     yield ["---"] * (1 + len(ways))
     for training, found in placed.items():

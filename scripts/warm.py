@@ -42,6 +42,10 @@ class Process:
         self._process.start()
         self.args = command
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def poll(self) -> int | None:
         return self._process.exitcode
 

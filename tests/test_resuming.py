@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fault_runs
 import numpy as np
+import psutil
 import pytest
 import torch
 import warm
@@ -198,6 +199,21 @@ def test_the_launchers_end_is_a_signal_to_save(tmp_path, processes):
     assert process.returncode != 0 and "SIGTERM: step " in out and " is saved" in out
     (saved,) = (tmp_path / "runs/run/checkpoints").iterdir()
     assert f"step {saved.name.removeprefix('step-')} is saved" in out
+
+
+def test_no_loader_process_outlives_a_kill(tmp_path):
+    options = ["--data.num_workers", "2", "--data.memory_limit_gib", "0", "--optim.max_steps", "1000000"]
+    process = warm.Process([sys.executable, SCRIPT, *SMALL, *options], tmp_path)
+    log, deadline = tmp_path / "runs/run/metrics.jsonl", time.monotonic() + 120
+    while not log.exists() or not log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    begun = psutil.Process(process.pid).children(recursive=True)
+    assert len(begun) >= 3  # two workers, and the server that forks them
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, left = psutil.wait_procs(begun, timeout=30)
+    assert not left
 
 
 def test_a_signal_to_one_of_two_processes_ends_both_at_one_step(tmp_path):

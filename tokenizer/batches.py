@@ -10,6 +10,7 @@ import multiprocessing.queues
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -202,6 +203,14 @@ def _begin_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # A batch that cannot be sent, for want of shared memory, would only be reported, and waited for for ever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
+    # torch's workers look whether they have another parent; that of a fork server's children is the server, which they
+    # keep alive: after a kill of the main process they would stay for ever, with their memory.
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _end_worker(error: Exception, _: object) -> None:
@@ -211,9 +220,8 @@ def _end_worker(error: Exception, _: object) -> None:
 
 @cache
 def _end_workers_at_exit() -> None:
-    atexit.register(
-        _end_workers
-    )  # comes before that of multiprocessing, which sends daemons SIGTERM and waits for them
+    # Comes before that of multiprocessing, which sends daemons SIGTERM and waits for them.
+    atexit.register(_end_workers)
 
 
 def _end_workers() -> None:
