@@ -89,9 +89,10 @@ class RunFolder:
             unfinished = self.path / f".{name}.tmp"
             shutil.rmtree(unfinished, ignore_errors=True)
             save(unfinished)
+            mode = _mode()  # safetensors' own is for the owner alone
             for path in (*unfinished.rglob("*"), unfinished):
                 if path.is_file():
-                    path.chmod(_mode())  # safetensors' own is for the owner alone
+                    path.chmod(mode)
                 to_disk(path)
             shutil.rmtree(target, ignore_errors=True)
             unfinished.rename(target)

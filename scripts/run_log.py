@@ -111,11 +111,5 @@ class LoaderClock:
 def _step_of(line: bytes) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-    ):  # what a killed process or a full disk left
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # left by a kill, or by a full disk
         return 1 << 62
