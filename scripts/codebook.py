@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from announced_data import announced_splits
 from command_line import ScriptParser, fail, run_script
 from encoding import evenly_spaced
 from measuring import CHUNK
@@ -27,7 +28,7 @@ from pipelines.metrics import to_uint8
 from pipelines.patch_features import patch_features
 from tokenizer.codebook_file import save_codebook_file
 from tokenizer.codebook_reduction import reduced_codebook
-from tokenizer.data import DataConfig, evaluation_batches, load_images
+from tokenizer.data import DataConfig, evaluation_batches
 from tokenizer.perceptual import WeightFiles
 
 
@@ -46,7 +47,7 @@ def features(args: Sequence[str]) -> None:
     config = parser.parse(args)
     if Path(config.output).exists():
         raise ValueError(f"{config.output!r} exists; name another file")
-    images = load_images(DataConfig(**config.data.as_dict()), "train")
+    images = announced_splits(DataConfig(**config.data.as_dict())).train
     use_all_cores()
     settings = {field.name: config[field.name] for field in fields(ExtractorConfig) if field.name in config}
     settings["weights"] = WeightFiles(**config.weights.as_dict())

@@ -1,6 +1,7 @@
 """What the training scripts share: the run folder, the randomness of a step, EMA, resuming.
 
     runs/<name>/config.yaml          the resolved configuration, as --config takes it
+    runs/<name>/data.txt             what the data set was found to be
     runs/<name>/checkpoints/step-<n> what a resumed run needs
     runs/<name>/metrics.jsonl        numbers, each line with its step, and TensorBoard events beside it
     runs/<name>/samples/             pictures made during training
@@ -49,6 +50,7 @@ class Run:
 
     Attributes:
         counts: what the script counts and a resumed run goes on counting, by name.
+        data: the line that says what the data set was found to be, to be kept in the folder.
 
     Raises:
         ValueError: the folder holds checkpoints of a run with other settings, which are named; or another process is
@@ -82,6 +84,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.step = 0
         self.counts: dict[str, int] = {}
+        self.data = ""
         self.average: Average | None = None
         self._trained: list[Trained] = []
         self._parts_done = 0  # of the step in progress
@@ -153,7 +156,7 @@ class Run:
         if newest is not None:
             self._resume(newest)
         if self.is_main and done < self.optim.max_steps:  # when it is known that it can go on
-            self._files.describe(self.settings, inputs)
+            self._files.describe(self.settings, inputs, self.data)
         return self.main.wrapped
 
     def train(self, module: nn.Module, name: str) -> Trained:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch_fidelity
 from accelerate import PartialState
+from announced_data import announced_splits
 from command_line import ScriptParser, run_script
 from image_sources import DataSetImages
 from jsonargparse import Namespace
@@ -34,7 +35,7 @@ from tqdm.auto import tqdm
 
 from pipelines.extractors import INCEPTION, Extractor, ExtractorConfig, make_extractor
 from pipelines.metrics import distribution_metrics, extract_features, pair_metrics
-from tokenizer.data import DataConfig, load_images
+from tokenizer.data import DataConfig
 from tokenizer.perceptual import WeightFiles
 
 QUALITY = 10  # of the JPEG
@@ -61,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
     refuse_skipping(config)
     PartialState()
     use_all_cores()
-    images = load_images(DataConfig(**config.data.as_dict()), "test")
+    images = announced_splits(DataConfig(**config.data.as_dict())).held_out
     check_count(config.num_images, len(images), f"images in the test split of {images.name}")
     source = DataSetImages(images, config.num_images)
     originals = torch.stack(list(tqdm(source, desc="images"))).expand(-1, 3, -1, -1)

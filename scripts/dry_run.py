@@ -72,6 +72,7 @@ def dry_run(
     processes = config.dry_run or int(os.environ.get("WORLD_SIZE", "1"))
     if processes < 0:
         raise ValueError(f"dry_run takes the number of processes, got {processes}")
+    print(images.line)
     report = reckon(parser, config, make, images, processes)
     print(report)
     return report

@@ -22,7 +22,7 @@ from priors.latents import (
 )
 from tokenizer import VQTokenizer
 from tokenizer.bad_images import report_bad_images
-from tokenizer.data import DataConfig, ImageDataset, StreamedImages, load_images
+from tokenizer.data import DataConfig, DataSplits, ImageDataset, StreamedImages
 
 # Images of a shard, 67 MB of ImageNet's latents: what an encoding that is killed loses, times its threads.
 SHARD = 512
@@ -94,16 +94,29 @@ class StageOne:
 
 
 def encode_splits(
-    tokenizer: VQTokenizer, data: DataConfig, latents: LatentsConfig, cache_dir: Path, device: torch.device
+    tokenizer: VQTokenizer,
+    splits: DataSplits,
+    data: DataConfig,
+    latents: LatentsConfig,
+    cache_dir: Path,
+    device: torch.device,
 ) -> StageOne:
-    """The tokenizer on the device, and both splits through it; all processes encode what is not cached, together.
+    """Encode both splits on the device; all processes encode what is not cached, together.
+
+    Args:
+        tokenizer: whose latents and codes they are.
+        splits: of the data set.
+        data: how it is read.
+        latents: where latents and codes come from.
+        cache_dir: the folder that they are kept in.
+        device: to encode on.
 
     Raises:
         ValueError: images that are not the tokenizer's, latents that cannot be stored, options that do not go together.
     """
     latents.check(data)
     tokenizer = tokenizer.to(device).eval().requires_grad_(False)
-    images = {split: load_images(data, split) for split in ("train", "test")}
+    images = {"train": splits.train, "test": splits.held_out}
     check_images(tokenizer, images["train"])
     fingerprint = tokenizer_fingerprint(tokenizer)
 

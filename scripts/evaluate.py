@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from announced_data import announced_splits
 from chunks import LONGEST_WAIT
 from command_line import ScriptParser, run_script
 from generation import evaluate_generation
@@ -36,7 +37,7 @@ from stage_one import note_other_data
 from threads import use_all_cores
 
 from pipelines.protocols import PROTOCOLS
-from tokenizer.data import DataConfig, load_images
+from tokenizer.data import DataConfig
 from tokenizer.perceptual import WeightFiles
 
 # Options of the sampling, which change nothing of samples in files.
@@ -217,7 +218,8 @@ def statistics(config: Namespace, facts: dict[str, Any], settings: dict[str, Any
             f"{config.folder!r} is neither a folder of PNG files nor an npz; leave it out for the data set"
         )
     if source is None:
-        images = load_images(DataConfig(**config.data.as_dict()), config.reference)
+        splits = announced_splits(DataConfig(**config.data.as_dict()))
+        images = splits.train if config.reference == "train" else splits.held_out
         source, name = DataSetImages(images), f"{Path(images.name).name}-{images.split}"
         facts = {"data": images.name, "split": images.split, **facts}
     else:

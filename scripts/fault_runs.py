@@ -19,7 +19,7 @@ import warm
 from checkpoints import checkpoints
 from safetensors.torch import load_file
 
-from tokenizer.data_sources import load_tables
+from tokenizer.data_sources import digit_tables
 
 STEPS = 40
 
@@ -87,7 +87,7 @@ def fault_trainings(home: Path) -> list[FaultTraining]:
     The digits are also written to `home` as shards, to be streamed.
     """
     shards = home / "shards"
-    for split, table in load_tables("digits").items():
+    for split, table in digit_tables().items():
         half = len(table) // 2
         for number, rows in enumerate((range(half), range(half, len(table)))):
             shards.mkdir(parents=True, exist_ok=True)

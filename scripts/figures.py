@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from announced_data import announced_splits
 from command_line import ScriptParser, run_script
 from measuring import check_count, refuse_skipping
 from provenance import provenance
@@ -34,7 +35,7 @@ from pipelines.figures import NotDrawable, TokenizerTensors, evenly, plot_norms,
 from pipelines.metrics import to_uint8
 from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, evaluation_batches, load_images
+from tokenizer.data import DataConfig, evaluation_batches
 from tokenizer.quantizers.base import tokens_of
 
 FIGURES: dict[str, Callable[[Sequence[TokenizerTensors], Path], dict[str, Any]]] = {
@@ -73,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
     torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
     names = tokenizer_names(config.folders)
     data = DataConfig(**config.data.as_dict())
-    images = load_images(data, "test")
+    images = announced_splits(data).held_out
     there = f"images in the test split of {images.name}"
     asked = min(DEFAULT_IMAGES, len(images)) if config.num_images is None else config.num_images
     number = check_count(asked, len(images), there)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from announced_data import announced_splits
 from chunks import Chunks
 from image_sources import DataSetImages, ImageSource
 from jsonargparse import Namespace
@@ -19,7 +20,7 @@ from pipelines.features import NAME as DIGITS
 from pipelines.features import class_accuracy
 from pipelines.metrics import metric_name
 from pipelines.protocols import PROTOCOLS, Protocol, number_name
-from tokenizer.data import DataConfig, load_images
+from tokenizer.data import DataConfig
 
 
 def evaluate_generation(source: str | ImageSource, config: Namespace, output: Path) -> Measured | None:
@@ -45,7 +46,8 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
     if to_statistics:
         statistics = read_statistics(config.reference, extractor)
     else:
-        real = load_images(DataConfig(**config.data.as_dict()), config.reference)
+        splits = announced_splits(DataConfig(**config.data.as_dict()))
+        real = splits.train if config.reference == "train" else splits.held_out
         extractor.check_size(real.image_size, real.image_size)
         if len(real) < INCEPTION_SCORE_SPLITS:
             raise ValueError(f"the metrics need {INCEPTION_SCORE_SPLITS} reference images, there are {len(real)}")

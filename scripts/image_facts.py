@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizer.data import DataConfig, DataError, StreamedImages, load_images
+from tokenizer.data import DataConfig, DataError, StreamedImages, load_splits
 from tokenizer.data_sources import HUB_IDS
 from tokenizer.framing import Framing
 
@@ -21,6 +21,7 @@ class ImageFacts:
         num_classes: 1 without labels.
         encoded_bytes: of all its images as they lie on disk.
         measured: whether all this is of the data set itself, or of its published description.
+        line: what the data set was found to be.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ImageFacts:
     num_classes: int
     encoded_bytes: int
     measured: bool
+    line: str
 
     def __len__(self) -> int:
         return self.num_images
@@ -75,14 +77,15 @@ def image_facts(data: DataConfig) -> ImageFacts:
     data.check()
     folder = Path(data.name).expanduser()
     if data.name == "digits" or (data.name not in HUB_IDS and folder.is_dir()):
-        images = load_images(data, "train")
+        splits = load_splits(data)
+        images = splits.train
         if isinstance(images, StreamedImages):
             encoded_bytes = sum(shard.file.size for shard in images.shards)
         else:
             sizes = images.encoded.sizes(images.rows, unreadable=images.bad_images is not None)
             encoded_bytes = int(sizes.clip(0).sum())
         facts = (images.channels, images.framing, len(images), images.num_classes, encoded_bytes)
-        return ImageFacts(data.name, *facts, measured=True)
+        return ImageFacts(data.name, *facts, measured=True, line=str(splits))
     words = data.name.lower().replace("-", "").replace("_", "")
     known = next((known for known in _PUBLISHED if any(word in words for word in known.words)), None)
     if known is None:
@@ -91,4 +94,8 @@ def image_facts(data: DataConfig) -> ImageFacts:
     if (image_size := data.image_size or known.image_size) is None:
         raise DataError(f"the images of {data.name!r} are of many sizes; set data.image_size to the side to use")
     facts = (data.framing(image_size, "train"), known.num_images, known.num_classes, known.encoded_bytes)
-    return ImageFacts(data.name, data.channels or known.channels, *facts, measured=False)
+    channels = data.channels or known.channels
+    classes = f"{known.num_classes} classes" if known.num_classes > 1 else "no classes"
+    size = f"{channels} x {image_size} x {image_size}"
+    line = f"data: {known.num_images} train, {classes}, {size}; as published, not looked at"
+    return ImageFacts(data.name, channels, *facts, measured=False, line=line)

@@ -19,8 +19,8 @@ from torch import Tensor
 from pipelines.metrics import to_uint8
 from pipelines.protocols import Protocol
 from tokenizer.data import ImageDataset
-from tokenizer.data_sources import MOST_CLASSES
 from tokenizer.image_files import ImageError, convert, open_image, reason_of
+from tokenizer.labels import MOST_CLASSES
 
 
 class ImageSource(ABC):

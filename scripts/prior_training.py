@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from announced_data import announced_splits
 from command_line import ScriptParser
 from common import Run
 from dry_run import add_dry_run
@@ -73,7 +74,9 @@ def start(parser: ScriptParser, config: Namespace, tokenizer: VQTokenizer) -> tu
     run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
     if run.is_main:
         note_other_data(config.tokenizer, data)
-    return run, encode_splits(tokenizer, data, latents, Path(config.run.output_dir, "cache"), run.device)
+    splits = announced_splits(data)
+    run.data = str(splits)
+    return run, encode_splits(tokenizer, splits, data, latents, Path(config.run.output_dir, "cache"), run.device)
 
 
 def finish(run: Run, pipeline: ClassConditionalPipeline) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from announced_data import announced_splits
 from chunks import Chunks, Measure, sharing_weights
 from image_sources import DataSetImages, ImageSource, ProtocolImages
 from jsonargparse import Namespace
@@ -30,7 +31,7 @@ from pipelines.pictures import plot_codebook, save_comparison
 from pipelines.protocols import PROTOCOLS, number_name
 from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, ImageDataset, load_images
+from tokenizer.data import DataConfig, ImageDataset
 from tokenizer.usage import code_counts
 
 SHOWN = 32  # originals in the picture
@@ -42,7 +43,7 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
     psnr, ssim, l1 and, with --lpips, LPIPS; the codebook's usage, perplexity and geometry; with an extractor the
     Frechet distance to the originals and, where it has logits, the Inception score.
     """
-    images = load_images(DataConfig(**config.data.as_dict()), "test")
+    images = announced_splits(DataConfig(**config.data.as_dict())).held_out
     number = check_count(config.num_images, len(images), f"images in the test split of {images.name}")
     measuring = make_measuring(config, PROTOCOLS[config.protocol or "rfid"], default_extractor(config, None))
     if measuring.extractor is not None:

@@ -61,12 +61,16 @@ class RunFolder:
         self._accelerator.wait_for_everyone()
         return newest_intact(self._accelerator, self.path)
 
-    def describe(self, settings: dict[str, Any], inputs: dict[str, str]) -> None:
-        """Writes down what the run is, on the main process."""
+    def describe(self, settings: dict[str, Any], inputs: dict[str, str], data: str) -> None:
+        """Write down what the run is, and what its data set was found to be, on the main process."""
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
-        for name, content in (("config.yaml", settings), ("inputs.yaml", inputs)):
+        as_text = {
+            name: yaml.safe_dump(content, sort_keys=False)
+            for name, content in (("config.yaml", settings), ("inputs.yaml", inputs))
+        }
+        for name, text in (as_text | {"data.txt": f"{data}\n"}).items():
             unfinished = self.path / f".{name}"  # a killed process leaves the old one whole
-            unfinished.write_text(yaml.safe_dump(content, sort_keys=False))
+            unfinished.write_text(text, encoding="utf-8")
             to_disk(unfinished)
             unfinished.rename(self.path / name)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from adversary import AdversarialConfig, Adversary
+from announced_data import announced_splits
 from collapse import CollapseConfig
 from command_line import ScriptParser, run_script
 from common import Run
@@ -36,7 +37,7 @@ from pipelines.pictures import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
 from tokenizer.bad_images import report_bad_images
 from tokenizer.codebook_file import load_codebook_file
-from tokenizer.data import DataConfig, ImageDataset, StreamedImages, hold_in_memory, load_images, pixel_batches
+from tokenizer.data import DataConfig, ImageDataset, StreamedImages, hold_in_memory, pixel_batches
 from tokenizer.decoded import bytes_held, pixel_variance
 from tokenizer.perceptual import RandomWeights, WeightFiles
 from tokenizer.usage import perplexity, usage
@@ -180,8 +181,10 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         return dry_run(parser, config, *plan(config))
     check(config)
     data, optim = DataConfig(**config.data.as_dict()), OptimConfig(**config.optim.as_dict())
-    train_set, test_set = load_images(data, "train"), load_images(data, "test")
+    splits = announced_splits(data)
+    train_set, test_set = splits.train, splits.held_out
     run = Run(RunConfig(**config.run.as_dict()), optim, parser.settings(config))
+    run.data = str(splits)
     training = set_up(run, config, train_set, WeightFiles(**config.weights.as_dict()))
     tokenizer, averaged = training.tokenizer, training.averaged
     run.dataset = hold_in_memory(train_set, data, partial(tqdm, desc="decoding train", disable=not run.is_main))

@@ -9,9 +9,10 @@ from accelerate import PartialState
 from encoding import LatentsConfig, encode_splits
 from stage_one import load_tokenizer
 
-from tokenizer.data import DataConfig
+from tokenizer.data import DataConfig, load_splits
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     device = PartialState(cpu=True).device
-    encode_splits(load_tokenizer(str(folder)), DataConfig(), LatentsConfig(), folder / "pair", device)
+    data = DataConfig()
+    encode_splits(load_tokenizer(str(folder)), load_splits(data), data, LatentsConfig(), folder / "pair", device)

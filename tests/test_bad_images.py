@@ -249,7 +249,7 @@ def bytes_taken(form, mode, side):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     options = {"TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True, "method": 0}, "AVIF": {"speed": 10}}
-    colour = 77 if mode.startswith("I") else (10, 20, 30, 40)
+    colour = 777 if mode.startswith("I") else (10, 20, 30, 40)
 
     def contents(side):
         return encoded(PIL.Image.new(mode, (side, side), colour), form, **options.get(form, {}))

@@ -14,8 +14,8 @@ from encoding import LatentsConfig, encode_splits
 
 from priors.latents import EncodedDataset, encode_images
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, load_images, training_batches
-from tokenizer.data_sources import load_tables
+from tokenizer.data import DataConfig, load_images, load_splits, training_batches
+from tokenizer.data_sources import digit_tables
 
 WORKER = Path(__file__).parent / "encoding_worker.py"
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet", "--multi_gpu", "--num_processes", "2"]
@@ -34,7 +34,8 @@ def folder(tmp_path_factory):
 def encode(folder, cache, data=None, **options):
     tokenizer = VQTokenizer.from_pretrained(folder)
     config = LatentsConfig(**options)
-    return encode_splits(tokenizer, data or DataConfig(), config, folder / cache, torch.device("cpu"))
+    data = data or DataConfig()
+    return encode_splits(tokenizer, load_splits(data), data, config, folder / cache, torch.device("cpu"))
 
 
 def files(folder):
@@ -131,7 +132,8 @@ def test_another_tokenizer_or_dtype_is_another_cache(folder, cached, tmp_path):
     with torch.no_grad():
         other.encoder.conv_out.bias.add_(1)
     other.save_pretrained(tmp_path)
-    found = encode_splits(other, DataConfig(), LatentsConfig(), folder / "alone", torch.device("cpu"))
+    data = DataConfig()
+    found = encode_splits(other, load_splits(data), data, LatentsConfig(), folder / "alone", torch.device("cpu"))
     torch.testing.assert_close(found.train[[7]]["latents"], cached.train[[7]]["latents"] + 1)
     assert files(folder / "alone").items() > before.items()
     assert len({file.parts[0] for file in files(folder / "alone")}) == len({file.parts[0] for file in before}) + 3
@@ -164,7 +166,7 @@ def test_ranks_and_workers_see_the_flips_of_one_process(folder):
 
 def test_streamed_shards_are_cached_and_sampled(folder, tmp_path):
     for split in ("train", "test"):
-        images = load_tables("digits")[split].select(range(150))
+        images = digit_tables()[split].select(range(150))
         images.to_parquet(str(tmp_path / f"{split}-0.parquet"), batch_size=40)
     data = DataConfig(name=str(tmp_path), streaming=True)
     whole = load_images(data, "train")

@@ -220,7 +220,7 @@ def test_fingerprint_follows_a_replaced_shard_of_equal_length(tmp_path, kind, re
         else:
             table = pa.table({"image": [content], "label": [label]})
             pq.write_table(table, folder / "train.parquet", compression="none", use_dictionary=False)
-        prints.append(stream(folder, image_column="image").fingerprint())
+        prints.append(stream(folder, image_column="image", label_values="ids").fingerprint())
         lengths.append(next(folder.iterdir()).stat().st_size)
     assert lengths[0] == lengths[1] and prints[0] != prints[1]
 
@@ -279,7 +279,7 @@ def test_plain_columns_without_statistics_and_without_labels(tmp_path):
     table = pa.table({"png": [picture(0), picture(1)], "kind": pa.array([3, 1], pa.int32())})
     pq.write_table(table, tmp_path / "train.parquet", write_statistics=False)
     assert stream(tmp_path, image_column="png").class_names == ["image"]
-    found = stream(tmp_path, image_column="png", label_column="kind")
+    found = stream(tmp_path, image_column="png", label_column="kind", label_values="ids")
     assert found.labels.tolist() == [3, 1] and found.num_classes == 4
     assert [item["labels"].item() for item in (found[0], found[1])] == [3, 1]
     assert "data.image_column" in message(lambda: stream(tmp_path))

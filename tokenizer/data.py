@@ -10,16 +10,21 @@ import torch
 
 from tokenizer.bad_images import BadImages
 from tokenizer.batches import StepBatches, epoch_order, evaluation_batches, training_batches
-from tokenizer.data_config import DataConfig, first_size_and_channels, held_out_split
-from tokenizer.data_sources import as_images, find_columns, load_tables, read_labels
+from tokenizer.columns import NO_LABELS, as_images, find_columns
+from tokenizer.data_config import DataConfig
+from tokenizer.data_sources import Source, SplitTable, load_source
+from tokenizer.data_splits import DataSplits
 from tokenizer.decoded import hold_in_memory, pixel_batches
 from tokenizer.image_dataset import ImageDataset
 from tokenizer.image_files import DataError, ImageColumn
+from tokenizer.image_kinds import SAMPLE, image_kind
+from tokenizer.labels import class_ids
 from tokenizer.streamed_images import StreamedImages, load_streamed
 
 __all__ = [
     "DataConfig",
     "DataError",
+    "DataSplits",
     "ImageDataset",
     "StepBatches",
     "StreamedImages",
@@ -27,58 +32,119 @@ __all__ = [
     "evaluation_batches",
     "hold_in_memory",
     "load_images",
+    "load_splits",
     "pixel_batches",
     "training_batches",
 ]
 
 
 def load_images(config: DataConfig, split: Literal["train", "test"]) -> ImageDataset | StreamedImages:
-    """The train or the held-out images of a data set; nothing but the first usable image is decoded.
-
-    The held-out split is `config.test_split`, else the one called test, else validation, valid or val. Where there is
-    none, every tenth image of `epoch_order(n, 0, 0)` is held out of the train split, the same ones in every run (of
-    streamed images: an error). Sizes, channels and classes that the config leaves open come from the train split
-    (classes that are plain integers or strings: from both), so that the two agree. A data set without labels is one
-    class, "image".
+    """Load the train or the held-out images of a data set, as `load_splits`.
 
     Raises:
-        DataError: the data set, a split or a column is missing or ambiguous, or labels or the first image are unusable.
+        DataError: as `load_splits`, or no image is held out.
     """
-    config.check()
     if split not in ("train", "test"):
         raise DataError(f"split {split!r} is neither 'train' nor 'test'")
+    splits = load_splits(config)
+    return splits.train if split == "train" else splits.held_out
+
+
+def load_splits(config: DataConfig) -> DataSplits:
+    """Load both splits of a data set; no image is decoded but the first usable one.
+
+    The held-out split is `config.test_split`, else test, else validation, evaluation or dev (see `split_names`). Where
+    there is none, every tenth image of `epoch_order(n, 0, 0)` is held out of the train split, the same ones in every
+    run (of streamed images: none). Size and channels that the config leaves open are those of the train split, classes
+    those of both. A data set without labels is one class, "image".
+
+    Raises:
+        DataError: the data set, a split or a column is missing or ambiguous, an image is in no split or no class, or
+            labels or the first image are unusable.
+    """
+    config.check()
     if config.streaming:
-        return load_streamed(config, split)
-    tables = load_tables(config.name)
-    if "train" not in tables:
-        raise DataError(f"data set {config.name!r} has no train split, only {', '.join(tables)}; rename one to train")
-
-    held_out = held_out_split(tables, config) or "train"
-    rows = {"train": np.arange(len(tables["train"])), "test": np.arange(len(tables[held_out]))}
-    if held_out == "train":
-        rows["test"] = np.sort(epoch_order(len(tables["train"]), 0, 0).numpy()[9::10])
-        rows["train"] = np.delete(rows["train"], rows["test"])
-        if split == "test" and not len(rows["test"]):
-            raise DataError(
-                f"data set {config.name!r} has {len(tables['train'])} images and no test split: "
-                "add a test split, or at least 10 images so that every tenth can be held out"
-            )
-    source = {"train": "train", "test": held_out}
-
-    image_column, label_column = find_columns(tables["train"].features, config, repr(config.name))
-    used = {name: tables[name] for name in source.values()}
-    labels, class_names = read_labels(used, label_column, config.label_column is not None)
-    columns = {name: ImageColumn(as_images(table, image_column), image_column, name) for name, table in used.items()}
-    stored, of_train = columns["train"], rows["train"]
-    image_size, channels = first_size_and_channels(len(of_train), lambda index: stored.decode(of_train[index]), config)
-    return ImageDataset(
-        encoded=columns[source[split]],
-        rows=rows[split],
-        labels=torch.from_numpy(labels[source[split]][rows[split]]),
-        class_names=class_names,
-        framing=config.framing(image_size, split),
-        channels=channels,
-        name=config.name,
-        split=split,
-        bad_images=BadImages(len(rows[split])) if config.on_bad_image == "skip" else None,
+        return DataSplits(*load_streamed(config))
+    source = load_source(config)
+    number = len(source.train.rows)
+    rows, held_out_rows = np.arange(number), np.zeros(0, np.int64)
+    notes, without = list(source.notes), None
+    if source.held_out is not None:
+        held_out_rows = np.arange(len(source.held_out.rows))
+    else:
+        held_out_rows = np.sort(epoch_order(number, 0, 0).numpy()[9::10])
+        rows = np.delete(rows, held_out_rows)
+        notes += ["held out: every tenth image"] if len(held_out_rows) else []
+    if not len(held_out_rows):
+        without = (
+            f"data set {config.name!r} has {number} images and no test split: add a test split, or at least 10 images "
+            "so that every tenth can be held out"
+        )
+    images, labels, class_names = _columns(source, config)
+    train = images["train"]
+    sample = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(np.int64)).tolist()
+    kind = image_kind(
+        len(rows), lambda index: train.decode(rows[index]), lambda index: train.header(rows[index]), sample, config
     )
+
+    def split_images(split: Literal["train", "test"], name: str, of_table: np.ndarray) -> ImageDataset:
+        return ImageDataset(
+            encoded=images[name],
+            rows=of_table,
+            labels=torch.from_numpy(labels[name][of_table]),
+            class_names=class_names,
+            framing=config.framing(kind.image_size, split),
+            channels=kind.channels,
+            name=config.name,
+            split=split,
+            bad_images=BadImages(len(of_table)) if config.on_bad_image == "skip" else None,
+        )
+
+    name = "train" if source.held_out is None else source.held_out.name
+    held_out = None if without else split_images("test", name, held_out_rows)
+    return DataSplits(split_images("train", "train", rows), held_out, source.left_out, notes + kind.notes, without)
+
+
+def _columns(source: Source, config: DataConfig) -> tuple[dict[str, ImageColumn], dict[str, np.ndarray], list[str]]:
+    """The images and the labels, int64 (n,), of each split by its name; the class names."""
+    tables = [source.train] + ([] if source.held_out is None else [source.held_out])
+    owner = f"data set {config.name!r}"
+    image_column, label_column = find_columns(source.train.rows.features, config, owner)
+    if label_column is not None and config.label_column is None and _is_null(source.train, label_column):
+        label_column = None
+    for table in tables[1:]:
+        _check_alike(table, image_column, label_column, owner, config)
+    images = {
+        table.name: ImageColumn(as_images(table.rows, image_column), image_column, table.name) for table in tables
+    }
+    if label_column is None:
+        return images, {table.name: np.zeros(len(table.rows), np.int64) for table in tables}, ["image"]
+    parts = {table.name: table.labels(label_column) for table in tables}
+    return images, *class_ids(parts, label_column, config.label_values)
+
+
+def _is_null(table: SplitTable, column: str) -> bool:
+    """Whether a label column is there and says nothing, as `datasets` writes it where there are no classes."""
+    values = table.rows.data.column(column)
+    return len(values) > 0 and values.null_count == len(values)
+
+
+def _check_alike(
+    table: SplitTable, image_column: str, label_column: str | None, owner: str, config: DataConfig
+) -> None:
+    """DataError: the held-out split has other columns than the train split."""
+    there = table.rows.features
+    if image_column not in there:
+        raise DataError(f"split {table.name!r} of {owner} has no column {image_column!r}, only {', '.join(there)}")
+    if label_column is not None and label_column not in there:
+        raise DataError(
+            f"split {table.name!r} of {owner} has no labels, the train split has; put its images into class folders, "
+            f"set data.test_split to another split, or data.label_column to {NO_LABELS}"
+        )
+    if label_column is None and config.label_column is None:
+        _, found = find_columns(there, config, f"split {table.name!r} of {owner}")
+        if found is not None and not _is_null(table, found):
+            raise DataError(
+                f"split {table.name!r} of {owner} has labels, the train split has none; label its images, or set "
+                f"data.label_column to {NO_LABELS}"
+            )

@@ -1,18 +1,11 @@
 """Which images are read and as what; the options that a data set's name leaves open."""
 
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
-import PIL.Image
-
-from tokenizer.bad_images import BadImages
 from tokenizer.framing import Framing
 from tokenizer.image_files import DataError
-
-# One split by three names: `datasets` calls a folder val/ validation, shards keep the name that they have.
-VALIDATION_SPLITS = ("validation", "valid", "val")
-HELD_OUT_SPLITS = ("test", *VALIDATION_SPLITS)
+from tokenizer.split_names import split_name
 
 
 @dataclass(frozen=True)
@@ -23,9 +16,12 @@ class DataConfig:
         name: digits, mnist, cifar10, a data set's id on the Hub, a folder of images, a folder of parquet files, or
             where shards to stream lie: a folder, or an address such as hf://datasets/ILSVRC/imagenet-1k/data.
         image_size: side S of the square images; larger ones are resized and cropped. None: the first image's own size.
-        channels: 1 (grey) or 3 (RGB). None: those of the first image.
+        channels: 1 (grey) or 3 (RGB). None: 1 where all images are grey, of many a sample.
         image_column: the column that holds the images. None: the only image column.
-        label_column: the column that holds the labels. None: the only class label column, or "label" or "labels".
+        label_column: the column that holds the labels; none: there are no classes. None: the only class label column,
+            or "label" or "labels".
+        label_values: what integers without names are: ids, the class ids from 0 on, of which some may have no image;
+            distinct: each value is a class. None: ids, and an error where half of the classes would have no image.
         num_workers: processes that decode images beside the main one.
         memory_limit_gib: images to train a tokenizer on whose pixels take no more than this are decoded once and held
             in memory, by each process; 0: never.
@@ -39,7 +35,8 @@ class DataConfig:
         shuffle_buffer: streamed images that are shuffled among each other, over all processes.
         on_bad_image: what an image that cannot be read, decoded or framed is: an error, or, with skip, replaced by the
             next usable one of the data set and its label, and counted.
-        test_split: name of the held-out split; validation, valid and val are one name. None: test, else validation.
+        test_split: name of the held-out split; validation, valid and val are one name. None: test, else validation,
+            else evaluation, else dev.
     """
 
     name: str = "digits"
@@ -47,6 +44,7 @@ class DataConfig:
     channels: Literal[1, 3] | None = None
     image_column: str | None = None
     label_column: str | None = None
+    label_values: Literal["ids", "distinct"] | None = None
     num_workers: int = 0
     memory_limit_gib: float = 2.0
     resize_to: int | None = None
@@ -66,7 +64,8 @@ class DataConfig:
             (self.crop in ("center", "random"), "crop", "center or random"),
             (self.shuffle_buffer >= 1, "shuffle_buffer", "1 (only blocks are shuffled) or more"),
             (self.on_bad_image in ("error", "skip"), "on_bad_image", "error or skip"),
-            (self.test_split != "train", "test_split", "a split that is not trained on"),
+            (self.label_values in (None, "ids", "distinct"), "label_values", "ids or distinct"),
+            (split_name(self.test_split or "") != "train", "test_split", "a split that is not trained on"),
         ]
         for right, option, remedy in wrong:
             if not right:
@@ -85,30 +84,3 @@ class DataConfig:
         return Framing(
             image_size, self.resize_to, random_crop=train and self.crop == "random", flip=train and self.flip
         )
-
-
-def held_out_split(found: Collection[str], config: DataConfig) -> str | None:
-    """Which of a data set's splits is held out; None where there is none. DataError: the one named is missing."""
-    named = config.test_split
-    wanted = HELD_OUT_SPLITS if named is None else (named, *(VALIDATION_SPLITS if named in VALIDATION_SPLITS else ()))
-    held_out = next((name for name in wanted if name in found), None)
-    if named is not None and held_out is None:
-        there = f"data set {config.name!r} has the splits {', '.join(found)}"
-        raise DataError(f"data.test_split {named!r} is missing: {there}; set it to one of them")
-    return held_out
-
-
-def first_size_and_channels(
-    number: int, decode: Callable[[int], tuple[PIL.Image.Image, str]], config: DataConfig
-) -> tuple[int, int]:
-    """The images' side and channels: those that the config sets, else those of the first image, or first usable one.
-
-    `decode` gives one of the `number` images and the words that name it. DataError: no one side.
-    """
-    if not number:
-        raise DataError(f"data set {config.name!r} has no images to train on; add some, or correct data.name")
-    first, where = BadImages(number).usable(0, decode) if config.on_bad_image == "skip" else decode(0)
-    if config.image_size is None and first.width != first.height:
-        raise DataError(f"{where} is {first.width}x{first.height}, not square; set data.image_size to the side to use")
-    grey = first.mode in ("1", "L") or first.mode.startswith("I")
-    return config.image_size or first.width, config.channels or (1 if grey else 3)

@@ -1,49 +1,184 @@
-"""A data set's name -> its tables, the columns that hold images and labels, the labels and their names."""
+"""A data set's name -> the tables of its train and its held-out split, from here or from the Hub."""
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
 import PIL.Image
-import pyarrow
-import pyarrow.compute
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from tokenizer.class_folders import read_class_folders
 from tokenizer.data_config import DataConfig
 from tokenizer.image_files import BICUBIC, DataError, reason_of
-
-# Labels are numbers from 0 on: one beyond this is a hash, a time, or broken.
-MOST_CLASSES = 2**20
+from tokenizer.image_folders import FoundFiles, find_files, folder_splits, refuse_overlap
+from tokenizer.image_tables import image_table
+from tokenizer.labels import LabelPart, label_part
+from tokenizer.left_out import LeftOut, listed
+from tokenizer.parquet_folders import load_parquet, number_of_rows, parquet_labels
+from tokenizer.split_names import held_out_split, shards_by_split, split_name
 
 HUB_IDS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 
+# Endings of files that have to be unpacked first.
+_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar")
 
-def load_tables(name: str) -> dict[str, datasets.Dataset]:
-    """All splits of a data set by their own names; digits, mnist and cifar10 are never taken for folders."""
+
+@dataclass(frozen=True)
+class SplitTable:
+    """The rows of one split.
+
+    Attributes:
+        name: of the split.
+        rows: images, and what is known of them.
+        parquet: the files that the rows were read from, each of which may number the classes in its own order.
+    """
+
+    name: str
+    rows: datasets.Dataset
+    parquet: list[Path] = field(default_factory=list)
+
+    def labels(self, column: str) -> list[LabelPart]:
+        """Read the label column, in parts that number the classes each on its own."""
+        if self.parquet:
+            return parquet_labels(self.parquet, column)
+        return [label_part(self.rows.data.column(column), self.rows.features[column], f"split {self.name!r}")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The splits of a data set.
+
+    Attributes:
+        train: what is trained on.
+        held_out: what is not; None where there is no such split.
+        left_out: files and splits that are not used.
+        notes: what a user is told besides.
+    """
+
+    train: SplitTable
+    held_out: SplitTable | None
+    left_out: LeftOut = field(default_factory=LeftOut)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_source(config: DataConfig) -> Source:
+    """Find a data set and read its splits; digits, mnist and cifar10 are never taken for folders.
+
+    Raises:
+        DataError: there is no such data set, or no train split, or it cannot be read.
+    """
+    name = config.name
     if name == "digits":
-        return _digits()
+        return _of_tables(digit_tables(), config)
     folder = Path(name).expanduser()
-    is_folder = bool(name) and name not in HUB_IDS and folder.is_dir()
-    if not is_folder and (name.startswith((".", "/", "~")) or folder.is_file()):
+    if name and name not in HUB_IDS and folder.is_dir():
+        return _of_folder(folder.absolute(), config)
+    if not name or name.startswith((".", "/", "~")) or folder.is_file():
         raise DataError(f"data folder {name!r} is not there or is not a folder; set data.name to a folder")
-    if is_folder and (tables := read_class_folders(folder.absolute())) is not None:
-        return tables
+    if name not in HUB_IDS and name.count("/") != 1:
+        # `datasets` would take a word for one of its formats, or for any data set of that name in its cache.
+        raise DataError(
+            f"data set {name!r} is neither digits, mnist, cifar10 nor a folder here; set data.name to one of them, or "
+            "to a data set on the Hub, as owner/name"
+        )
     try:
-        # Absolute: a relative folder called csv or parquet would be taken for one of the formats of `datasets`.
-        return datasets.load_dataset(str(folder.absolute()) if is_folder else HUB_IDS.get(name, name))
+        tables = datasets.load_dataset(HUB_IDS.get(name, name))
     except Exception as error:  # builders and the Hub client raise errors of many unrelated classes
-        if is_folder:
-            raise DataError(f"folder {name!r} cannot be loaded as images or parquet: {reason_of(error)}") from error
         kind = "" if name in HUB_IDS else "is neither digits, mnist, cifar10 nor a folder here, and "
         remedy = "set data.name to a folder or to a data set within reach"
         raise DataError(
             f"data set {name!r} {kind}could not be loaded from the Hub: {reason_of(error)}; {remedy}"
         ) from error
+    return _of_tables(tables, config)
 
 
-def _digits() -> dict[str, datasets.Dataset]:
+def _of_folder(folder: Path, config: DataConfig) -> Source:
+    """A folder of image files, of parquet files, or as `datasets` saves a data set to disk."""
+    owner = f"folder {config.name!r}"
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        try:
+            saved = datasets.load_from_disk(str(folder))
+        except Exception as error:  # broken Arrow files and JSON raise errors of many unrelated classes
+            raise DataError(f"{owner} cannot be loaded from disk: {reason_of(error)}; save it anew") from error
+        return _of_tables(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, config)
+    found = find_files(folder)
+    if found.images and found.parquet:
+        raise DataError(
+            f"{owner} holds {len(found.images)} images and {len(found.parquet)} parquet files, such as "
+            f"{found.parquet[0]}; move one of the two kinds out of it"
+        )
+    if found.images:
+        return _of_images(found, owner, config)
+    if found.parquet:
+        return _of_parquet(folder, found, owner, config)
+    raise DataError(f"{owner} cannot be loaded as images or parquet: {_what_else(found)}")
+
+
+def _of_images(found: FoundFiles, owner: str, config: DataConfig) -> Source:
+    splits = folder_splits(found, owner, config.test_split)
+    held_out = _chosen(splits, config)
+    other = splits[held_out].images if held_out else None
+    refuse_overlap(splits["train"].images, other, owner)
+    used = ["train"] + ([held_out] if held_out else [])
+    tables = {name: SplitTable(name, image_table(splits[name], found.metadata, config)) for name in used}
+    found.left_out.splits = {name: len(split.images) for name, split in splits.items() if name not in used}
+    return Source(tables["train"], tables.get(held_out), found.left_out, splits["train"].notes())
+
+
+def _of_parquet(folder: Path, found: FoundFiles, owner: str, config: DataConfig) -> Source:
+    shards = shards_by_split(found.parquet, owner, config.test_split)
+    files = {split: [folder / path for path in paths] for split, paths in shards.items()}
+    held_out = _chosen(files, config)
+    used = ["train"] + ([held_out] if held_out else [])
+    for split in used:
+        if not number_of_rows(files[split]):
+            raise DataError(f"split {split!r} of {owner} has no rows; add some, or remove its files")
+    tables = {split: SplitTable(split, load_parquet(files[split], split), files[split]) for split in used}
+    found.left_out.splits = {name: number_of_rows(its) for name, its in files.items() if name not in used}
+    return Source(tables["train"], tables.get(held_out), found.left_out)
+
+
+def _of_tables(tables: Mapping[str, datasets.Dataset], config: DataConfig) -> Source:
+    """A data set whose splits have names already."""
+    named = {split_name(name): table for name, table in tables.items()}
+    if len(named) < len(tables):
+        raise DataError(f"data set {config.name!r} has the splits {', '.join(tables)}, several of one kind; rename one")
+    held_out = _chosen(named, config)
+    left_out = LeftOut(splits={name: len(rows) for name, rows in named.items() if name not in ("train", held_out)})
+    return Source(
+        SplitTable("train", named["train"]),
+        None if held_out is None else SplitTable(held_out, named[held_out]),
+        left_out,
+    )
+
+
+def _chosen(splits: Collection[str], config: DataConfig) -> str | None:
+    """The split that is held out. DataError: there is no train split."""
+    owner = f"data set {config.name!r}"
+    if "train" not in splits:
+        raise DataError(f"{owner} has no train split, only {', '.join(splits)}; rename one to train")
+    return held_out_split(splits, config.test_split, owner)
+
+
+def _what_else(found: FoundFiles) -> str:
+    """What a folder without images holds, and what to do about it."""
+    endings = found.left_out.endings
+    if not endings:
+        hidden = f", but for {found.left_out.hidden} hidden files" if found.left_out.hidden else ""
+        return f"it is empty{hidden}; set data.name to a folder with images"
+    there = f"it holds {sum(endings.values())} files, of {listed(sorted(endings))}"
+    if ".tar" in endings:
+        return f"{there}; set data.streaming to true to read tar shards, or unpack them"
+    if archives := [ending for ending in endings if ending in _ARCHIVES]:
+        return f"{there}; unpack the {listed(sorted(archives))} first"
+    if ".arrow" in endings:
+        return f"{there}; save it by save_to_disk of `datasets`, whole, or as parquet"
+    return f"{there}, none that an image's name ends in; convert them to PNG, or rename them"
+
+
+def digit_tables() -> dict[str, datasets.Dataset]:
     """scikit-learn's 1,797 digits of 8x8, enlarged to 32x32, in a fixed stratified split of 1,437 and 360."""
     images, targets = load_digits(return_X_y=True)
     pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
@@ -57,83 +192,3 @@ def _digits() -> dict[str, datasets.Dataset]:
         columns = {"image": [{"bytes": encoded[row], "path": None} for row in rows], "label": targets[rows]}
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits
-
-
-def find_columns(features: datasets.Features, config: DataConfig, owner: str) -> tuple[str, str | None]:
-    """The image column and, where there is one, the label column: those named, else those their types point to."""
-    of_type = {
-        kind: [column for column, feature in features.items() if isinstance(feature, kind)]
-        for kind in (datasets.Image, datasets.ClassLabel)
-    }
-    plain_labels = [column for column in ("label", "labels") if column in features]
-    there = f"the columns of {owner} are {', '.join(features)}"
-    chosen = []
-    for option, named, found, required in (
-        ("image_column", config.image_column, of_type[datasets.Image], True),
-        ("label_column", config.label_column, of_type[datasets.ClassLabel] or plain_labels, False),
-    ):
-        if named is not None and named not in features:
-            raise DataError(f"data.{option} {named!r} is missing: {there}")
-        if named is None and (len(found) > 1 or (required and not found)):
-            raise DataError(f"{len(found) or 'no'} columns may be the {option}: {there}; set data.{option} to one")
-        chosen.append(named or (found[0] if found else None))
-    return chosen[0], chosen[1]
-
-
-def as_images(table: datasets.Dataset, column: str) -> datasets.Dataset:
-    """`column` alone, as images: parquet written without `datasets` may hold plain bytes, paths or structs of both."""
-    table = table.select_columns(column)
-    if isinstance(table.features[column], datasets.Image):
-        return table
-    try:
-        return table.cast_column(column, datasets.Image())
-    except (TypeError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"column {column!r} holds {table.features[column]}, no images; name another") from error
-
-
-def read_labels(
-    tables: dict[str, datasets.Dataset], column: str | None, named: bool
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Every split's labels, int64 (n,), and the class names that all splits share."""
-    arrow = {} if column is None else {split: table.data.column(column) for split, table in tables.items()}
-    # A train/ and a test/ folder without class folders come with a label column, null throughout the train split.
-    if column is None or (not named and arrow["train"].null_count == len(arrow["train"])):
-        return {split: np.zeros(len(table), dtype=np.int64) for split, table in tables.items()}, ["image"]
-    for split, values in arrow.items():
-        if values.null_count:
-            row = pyarrow.compute.index(pyarrow.compute.is_null(values), True).as_py()
-            raise DataError(f"row {row} of split {split!r} has no label in column {column!r}; label or remove the row")
-    feature = tables["train"].features[column]
-    dtype = getattr(feature, "dtype", "")
-    if dtype in ("string", "large_string"):
-        class_names = sorted(set().union(*(values.unique().to_pylist() for values in arrow.values())))
-        known = pyarrow.array(class_names)
-        ids = {split: pyarrow.compute.index_in(values.cast(known.type), known) for split, values in arrow.items()}
-        return {split: values.to_numpy().astype(np.int64) for split, values in ids.items()}, class_names
-    if not dtype.startswith(("int", "uint")):
-        raise DataError(f"label column {column!r} holds {feature}, not integers or strings; set data.label_column")
-    labels = {split: as_integers(values, f"label column {column!r}") for split, values in arrow.items()}
-    values = np.concatenate(list(labels.values()))
-    if not len(values):
-        return labels, []
-    low, high = values.min(), values.max()
-    numbered = not isinstance(feature, datasets.ClassLabel)
-    class_names = numbered_classes(high, f"label column {column!r}") if numbered else feature.names
-    if low < 0 or high >= len(class_names):
-        raise DataError(f"label column {column!r} has label {low if low < 0 else high}, which is no class; correct it")
-    return labels, class_names
-
-
-def as_integers(labels: pyarrow.ChunkedArray, where: str) -> np.ndarray:
-    """Arrow integers as int64 (n,). DataError: one is larger than that."""
-    try:
-        return labels.cast(pyarrow.int64()).to_numpy()
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{where} has a label that is no class: {reason_of(error)}; correct it") from error
-
-
-def numbered_classes(highest: int, where: str) -> list[str]:
-    """The names of classes that have none: their numbers, up to the highest. DataError: that is no class."""
-    if highest >= MOST_CLASSES:
-        raise DataError(f"{where} has label {highest}, which is no class; number the classes from 0 on")
-    return [str(label) for label in range(highest + 1)]

@@ -5,6 +5,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,19 +74,22 @@ class ImageColumn:
         if path is None:
             there = f"row {row} of split {self.split!r} has no image in column {self.column!r}"
             raise ImageError(f"{there}; remove the row")
-        try:
-            found = os.stat(path)  # noqa: PTH116 (a path may hold what a Path takes for an error of its own)
-            if not stat.S_ISREG(found.st_mode):  # to open a pipe is to wait for its other end
-                raise ImageError(f"image {path} cannot be read: it is no file; remove it")
-            check_length(found.st_size, f"image {path}")
-            return Path(path).read_bytes(), f"image {path}"
-        except OSError as error:
-            raise ImageError(f"image {path} cannot be read: {error.strerror}; restore the file") from error
+        return read_file(path), f"image {path}"
 
     def decode(self, row: int) -> tuple[PIL.Image.Image, str]:
         """A row's image, upright, in the mode it is stored in, and the words that name it in an error."""
         encoded, where = self.read(row)
         return decode_image(encoded, where), where
+
+    def header(self, row: int) -> tuple[str, tuple[int, int]]:
+        """Read the mode and the size (width, height) of a row's image. Raises ImageError where that cannot be."""
+        image = self.table.data.column(self.column)[int(row)]
+        if image.is_valid and not image["bytes"].is_valid and image["path"].is_valid:
+            path = image["path"].as_py()
+            check_file(path)
+            return image_header(Path(path), f"image {path}")  # of a large file no more is read than its beginning
+        encoded, where = self.read(row)
+        return image_header(io.BytesIO(encoded), where)
 
     def sizes(self, rows: np.ndarray, unreadable: bool = False) -> np.ndarray:
         """The lengths in bytes of the rows' encoded images, int64 (n,); no image is read.
@@ -113,11 +117,32 @@ def decode_image(encoded: bytes, where: str) -> PIL.Image.Image:
         ImageError: it is broken, of no known format, of several frames, or too large to be decoded.
     """
     check_length(len(encoded), where)
-    try:
+    with _reasons(where):
         image = open_image(io.BytesIO(encoded), where)
         image.load()
+        if image.mode == "I" and image.format == "TIFF":
+            _check_range(image, where)
         if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
             image = PIL.ImageOps.exif_transpose(image)
+    return image
+
+
+def image_header(source: Path | BinaryIO, where: str) -> tuple[str, tuple[int, int]]:
+    """Read the mode and the size (width, height) of an image, upright; `where` names it in an error.
+
+    Raises:
+        ImageError: as `decode_image`, but for what only the pixels tell.
+    """
+    with _reasons(where), open_image(source, where) as image:
+        turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        return image.mode, image.size[::-1] if turned else image.size
+
+
+@contextmanager
+def _reasons(where: str) -> Iterator[None]:
+    """Whatever PIL raises as an ImageError that says what is wrong with the image."""
+    try:
+        yield
     except ImageError:
         raise
     except PIL.UnidentifiedImageError as error:  # its own text holds only the address of a buffer
@@ -127,7 +152,36 @@ def decode_image(encoded: bytes, where: str) -> PIL.Image.Image:
         raise ImageError(f"{where} is too large: {reason_of(error).rstrip('.')}; {_SMALLER}") from error
     except Exception as error:  # what a decoder raises on broken data is open-ended: OSError, struct.error, ...
         raise ImageError(f"{where} cannot be decoded: {reason_of(error)}; remove or replace it") from error
-    return image
+
+
+def _check_range(image: PIL.Image.Image, where: str) -> None:
+    """Raise ImageError where 32-bit integers may be meant in 0..255 or in 0..65535, as which they are read."""
+    _, high = image.getextrema()
+    if 0 < high <= 255:
+        raise ImageError(
+            f"{where} has integers of 32 bits up to {high}: black in 0..65535, as which they are read; save it with 8 "
+            "bits if they are in 0..255, or with 16"
+        )
+
+
+def read_file(path: str) -> bytes:
+    """Read an image file. Raises ImageError where that cannot be."""
+    check_file(path)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"image {path} cannot be read: {error.strerror}; restore the file") from error
+
+
+def check_file(path: str) -> None:
+    """Raise ImageError where a path is no file that may be read."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 (a path may hold what a Path takes for an error of its own)
+    except OSError as error:
+        raise ImageError(f"image {path} cannot be read: {error.strerror}; restore the file") from error
+    if not stat.S_ISREG(found.st_mode):  # to open a pipe is to wait for its other end
+        raise ImageError(f"image {path} cannot be read: it is no file; remove it")
+    check_length(found.st_size, f"image {path}")
 
 
 def check_length(length: int, where: str) -> None:
@@ -161,6 +215,13 @@ def open_image(source: Path | BinaryIO, where: str) -> PIL.Image.Image:
 def _formats() -> tuple[str, ...]:
     PIL.Image.init()
     return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Give the endings of file names that are read as images, in lower case, each with its dot."""
+    formats = (*_formats(), "MPO")  # a phone's JPEG of several pictures
+    return frozenset(suffix for suffix, name in PIL.Image.registered_extensions().items() if name in formats)
 
 
 def convert(image: PIL.Image.Image, channels: int, where: str) -> PIL.Image.Image:

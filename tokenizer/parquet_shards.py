@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tokenizer.columns import find_columns
 from tokenizer.data_config import DataConfig
-from tokenizer.data_sources import as_integers, find_columns
 from tokenizer.image_files import DataError
+from tokenizer.labels import as_integers
 from tokenizer.shards import Block, Shard, ShardFile, checked
 
 

@@ -1,15 +1,18 @@
 """A folder or an address of shards -> its shards by split; what a shard is. Two files know the two kinds."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
 import numpy as np
 
 from tokenizer.image_files import DataError, reason_of
+from tokenizer.image_folders import is_hidden
+from tokenizer.left_out import LeftOut, listed
+from tokenizer.split_names import shards_by_split
 
 
 @dataclass(frozen=True)
@@ -88,38 +91,43 @@ class Shard(ABC):
         """
 
 
-def find_shards(name: str, splits: Sequence[str], suffixes: Sequence[str]) -> dict[str, list[ShardFile]]:
-    """The files below a folder or an address, by path, under the split that a folder's or the file's name holds.
+def find_shards(
+    name: str, suffixes: Sequence[str], test_split: str | None = None
+) -> tuple[dict[str, list[ShardFile]], LeftOut]:
+    """Find the shards below a folder or at an address, sorted by path, under their splits; and what else lies there.
 
-    Where no name holds any, all are `splits[0]`.
+    Args:
+        name: the folder or address.
+        suffixes: the endings of shards.
+        test_split: another name that the user calls the held-out split by.
 
     Raises:
-        DataError: nothing of the kind is there, or only some files name a split.
+        DataError: nothing of the kind is there, or `shards_by_split` cannot tell the splits.
     """
     try:
         filesystem, root = fsspec.core.url_to_fs(str(name))
         found = filesystem.find(root, detail=True)
     except Exception as error:  # each file system raises errors of its own
         raise DataError(f"shards of {name!r} cannot be listed: {reason_of(error)}; correct data.name") from error
-    by_split: dict[str | None, list[ShardFile]] = {}
+    files: dict[str, ShardFile] = {}
+    left_out = LeftOut()
     for place, info in sorted(found.items()):
-        if place.endswith(tuple(suffixes)):
-            path = place.removeprefix(root).lstrip("/")
+        path = place.removeprefix(root).lstrip("/")
+        if any(map(is_hidden, path.split("/"))):
+            left_out.hidden += 1
+        elif place.endswith(tuple(suffixes)):
             version = " ".join(str(info[key]) for key in ("mtime", "blob_id", "ETag", "LastModified") if key in info)
-            file = ShardFile(filesystem.unstrip_protocol(place), path, info["size"], version)
-            by_split.setdefault(_split_of(path, splits), []).append(file)
-    if not by_split:
+            files[path] = ShardFile(filesystem.unstrip_protocol(place), path, info["size"], version)
+        else:
+            left_out.endings[PurePosixPath(path).suffix.lower() or "no ending"] += 1
+    if not files:
         kinds = " or ".join(suffixes)
-        raise DataError(f"{name!r} holds no {kinds} files; data.streaming needs a folder or an address of such shards")
-    unnamed = by_split.pop(None, [])
-    if unnamed and by_split:
-        raise DataError(f"shard {unnamed[0].name} is of no split; name it train-..., validation-... or test-...")
-    return by_split or {splits[0]: unnamed}
-
-
-def _split_of(path: str, splits: Sequence[str]) -> str | None:
-    words = re.findall(r"[a-z]+", path.lower())
-    return next((word for word in words if word in splits), None)
+        there = f", only {listed(sorted(left_out.endings))}" if left_out.endings else ""
+        raise DataError(
+            f"{name!r} holds no {kinds} files{there}; data.streaming needs a folder or an address of such shards"
+        )
+    by_split = shards_by_split(list(files), repr(name), test_split)
+    return {split: [files[path] for path in paths] for split, paths in by_split.items()}, left_out
 
 
 def checked(read: Callable[[], Any], file: ShardFile) -> Any:

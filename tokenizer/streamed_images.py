@@ -1,6 +1,7 @@
 """Images that are read from shards as they are needed: in order, or in the shuffled order of a training."""
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,13 +14,18 @@ import PIL.Image
 import torch
 
 from tokenizer.bad_images import BadImages
-from tokenizer.data_config import HELD_OUT_SPLITS, DataConfig, first_size_and_channels, held_out_split
-from tokenizer.data_sources import HUB_IDS, numbered_classes
+from tokenizer.columns import NO_LABELS
+from tokenizer.data_config import DataConfig
+from tokenizer.data_sources import HUB_IDS
 from tokenizer.framing import Framing, uniform_draws
 from tokenizer.image_dataset import FramedImages, as_floats, framed_pixels
-from tokenizer.image_files import DataError, ImageError, convert, decode_image
+from tokenizer.image_files import DataError, ImageError, convert, decode_image, image_header
+from tokenizer.image_kinds import image_kind
+from tokenizer.labels import check_ids, distinct_names
+from tokenizer.left_out import LeftOut
 from tokenizer.parquet_shards import index_parquet
 from tokenizer.shards import Block, Shard, ShardFile, checked, find_shards
+from tokenizer.split_names import held_out_split
 from tokenizer.stream_order import StreamOrder
 from tokenizer.tar_shards import index_tar
 
@@ -49,6 +55,7 @@ class StreamedImages(FramedImages):
     name: str
     split: str
     bad_images: BadImages | None = None
+    label_values: np.ndarray | None = None  # what the class ids stand for in the shards; None: themselves
 
     def __post_init__(self):
         per_shard = [len(shard.counts) for shard in self.shards]
@@ -65,7 +72,8 @@ class StreamedImages(FramedImages):
     def labels(self) -> torch.Tensor:
         """All labels in order, int64 (n,), read when first asked for."""
         with ThreadPoolExecutor(INDEX_THREADS) as pool:
-            return torch.from_numpy(np.concatenate(list(pool.map(lambda shard: shard.read_labels(), self.shards))))
+            labels = np.concatenate(list(pool.map(lambda shard: shard.read_labels(), self.shards)))
+        return torch.from_numpy(self._class_ids(labels))
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -86,6 +94,11 @@ class StreamedImages(FramedImages):
     def stored(self, index: int) -> tuple[PIL.Image.Image, str]:
         """The image as `decode_image` gives it, and the words that name it."""
         return self._decoded(self._block_in_order(index), index)
+
+    def header(self, index: int) -> tuple[str, tuple[int, int]]:
+        """Read the mode and the size (width, height) of the image at an index; its pixels are not decoded."""
+        encoded, where = self._encoded(self._block_in_order(index), index)
+        return image_header(io.BytesIO(encoded), where)
 
     def try_image(self, index: int) -> None:
         """Raises ImageError where the image at an index is unusable."""
@@ -135,6 +148,14 @@ class StreamedImages(FramedImages):
         digest.update(self.labels.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
+    def sample(self) -> list[int]:
+        """Give the indices of the images in the first block of the first, the middle and the last shard."""
+        blocks = sorted({int(self._first_block[shard]) for shard in (0, len(self.shards) // 2, len(self.shards) - 1)})
+        return [int(self._first[block]) + index for block in blocks for index in range(int(self.counts[block]))]
+
+    def _class_ids(self, labels: np.ndarray) -> np.ndarray:
+        return labels if self.label_values is None else np.searchsorted(self.label_values, labels)
+
     def _block_of(self, index: int | np.ndarray) -> np.ndarray:
         return np.searchsorted(self._first, index, side="right") - 1
 
@@ -163,10 +184,15 @@ class StreamedImages(FramedImages):
     def _sample(self, block: Block, index: int, draws: np.ndarray | None) -> tuple[torch.Tensor, int]:
         image, where = self._decoded(block, index)
         image = convert(image, self.channels, where)  # a large one is not to be in memory in both forms from here on
-        label = block.labels[index - int(self._first[self._block_of(index)])]
+        label = self._class_ids(block.labels[index - int(self._first[self._block_of(index)])])
         return framed_pixels(image, where, self.framing, draws), int(label)
 
     def _decoded(self, block: Block, index: int) -> tuple[PIL.Image.Image, str]:
+        encoded, where = self._encoded(block, index)
+        return decode_image(encoded, where), where
+
+    def _encoded(self, block: Block, index: int) -> tuple[Any, str]:
+        """The encoded image, and the words that name it. ImageError: there is none."""
         number = int(self._block_of(index))
         shard = self._shard[number]
         row = index - int(self._first[self._first_block[shard]])
@@ -174,7 +200,7 @@ class StreamedImages(FramedImages):
         encoded = block.images[index - int(self._first[number])]
         if encoded is None:
             raise ImageError(f"{where} is missing; remove the row")
-        return decode_image(encoded, where), where
+        return encoded, where
 
 
 def _image_digest(shard: Shard) -> str:
@@ -185,36 +211,46 @@ def _image_digest(shard: Shard) -> str:
     return hashlib.sha256(layout + b"\0" + content).hexdigest()
 
 
-def load_streamed(config: DataConfig, split: Literal["train", "test"]) -> StreamedImages:
-    """`load_images` of shards; their metadata and the first image are read."""
+def load_streamed(
+    config: DataConfig,
+) -> tuple[StreamedImages, StreamedImages | None, LeftOut, list[str], str | None]:
+    """Load shards as `load_splits` does; their metadata and some images are read.
+
+    Returns:
+        The train split; the held-out one, or None; what is left out; notes; why nothing is held out, or None.
+    """
     if config.name == "digits" or config.name in HUB_IDS:
         remedy = "set data.streaming to false, or data.name to a folder or an address of parquet or tar files"
         raise DataError(f"data set {config.name!r} cannot be streamed; {remedy}")
-    names = ("train", *HELD_OUT_SPLITS) + ((config.test_split,) if config.test_split else ())
-    files = find_shards(config.name, names, (".parquet", ".tar"))
+    files, left_out = find_shards(config.name, (".parquet", ".tar"), config.test_split)
+    owner = f"data set {config.name!r}"
     if "train" not in files:
-        raise DataError(f"data set {config.name!r} has no train split, only {', '.join(files)}; rename one to train")
-    held_out = held_out_split(files, config)
-    if split == "test" and held_out is None:
-        remedy = "add shards called test-... or validation-...; of streamed images none are held out by themselves"
-        raise DataError(f"data set {config.name!r} has no test split: {remedy}")
+        raise DataError(f"{owner} has no train split, only {', '.join(files)}; rename one to train")
+    held_out = held_out_split(files, config.test_split, owner)
     used = ["train"] + ([held_out] if held_out else [])
     every = iter(_index(tuple(file for name in used for file in files[name]), config))
     shards = {name: [next(every) for _ in files[name]] for name in used}
-    class_names = _class_names([shard for name in used for shard in shards[name]])
+    class_names, label_values = _classes([shard for name in used for shard in shards[name]], config)
     shards = {name: [shard for shard in shards[name] if len(shard.counts)] for name in used}
     for name in used:
         if not shards[name]:
             raise DataError(f"split {name!r} of {config.name!r} has no images; add or remove it")
     facts = (class_names, config.shuffle_buffer, config.name)
     stored = StreamedImages(shards["train"], None, None, *facts, "train")
-    image_size, channels = first_size_and_channels(len(stored), stored.stored, config)
-    found = StreamedImages(
-        shards["train" if split == "train" else held_out], config.framing(image_size, split), channels, *facts, split
-    )
-    if config.on_bad_image == "skip":
-        found.bad_images = BadImages(len(found))
-    return found
+    kind = image_kind(len(stored), stored.stored, stored.header, stored.sample(), config)
+
+    def split_images(split: Literal["train", "test"], name: str) -> StreamedImages:
+        framing = config.framing(kind.image_size, split)
+        images = StreamedImages(shards[name], framing, kind.channels, *facts, split, label_values=label_values)
+        images.bad_images = BadImages(len(images)) if config.on_bad_image == "skip" else None
+        return images
+
+    left_out.others.update({f"shards of split {name}": len(its) for name, its in files.items() if name not in used})
+    if held_out is not None:
+        return split_images("train", "train"), split_images("test", held_out), left_out, kind.notes, None
+    remedy = "add shards called test-... or validation-...; of streamed images none are held out by themselves"
+    without = f"data set {config.name!r} has no test split: {remedy}"
+    return split_images("train", "train"), None, left_out, kind.notes, without
 
 
 @lru_cache(maxsize=1)  # the train and the held-out split are loaded one after the other, from the same shards
@@ -225,23 +261,39 @@ def _index(files: tuple[ShardFile, ...], config: DataConfig) -> tuple[Shard, ...
         )
 
 
-def _class_names(shards: Sequence[Shard]) -> list[str]:
-    """The class names that shards agree on: those stored, else numbers; "image" without labels."""
+def _classes(shards: Sequence[Shard], config: DataConfig) -> tuple[list[str], np.ndarray | None]:
+    """The class names that shards agree on, "image" without labels; and the values of labels that are no ids."""
     shards = [shard for shard in shards if len(shard.counts)]
+    if config.label_column == NO_LABELS:
+        for shard in shards:
+            shard.label_range = None
     labelled = [shard for shard in shards if shard.label_range is not None]
     if not labelled:
-        return ["image"]
+        return ["image"], None
     for shard in shards:
         if shard.label_range is None:
             raise DataError(f"shard {shard.file.name} has no labels, {labelled[0].file.name} has; add or remove them")
         if shard.class_names != labelled[0].class_names:
             other = labelled[0].file.name
             raise DataError(f"shard {shard.file.name} names other classes than {other}; write them alike")
-    highest = max(labelled, key=lambda shard: shard.label_range[1])
-    class_names = labelled[0].class_names or numbered_classes(highest.label_range[1], f"shard {highest.file.name}")
+    class_names = labelled[0].class_names
+    if class_names is None:
+        return _numbered(labelled, config.label_values)
     for shard in labelled:
         low, high = shard.label_range
         if low < 0 or high >= len(class_names):
             wrong = f"shard {shard.file.name} has label {low if low < 0 else high}, which is no class"
             raise DataError(f"{wrong}; correct it, or set data.test_split where the split has no labels")
-    return class_names
+    return class_names, None
+
+
+def _numbered(shards: Sequence[Shard], label_values: str | None) -> tuple[list[str], np.ndarray | None]:
+    """`_classes` of plain integers."""
+    highest = max(shards, key=lambda shard: shard.label_range[1])
+    lowest = min(shards, key=lambda shard: shard.label_range[0])
+    odd = lowest if lowest.label_range[0] < 0 else highest
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        values = np.unique(np.concatenate(list(pool.map(lambda shard: np.unique(shard.read_labels()), shards))))
+    if label_values != "distinct":
+        return check_ids(values, f"shard {odd.file.name}", label_values), None
+    return distinct_names(values, f"shard {odd.file.name}"), values

@@ -1,0 +1,51 @@
+"""The image files of a split -> a table of their paths, with their class folders or what a metadata file says."""
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from tokenizer.columns import find_columns
+from tokenizer.data_config import DataConfig
+from tokenizer.image_files import DataError
+from tokenizer.image_folders import FolderSplit
+from tokenizer.metadata_files import read_metadata
+
+
+def image_table(split: FolderSplit, metadata: list[str], config: DataConfig) -> datasets.Dataset:
+    """Make the table of a split: the column image, and label, or the columns of metadata files.
+
+    Class folders say which class an image is of where metadata name no label; metadata do where there is one folder
+    or none.
+
+    Raises:
+        DataError: metadata that `read_metadata` refuses, or labels by folders and by metadata.
+    """
+    paths = [image.path for image in split.images]
+    image = datasets.Image()
+    stored = pa.StructArray.from_arrays(
+        [pa.nulls(len(paths), image.pa_type.field("bytes").type), pa.array(paths, image.pa_type.field("path").type)],
+        fields=list(image.pa_type),
+    )
+    columns, features = {"image": stored}, {"image": image}
+    said = read_metadata(metadata, split.images)
+    if said is not None and "image" in said.column_names:
+        said = said.drop_columns(["image"])
+    class_names = sorted(set(split.classes or []))
+    if said is not None:
+        taken = datasets.Features.from_arrow_schema(said.schema)
+        _, label = find_columns(datasets.Features(features | taken), config, "the metadata", bool(class_names))
+        if label is not None and len(class_names) > 1:
+            raise DataError(
+                f"the images lie in class folders, such as {class_names[0]}, and column {label!r} of the metadata "
+                f"names classes too; remove the column, or move the images into one folder"
+            )
+        if label is not None or not class_names:
+            columns |= {name: said.column(name) for name in said.column_names}
+            features |= taken
+            class_names = []
+    if class_names:
+        place = {name: label for label, name in enumerate(class_names)}
+        columns["label"] = pa.array(np.array([place[name] for name in split.classes], np.int64))
+        features["label"] = datasets.ClassLabel(names=class_names)
+    schema = datasets.Features(features).arrow_schema
+    return datasets.Dataset(pa.table(columns, schema=schema))

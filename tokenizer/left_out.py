@@ -1,0 +1,36 @@
+"""Count the files of a data set's folder that are not read, for the line that says so."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass
+class LeftOut:
+    """The files that lie in a folder and are not used.
+
+    Attributes:
+        hidden: files whose name, or whose folder's, begins with a dot, or that an operating system has put there.
+        endings: how many files there are of each ending that no image has.
+        splits: how many images lie in each split that is not used.
+        others: anything else, by the words that name it.
+    """
+
+    hidden: int = 0
+    endings: Counter[str] = field(default_factory=Counter)
+    splits: Mapping[str, int] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        """`3 hidden, 2 unreadable names (.csv, .xyz)`; empty where nothing is left out."""
+        parts = [f"{self.hidden} hidden"] if self.hidden else []
+        if number := sum(self.endings.values()):
+            parts.append(f"{number} unreadable {'name' if number == 1 else 'names'} ({listed(sorted(self.endings))})")
+        parts += [f"{number} of split {name}" for name, number in self.splits.items() if number]
+        parts += [f"{number} {words}" for words, number in sorted(self.others.items())]
+        return ", ".join(parts)
+
+
+def listed(names: list[str], most: int = 10) -> str:
+    """Join names with commas, those beyond `most` as dots."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
