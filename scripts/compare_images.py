@@ -21,7 +21,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Compares image by image, prints and writes."""
     parser = ScriptParser("Compare two sets of images, image by image.")
     for name in ("first", "second"):
-        parser.add_argument(name, type=str, help="folder of PNG files, or npz")
+        parser.add_argument(name, type=str, help="folder of images, or npz")
     parser.add_argument("--output", type=str | None, default=None, help="JSON file of the numbers; None: none")
     config = parser.parse(args)
     first, second = (opened(folder) for folder in (config.first, config.second))
@@ -44,7 +44,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def opened(folder: str) -> ImageSource:
     """The images of a folder or an npz. Raises ValueError where there are none."""
     if not Path(folder).exists():
-        raise ValueError(f"{folder!r} is not there; name a folder of PNG files, or an npz")
+        raise ValueError(f"{folder!r} is not there; name a folder of images, or an npz")
     source = image_source(folder)
     if source is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Measures a tokenizer, a pipeline, a folder of PNG files or an npz => a JSON file with named numbers, and pictures.
+"""Measures a tokenizer, a pipeline, a folder of images or an npz => a JSON file with named numbers, and pictures.
 
 python scripts/evaluate.py                                        whatever of runs/ is there
 python scripts/evaluate.py reconstruction runs/tokenizer --lpips alex --extractor alexnet
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from announced_data import announced_splits
+from announced_data import announce, announced_splits
 from chunks import LONGEST_WAIT
 from command_line import ScriptParser, run_script
 from generation import evaluate_generation
@@ -66,7 +66,7 @@ def make_parser() -> ScriptParser:
     tasks = [*DEFAULT_FOLDERS, STATISTICS, "all"]
     parser.add_argument("task", nargs="?", choices=tasks, default="all", help="all: whatever of runs/ is there")
     parser.add_argument(
-        "folder", type=str, nargs="?", default=None, help="saved folder or its run folder, folder of PNG files, or npz"
+        "folder", type=str, nargs="?", default=None, help="saved folder or its run folder, folder of images, or npz"
     )
     parser.add_argument("--output", type=str, default=None, help="folder of the results; None: FOLDER/evaluation")
     add_measuring_options(parser)
@@ -191,7 +191,9 @@ def image_source(folder: str) -> ImageSource | None:
     indices = ("config.json", "model_index.json", "config.yaml", *ARTEFACTS, "vqvae")
     if not path.is_dir() or any((path / index).exists() for index in indices):
         return None
-    return FolderImages(path)
+    images = FolderImages(path)
+    announce(images.line)
+    return images
 
 
 def output_folder(folder: str, config: Namespace) -> Path:
@@ -214,9 +216,7 @@ def statistics(config: Namespace, facts: dict[str, Any], settings: dict[str, Any
         raise ValueError(f"statistics are those of --reference train or test, not of {config.reference}")
     source = None if config.folder is None else image_source(config.folder)
     if source is None and config.folder is not None:
-        raise ValueError(
-            f"{config.folder!r} is neither a folder of PNG files nor an npz; leave it out for the data set"
-        )
+        raise ValueError(f"{config.folder!r} is neither a folder of images nor an npz; leave it out for the data set")
     if source is None:
         splits = announced_splits(DataConfig(**config.data.as_dict()))
         images = splits.train if config.reference == "train" else splits.held_out

@@ -1,4 +1,4 @@
-"""Where images that are measured come from: a data set, a folder of PNG files, an npz as ADM's evaluator reads it.
+"""Where images that are measured come from: a data set, a folder of image files, an npz as ADM's evaluator reads it.
 
 Each is a sequence of uint8 (C, H, W) tensors of one size, read when asked for, with a fingerprint of its contents.
 """
@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
 from npz_headers import no_npz, npz_headers
 from torch import Tensor
@@ -19,8 +18,15 @@ from torch import Tensor
 from pipelines.metrics import to_uint8
 from pipelines.protocols import Protocol
 from tokenizer.data import ImageDataset
-from tokenizer.image_files import ImageError, convert, open_image, reason_of
+from tokenizer.image_files import check_file, convert, decode_image, image_header, read_file
+from tokenizer.image_folders import find_files
+from tokenizer.image_kinds import is_grey
 from tokenizer.labels import MOST_CLASSES
+
+# What sample.py writes beside its images.
+SAMPLES = "samples.json"
+
+_LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 class ImageSource(ABC):
@@ -109,46 +115,55 @@ class ProtocolImages(DataSetImages):
 
 
 class FolderImages(ImageSource):
-    """The PNG files of a folder and of the folders in it, by name.
+    """The images of a folder and of the folders in it, by path, as a training reads them.
+
+    Args:
+        folder: with image files; of the output of sample.py, its folder `images` is taken.
+
+    Attributes:
+        line: what was found, in a line.
 
     Raises:
-        ValueError: no PNG files, files that are no images, or images of several kinds; when read, a broken file.
+        ValueError: no images, files that are no images, or images of several sizes; when read, a broken file.
     """
 
     def __init__(self, folder: Path):
         self.name = str(folder)
-        self.files = sorted(folder.rglob("*.png"))
+        folder = _images_of_samples(folder)
+        found = find_files(folder)
+        self.files = [Path(image.path) for image in found.images]
         if not self.files:
-            others = sorted({file.suffix or "no suffix" for file in folder.rglob("*") if file.is_file()})
-            found = f"it holds files of {', '.join(others)}" if others else "it is empty"
-            raise ValueError(
-                f"folder {str(folder)!r} has no PNG files: {found}; save the images as PNG, which loses nothing"
-            )
-        kinds: dict[tuple[int, int, int], Path] = {}
+            there = str(found.left_out) or "it is empty"
+            raise ValueError(f"folder {self.name!r} has no image files: {there}; save the images as PNG")
+        sizes: dict[tuple[int, int], Path] = {}
+        grey = True
         for file in self.files:
-            with _opened(file) as image:
-                grey = image.mode in ("1", "L") or image.mode.startswith("I")
-                kinds.setdefault((1 if grey else 3, image.height, image.width), file)
-        if len(kinds) > 1:
-            (first, file), (second, other) = list(kinds.items())[:2]
+            check_file(str(file))
+            mode, (width, height) = image_header(file, f"image {file}")
+            grey = grey and is_grey(mode)
+            sizes.setdefault((width, height), file)
+        if len(sizes) > 1:
+            ((width, height), file), ((other_width, other_height), other) = list(sizes.items())[:2]
             raise ValueError(
-                f"folder {str(folder)!r} holds several kinds of images: {file.name} has (channels, height, width) "
-                f"{first}, {other.name} has {second}; make them one kind"
+                f"folder {self.name!r} holds images of several sizes: {file.name} is {width}x{height}, {other.name} is "
+                f"{other_width}x{other_height}; make them one size, or name the folder of those to measure"
             )
-        ((self._channels, *size),) = kinds
-        self.image_size = tuple(size)
+        ((width, height),) = sizes
+        self._channels, self.image_size = (1 if grey else 3), (height, width)
+        lossy = sum(file.suffix.lower() in _LOSSY for file in self.files)
+        self.line = f"images: {len(self.files)} in {folder}, {self._channels} x {height} x {width}"
+        self.line += f"; left out: {found.left_out}" if str(found.left_out) else ""
+        self.line += f"; {lossy} are JPEG, whose losses are measured with them" if lossy else ""
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        file = self.files[index]
-        with _opened(file) as image:
-            try:
-                image.load()
-            except Exception as error:  # what a decoder raises on broken data is open-ended
-                raise _broken(file, error) from error
-            pixels = np.asarray(convert(image, self._channels, f"image {file}"))
+        file = str(self.files[index])
+        image = decode_image(read_file(file), f"image {file}")
+        if image.size != self.image_size[::-1]:
+            raise ValueError(f"image {file} is turned by EXIF data behind its pixels; save it upright")
+        pixels = np.asarray(convert(image, self._channels, f"image {file}"))
         return torch.from_numpy(np.array(pixels)).reshape(*self.image_size, self._channels).permute(2, 0, 1)
 
     def keep_first(self, number: int) -> None:
@@ -163,6 +178,19 @@ class FolderImages(ImageSource):
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()
+
+
+def _images_of_samples(folder: Path) -> Path:
+    """The folder of images in the output of sample.py, where a picture of some of them lies too; else the folder.
+
+    ValueError: the samples are in another form.
+    """
+    if not (folder / SAMPLES).is_file():
+        return folder
+    for other, remedy in (("samples.npz", "name that file"), ("shards", "sample with --format png or npz")):
+        if not (folder / "images").is_dir() and (folder / other).exists():
+            raise ValueError(f"folder {str(folder)!r} holds its samples as {other}; {remedy}")
+    return folder / "images"
 
 
 class NpzImages(ImageSource):
@@ -206,19 +234,3 @@ class NpzImages(ImageSource):
     def keep_first(self, number: int) -> None:
         """Forgets all images but the first `number`."""
         self.images, self.labels = self.images[:number], None if self.labels is None else self.labels[:number]
-
-
-def _opened(file: Path) -> PIL.Image.Image:
-    """The image, its pixels not yet read. ValueError: it is none that can be."""
-    if not file.is_file():  # to open a pipe is to wait for its other end
-        raise _broken(file, ValueError("it is no file"))
-    try:
-        return open_image(file, f"image {file}")
-    except ImageError:
-        raise
-    except Exception as error:  # of broken headers, and of sizes that PIL refuses itself
-        raise _broken(file, error) from error
-
-
-def _broken(file: Path, error: Exception) -> ValueError:
-    return ValueError(f"image {file} is broken: {reason_of(error)}; remove it or save it again")

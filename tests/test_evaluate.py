@@ -283,9 +283,9 @@ def bad(home):
             ("reconstruction", "tokenizer", "--data.image_size", 16, "--resize", 64),
             "--resize 64 is that of an extractor",
         ),
-        (("generation", "broken"), "07.png is broken"),
-        (("generation", "sizes"), "holds several kinds of images: 00.png"),
-        (("generation", "empty"), "has no PNG files: it is empty"),
+        (("generation", "broken"), "07.png cannot be decoded"),
+        (("generation", "sizes"), "holds images of several sizes: 00.png"),
+        (("generation", "empty"), "has no image files: it is empty"),
         (("reconstruction", "broken"), "broken holds (12, 1, 32, 32) images"),
         (("reconstruction", "nan"), "hold NaN or infinity; the model diverged"),
         (("generation", "pipeline", "--reference", "none.npz"), "no file of statistics 'none.npz'"),
@@ -316,7 +316,7 @@ def test_a_broken_file_on_two_processes_is_an_error_and_no_wait(bad):
     assert done.returncode != 0
     # The other process, and the launcher, add that they lost it.
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "07.png is broken" in lines[0]
+    assert len(lines) == 1 and "07.png cannot be decoded" in lines[0]
 
 
 def test_kept_images_are_never_written_over(home, monkeypatch):

@@ -14,7 +14,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from image_sources import DataSetImages, FolderImages, NpzImages
-from sample_files import write_npz
+from sample_files import write_npz, write_pngs
 
 from tokenizer.data import DataConfig, load_images
 
@@ -38,6 +38,64 @@ def test_a_folder_gives_the_pixels_that_were_saved_in_order(tmp_path, channels):
     assert len(source) == 12 and source.image_size == (6, 5)
     assert torch.equal(source.batch(range(12)), images)
     assert torch.equal(source.batch(range(3, 7)), images[3:7])
+
+
+def test_training_and_evaluation_read_the_same_files_as_the_same_pixels(tmp_path):
+    generator = np.random.default_rng(0)
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    files = {"b.JPG": {"exif": sideways}, "a/c.Png": {}, "a.webp": {"lossless": True}, "x/y/z.avif": {}, "d.bmp": {}}
+    for number, (name, options) in enumerate(files.items()):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shape = (6, 6, 3) if number else (6, 6)
+        pixels = Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8))
+        pixels.save(tmp_path / name, Image.registered_extensions()[Path(name).suffix.lower()], **options)
+    for hidden in (".thumbnails/0.png", ".ipynb_checkpoints/0-checkpoint.png", "._b.jpg", "notes.txt"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes((tmp_path / "d.bmp").read_bytes())
+    source = FolderImages(tmp_path)
+    flat = tmp_path / "flat"  # so that no folder is a class
+    flat.mkdir()
+    for number, file in enumerate(source.files):
+        (flat / f"{number}{file.suffix}").write_bytes(file.read_bytes())
+    train = load_images(DataConfig(name=str(flat)), "train")
+    assert len(source) == len(train) == 5 and train.channels == 3
+    for ours, theirs in zip(source, train, strict=True):
+        assert torch.equal(ours, (theirs["images"] + 1).mul(127.5).round().byte())
+    assert "3 hidden, 1 unreadable name (.txt)" in source.line and "1 are JPEG" in source.line
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_images_that_lie_on_their_side_are_turned(tmp_path, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    pixels = random_images(1)[0]
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "0.png", exif=exif)
+    source = FolderImages(tmp_path)
+    quarters = {1: 0, 3: 2, 6: -1, 8: 1}[turn]
+    assert torch.equal(source[0], torch.rot90(pixels, quarters, (1, 2)))
+    assert source.image_size == tuple(source[0].shape[1:])
+
+
+def test_the_output_of_sampling_is_its_images(tmp_path):
+    images = random_images(4)
+    write_pngs(tmp_path / "images", iter(images), torch.zeros(4, dtype=torch.int64))
+    Image.new("RGB", (50, 50)).save(tmp_path / "grid.png")
+    with pytest.raises(ValueError, match="several sizes"):
+        FolderImages(tmp_path)
+    (tmp_path / "samples.json").write_text("{}")
+    assert torch.equal(FolderImages(tmp_path).batch(range(4)), images)
+    (tmp_path / "images").rename(tmp_path / "shards")
+    with pytest.raises(ValueError, match="its samples as shards; sample with --format png"):
+        FolderImages(tmp_path)
+
+
+def test_grey_and_colour_in_one_folder_are_colour(tmp_path):
+    save_pngs(random_images(2), tmp_path / "a")
+    save_pngs(random_images(1, channels=1), tmp_path / "b")
+    source = FolderImages(tmp_path)
+    assert source.batch(range(3)).shape == (3, 3, 6, 5)
+    assert torch.equal(source[2], random_images(1, channels=1)[0].expand(3, -1, -1))
 
 
 def test_an_npz_is_what_numpy_reads_and_the_source_reads_it_back(tmp_path):
@@ -94,27 +152,26 @@ def test_the_first_images_of_a_split_have_a_fingerprint_of_their_own():
 
 
 def test_a_folder_that_cannot_be_measured_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="has no PNG files: it is empty"):
+    with pytest.raises(ValueError, match="has no image files: it is empty"):
         FolderImages(tmp_path)
-    (tmp_path / "a.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"has no PNG files: it holds files of \.jpg"):
+    (tmp_path / "a.heic").write_bytes(b"")
+    (tmp_path / ".b.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has no image files: 1 hidden, 1 unreadable name \(\.heic\)"):
         FolderImages(tmp_path)
 
     folder = save_pngs(random_images(3), tmp_path / "broken")
     whole = (folder / "001.png").read_bytes()
     (folder / "001.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"001\.png is broken.*remove it or save it again"):
+    with pytest.raises(ValueError, match=r"001\.png cannot be decoded: .*replace it"):
         FolderImages(folder)
     (folder / "001.png").write_bytes(whole[:-40])
-    with pytest.raises(ValueError, match=r"001\.png is broken") as error:
+    with pytest.raises(ValueError, match=r"001\.png cannot be decoded") as error:
         FolderImages(folder).batch(range(3))
     assert "\n" not in str(error.value)
 
     folder = save_pngs(random_images(3), tmp_path / "sizes")
     save_pngs(random_images(1, height=7), folder / "more")
-    with pytest.raises(
-        ValueError, match=r"several kinds of images: 000\.png has .* \(3, 6, 5\), 000\.png has \(3, 7, 5\)"
-    ):
+    with pytest.raises(ValueError, match=r"images of several sizes: 000\.png is 5x6, 000\.png is 5x7"):
         FolderImages(folder)
 
 
@@ -198,7 +255,7 @@ def test_files_that_claim_to_be_png_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"image .*000\.png is too large: 5x6, more than 29 pixels"):
         FolderImages(folder)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 14)
-    with pytest.raises(ValueError, match=r"image .*000\.png is broken: Image size \(30 pixels\)"):
+    with pytest.raises(ValueError, match=r"image .*000\.png is too large: Image size \(30 pixels\)"):
         FolderImages(folder)
     monkeypatch.undo()
     frames = [Image.fromarray(np.full((6, 5), value, np.uint8)) for value in (1, 200)]
@@ -207,5 +264,5 @@ def test_files_that_claim_to_be_png_are_one_line(tmp_path, monkeypatch):
         FolderImages(folder)
     (folder / "001.png").unlink()
     os.mkfifo(folder / "001.png")
-    with pytest.raises(ValueError, match=r"001\.png is broken: it is no file"):
+    with pytest.raises(ValueError, match=r"001\.png cannot be read: it is no file"):
         FolderImages(folder)

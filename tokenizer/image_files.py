@@ -134,7 +134,9 @@ def image_header(source: Path | BinaryIO, where: str) -> tuple[str, tuple[int, i
         ImageError: as `decode_image`, but for what only the pixels tell.
     """
     with _reasons(where), open_image(source, where) as image:
-        turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        # Of a PNG without EXIF in its header, PIL would look for it behind the pixels.
+        there = image.format != "PNG" or "exif" in image.info
+        turned = there and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
         return image.mode, image.size[::-1] if turned else image.size
 
 
