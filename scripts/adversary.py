@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -66,6 +67,9 @@ class AdversarialConfig:
         for name in ("weight", "max_weight", "disc_start", "ramp_steps", "pretrain_steps", "r1_weight", "lecam_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"adversarial.{name} must not be negative, got {getattr(self, name)}")
+        for name in ("weight", "r1_weight", "lecam_weight"):
+            if getattr(self, name) == inf:
+                raise ValueError(f"adversarial.{name} must be finite, got {getattr(self, name)}")
         if self.r1_every < 1:
             raise ValueError(f"adversarial.r1_every must be at least 1, got {self.r1_every}")
         if self.disc_start > 1 and self.disc_start % 1 != 0:

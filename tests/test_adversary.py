@@ -53,6 +53,8 @@ def test_the_start_is_a_step_or_a_share(disc_start, max_steps, expected):
         ({"disc_start": 2.5}, r"a share below 1 or a whole step, got 2\.5"),
         ({"disc_start": float("inf")}, "a share below 1 or a whole step, got inf"),
         ({"disc_start": float("nan")}, "disc_start must not be negative, got nan"),
+        ({"weight": float("inf")}, "adversarial.weight must be finite, got inf"),
+        ({"lecam_weight": float("inf")}, "adversarial.lecam_weight must be finite, got inf"),
         ({"r1_every": 0}, "adversarial.r1_every must be at least 1, got 0"),
         *(
             ({name: -1}, f"adversarial.{name} must not be negative, got -1")
