@@ -14,6 +14,8 @@ from tokenizer.losses import GANLoss, discriminator_loss, generator_loss, lecam_
 
 # Of the running means of the logits (Tseng et al. 2021).
 _LECAM_DECAY = 0.999
+# Of the discriminator, in the log and among the run's modules.
+_NAME = "discriminator"
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,33 @@ class Adversary:
             discriminator = torch.nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
         self._run = run
         self.config = config
-        self._start = config.start(run.optim.max_steps)
-        self._trained = run.train(discriminator, "discriminator")
+        self._trained = run.train(discriminator, _NAME)
+
+    def take_up(self) -> None:
+        """To be called after `Run.prepare`: says what else of it starts anew, or never would."""
+        run, config = self._run, self.config
+        if not run.step:
+            return
+        if self._start >= run.optim.max_steps > run.step:
+            run.warn(f"the adversarial loss begins after step {self._start}, of {run.optim.max_steps}: never")
+        if not config.lecam_weight:  # so that the means are not old ones where they are asked for again
+            self._trained.module.anchors.zero_()
+        before = run.was.get("adversarial")
+        had_lecam = isinstance(before, dict) and bool(before.get("lecam_weight"))
+        if run.is_main and run.began(_NAME) < run.step and had_lecam != bool(config.lecam_weight):
+            what = "start anew" if config.lecam_weight else "end"
+            print(f"note: LeCAM's running means of the logits {what} after step {run.step}")
 
     @property
     def discriminator(self) -> PatchDiscriminator:
         """As it is trained."""
         return self._trained.module
+
+    @property
+    def _start(self) -> int:
+        """The step, counted from 0, in which the adversarial loss begins; one that joins is trained alone first."""
+        start, began = self.config.start(self._run.optim.max_steps), self._run.began(_NAME)
+        return max(start, began + self.config.pretrain_steps) if began else start
 
     @property
     def is_heard(self) -> bool:
