@@ -118,7 +118,10 @@ class Adversary:
         if not run.step:
             return
         if self._start >= run.optim.max_steps > run.step:
-            run.warn(f"the adversarial loss begins after step {self._start}, of {run.optim.max_steps}: never")
+            run.warn(
+                f"the adversarial loss would begin after step {self._start}, the run ends with {run.optim.max_steps}: "
+                "lower adversarial.pretrain_steps, or raise optim.max_steps"
+            )
         if not config.lecam_weight:  # so that the means are not old ones where they are asked for again
             self._trained.module.anchors.zero_()
         before = run.was.get("adversarial")

@@ -87,6 +87,14 @@ def test_one_that_joins_a_run_is_trained_alone_first_and_ramps_up_from_there(
     assert heard[first_heard] == pytest.approx(0.8 / 4)
 
 
+@pytest.mark.parametrize(("pretrain_steps", "said"), [(5, 0), (6, 1)])
+def test_one_that_would_never_be_heard_is_told(tmp_path, capsys, pretrain_steps, said):
+    run, adversary = make(tmp_path, pretrain_steps=pretrain_steps)
+    run.step, run.counts = 4, {"discriminator_began": 4}
+    adversary.take_up()
+    assert capsys.readouterr().err.count("adversarial.pretrain_steps") == said
+
+
 @pytest.mark.parametrize(("before", "now"), [(0.0, 0.1), (0.1, 0.0), (0.1, 0.2), (0.0, 0.0)])
 def test_the_means_of_lecam_begin_at_zero_where_it_is_switched_on(tmp_path, capsys, before, now):
     run, adversary = make(tmp_path, lecam_weight=before)
