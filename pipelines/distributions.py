@@ -74,13 +74,13 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     same roots, but the root of an eigenvalue that is 0 up to rounding is 1e-8 and not 0.
 
     Args:
-        mean_a, mean_b: (D,).
-        covariance_a, covariance_b: (D, D), symmetric.
+        mean_a, mean_b: (D,), real.
+        covariance_a, covariance_b: (D, D), symmetric and positive semi-definite up to the rounding of float32.
 
     Raises:
-        ValueError: shapes that do not fit, or values that are not finite.
+        ValueError: shapes that do not fit, values that are complex or not finite, or what is no covariance.
     """
-    values = [torch.as_tensor(value, dtype=torch.float64) for value in (mean_a, covariance_a, mean_b, covariance_b)]
+    values = [_as_float64(value) for value in (mean_a, covariance_a, mean_b, covariance_b)]
     dims = len(values[0]) if values[0].ndim == 1 else 0
     if [tuple(value.shape) for value in values] != [(dims,), (dims, dims)] * 2 or dims == 0:
         shapes = ", ".join(str(tuple(value.shape)) for value in values)
@@ -88,9 +88,32 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     if not all(torch.isfinite(value).all() for value in values):
         raise ValueError("a mean or covariance holds NaN or infinity; check the images and the extractor's weights")
     mean_a, covariance_a, mean_b, covariance_b = values
-    root = torch.linalg.svdvals(_root(covariance_a) @ _root(covariance_b)).sum()
+    roots = [_root(covariance, name) for covariance, name in ((covariance_a, "first"), (covariance_b, "second"))]
+    root = torch.linalg.svdvals(roots[0] @ roots[1]).sum()
     distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * root
+    if not torch.isfinite(distance):
+        raise ValueError("the means and covariances are beyond float64's range; check the extractor's features")
     return max(0.0, distance.item())
+
+
+def covariance_problem(matrix: Tensor, eigenvalues: Tensor | None = None) -> str | None:
+    """Why a finite float64 (D, D) is no covariance; None where it is one up to the rounding of float32.
+
+    `eigenvalues` are those of its lower triangle, where they are known.
+    """
+    # Stored in float32, each number is off by up to eps / 2 of itself, and so an eigenvalue by up to sqrt(D) eps / 2 of
+    # the largest (Weyl's bound, by the Frobenius norm of the roundings). Where the sums were of float32 as well, it is
+    # several times that: 16 times are allowed, 4e-5 of the largest for Inception's 2048 features.
+    tolerance = 8 * len(matrix) ** 0.5 * torch.finfo(torch.float32).eps
+    apart = (matrix - matrix.T).abs()
+    if apart.max() > tolerance * matrix.abs().max():
+        row, column = divmod(int(apart.argmax()), len(matrix))
+        pair = f"{matrix[row, column]:.4g} and {matrix[column, row]:.4g}"
+        return f"is not symmetric: ({row}, {column}) and ({column}, {row}) are {pair}"
+    values = torch.linalg.eigvalsh(matrix) if eigenvalues is None else eigenvalues
+    if values.min() < -tolerance * values.abs().max():
+        return f"is not positive semi-definite: its eigenvalues go from {values.min():.4g} to {values.max():.4g}"
+    return None
 
 
 def inception_score(
@@ -160,8 +183,20 @@ def moments_of(features: Tensor) -> FeatureMoments:
     return moments
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """The symmetric square root; eigenvalues that are 0 up to rounding are taken as 0."""
+def _as_float64(values: Tensor) -> Tensor:
+    if values.is_complex() if isinstance(values, Tensor) else np.iscomplexobj(values):
+        raise ValueError("a mean or covariance is complex; both are of real numbers")
+    return torch.as_tensor(values, dtype=torch.float64)
+
+
+def _root(covariance: Tensor, name: str) -> Tensor:
+    """The symmetric square root; eigenvalues that are 0 up to rounding are taken as 0.
+
+    Raises:
+        ValueError: it is no covariance; the words name it by `name`.
+    """
     values, vectors = torch.linalg.eigh(covariance)
+    if problem := covariance_problem(covariance, values):
+        raise ValueError(f"the {name} covariance {problem}; compute it as a covariance of features")
     rounding = len(values) * torch.finfo(torch.float64).eps * values.abs().max()
     return vectors * torch.where(values > rounding, values, 0.0).sqrt() @ vectors.T

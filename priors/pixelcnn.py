@@ -99,9 +99,11 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         label_dropout: float = 0.0,
     ):
         super().__init__()
-        if min(codebook_size, num_classes, channels, num_layers, head_channels, *grid_size) < 1:
-            raise ValueError("every size of a PixelCNN must be at least 1")
         sizes = {"codebook_size": codebook_size, "num_classes": num_classes}
+        widths = {"channels": channels, "num_layers": num_layers, "head_channels": head_channels}
+        for name, value in (sizes | widths | {"grid_size": min(grid_size)}).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}: every size of a PixelCNN is")
         check_at_most(LARGEST_SIZE, **sizes, channels=channels, head_channels=head_channels)
         check_at_most(LARGEST_SIDE, grid_size=max(grid_size))
         check_at_most(MOST_LAYERS, num_layers=num_layers)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from tokenizer.losses import GANLoss, discriminator_loss, generator_loss, lecam_
 
 # Of the running means of the logits (Tseng et al. 2021).
 _LECAM_DECAY = 0.999
+# Of the discriminator, in the log and among the run's modules.
+_NAME = "discriminator"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class AdversarialConfig:
         for name in ("weight", "max_weight", "disc_start", "ramp_steps", "pretrain_steps", "r1_weight", "lecam_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"adversarial.{name} must not be negative, got {getattr(self, name)}")
+        for name in ("weight", "r1_weight", "lecam_weight"):
+            if getattr(self, name) == inf:
+                raise ValueError(f"adversarial.{name} must be finite, got {getattr(self, name)}")
         if self.r1_every < 1:
             raise ValueError(f"adversarial.r1_every must be at least 1, got {self.r1_every}")
         if self.disc_start > 1 and self.disc_start % 1 != 0:
@@ -104,13 +110,36 @@ class Adversary:
             discriminator = torch.nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
         self._run = run
         self.config = config
-        self._start = config.start(run.optim.max_steps)
-        self._trained = run.train(discriminator, "discriminator")
+        self._trained = run.train(discriminator, _NAME)
+
+    def take_up(self) -> None:
+        """To be called after `Run.prepare`: says what else of it starts anew, or never would."""
+        run, config = self._run, self.config
+        if not run.step:
+            return
+        if self._start >= run.optim.max_steps > run.step:
+            run.warn(
+                f"the adversarial loss would begin after step {self._start}, the run ends with {run.optim.max_steps}: "
+                "lower adversarial.pretrain_steps, or raise optim.max_steps"
+            )
+        if not config.lecam_weight:  # so that the means are not old ones where they are asked for again
+            self._trained.module.anchors.zero_()
+        before = run.was.get("adversarial")
+        had_lecam = isinstance(before, dict) and bool(before.get("lecam_weight"))
+        if run.is_main and run.began(_NAME) < run.step and had_lecam != bool(config.lecam_weight):
+            what = "start anew" if config.lecam_weight else "end"
+            print(f"note: LeCAM's running means of the logits {what} after step {run.step}")
 
     @property
     def discriminator(self) -> PatchDiscriminator:
         """As it is trained."""
         return self._trained.module
+
+    @property
+    def _start(self) -> int:
+        """The step, counted from 0, in which the adversarial loss begins; one that joins is trained alone first."""
+        start, began = self.config.start(self._run.optim.max_steps), self._run.began(_NAME)
+        return max(start, began + self.config.pretrain_steps) if began else start
 
     @property
     def is_heard(self) -> bool:

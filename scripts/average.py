@@ -49,6 +49,11 @@ class Average:
         names = (name for name, _ in self._module.named_parameters())
         return {name: whole(tensor).contiguous() for name, tensor in zip(names, self.tensors, strict=True)}
 
+    def begin(self, step: int) -> None:
+        """Takes the parameters as they are for the averages, after so many steps of training without any."""
+        self.tensors = [parameter.detach().clone() for parameter in self._module.parameters()]
+        self._steps = step
+
     def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
         """Takes up averages by their parameters' names, as they were after so many steps."""
         names = (name for name, _ in self._module.named_parameters())

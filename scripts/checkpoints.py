@@ -123,8 +123,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, kee
         ) from error
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool) -> RunState:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool, folder: Path | None = None) -> RunState:
     """Loads the state of what `accelerator` has prepared; what else there is, with averages if the run keeps them.
+
+    `folder` is where that state is read where it is not the checkpoint's own, as of a run whose parts have changed.
 
     Raises:
         ValueError: the checkpoint is not one of this run's models, or of another way of sharing them.
@@ -137,12 +139,15 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool) 
             f"{accelerator.distributed_type.value}; launch it as before"
         )
     try:
-        accelerator.load_state(str(checkpoint))
+        accelerator.load_state(str(folder or checkpoint))
         averages = load_file(checkpoint / "ema.safetensors") if averaged else {}
         own = load_file(checkpoint / _own_file(accelerator)) if progress.processes == accelerator.num_processes else {}
     except (*_FILE_ERRORS, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]  # torch names the tensor in a later line
-        raise ValueError(f"{checkpoint} does not fit to this run: {reason}") from error
+        raise ValueError(
+            f"{checkpoint} does not fit to this run: {reason}; set what the model is made of as it was, or start over: "
+            "run.other_settings start_over, or another run.name"
+        ) from error
     return RunState(progress, averages, _grouped({name: value.to(accelerator.device) for name, value in own.items()}))
 
 

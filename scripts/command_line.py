@@ -1,10 +1,8 @@
 """What every script's command line has: options from signatures, a YAML by --config, one line for an error."""
 
-import difflib
 import errno
 import logging
 import os
-import re
 import signal
 import sys
 import warnings
@@ -16,6 +14,7 @@ import torch
 import yaml
 from allocator import keep_freed_memory
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from option_errors import OptionErrors
 from yaml_files import read_yaml
 
 # What jsonargparse lets through of Python's, for numbers without end and other values that it does not expect.
@@ -39,19 +38,28 @@ class ScriptParser(ArgumentParser):
     def parse(self, args: Sequence[str] | None) -> Namespace:
         """The parsed options; `args` None are those of the process. Exits with one line and status 2 on an error."""
         args = self._config_first(list(sys.argv[1:] if args is None else args))
+        errors = OptionErrors(self._actions)
         try:
-            self._check_files(args)
+            configs = self._read_files(args, errors)
+            if wrong := errors.unknown_word(args):
+                raise ValueError(wrong)
         except ValueError as error:
             fail(" ".join(str(error).split()))
         try:
             config = self.parse_args(args)
             self._check_values(config)
         except (ArgumentError, *_UNEXPECTED) as error:
-            self._fail(" ".join(str(error)[:2000].split()))
+            message = " ".join(str(error)[:2000].split())
+            fail(errors.wrong_value(message, args, configs) or f"{message}; --help lists the options")
         return config
 
-    def _check_files(self, args: Sequence[str]) -> None:
-        """Raises ValueError for a --config of another kind than `read_yaml` reads, or that names further files."""
+    def _read_files(self, args: Sequence[str], errors: OptionErrors) -> list[dict[str, Any]]:
+        """What the files after --config hold.
+
+        Raises:
+            ValueError: one of another kind than `read_yaml` reads, that names further files, or what is no option.
+        """
+        configs = []
         for word, following in zip(args, [*args, None][1:], strict=True):
             name, _, value = word.removeprefix("--").partition("=")
             if name == "config" and word.startswith("--"):
@@ -67,10 +75,14 @@ class ScriptParser(ArgumentParser):
                             f"{file}: {section} must hold options by name, got {options[section]!r:.80}; remove it "
                             "to keep their defaults"
                         )
+                if wrong := errors.unknown_name(options):
+                    raise ValueError(f"{file}: {wrong}")
+                configs.append(options)
             elif word.startswith("--") and name in self.groups:
                 raise ValueError(
                     f"--{name} is a section: name its options, as in --{name}.NAME, or put it in a --config"
                 )
+        return configs
 
     def _check_values(self, config: Namespace) -> None:
         """Raises ValueError for a None that is not among an option's values; jsonargparse does not look at it."""
@@ -92,20 +104,6 @@ class ScriptParser(ArgumentParser):
             else:
                 rest.append(word)
         return (first or self._default_config) + rest
-
-    def _fail(self, message: str) -> NoReturn:
-        names = [option for action in self._actions for option in action.option_strings]
-        words = re.findall(r"[\w.-]+", message)
-        hint = "--help lists the options"
-        for word in words:
-            # In a file an option stands below its section, without the section's name.
-            last_parts = {name.rpartition(".")[2]: name for name in names if "." in name}
-            close = difflib.get_close_matches("--" + word.removeprefix("--"), names, n=1, cutoff=0.8)
-            close += [last_parts[part] for part in difflib.get_close_matches(word, last_parts, n=1, cutoff=0.8)]
-            if close and close[0].removeprefix("--") not in (known.removeprefix("--") for known in words):
-                hint = f"did you mean {close[0]}? {hint}"
-                break
-        fail(f"{message}; {hint}")
 
     def settings(self, config: Namespace) -> dict[str, Any]:
         """All options of a run as plain nested values, as YAML holds them."""

@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from average import Average
+from changed_parts import ChangedParts
 from checkpoint_files import Progress, step_of
 from checkpoints import RunState, load_checkpoint, note_processes
 from chunks import LONGEST_WAIT
 from fast_training import Trained, first_broken, on_device
 from run_folder import RunFolder
 from run_options import OptimConfig, RunConfig
+from run_record import read_settings
 from run_report import RunReport
 from seeds import be_deterministic, seed_of
 from skipped_images import SkippedImages
@@ -39,6 +41,11 @@ from tokenizer.data import training_batches
 _ALL_RANKS = 1 << 32
 
 
+def _began(name: str) -> str:
+    """What counts the steps before a module joined."""
+    return f"{name}_began"
+
+
 class Run:
     """One training run: its folder, its place in it, and what happens around each step.
 
@@ -51,6 +58,7 @@ class Run:
     Attributes:
         counts: what the script counts and a resumed run goes on counting, by name.
         data: the line that says what the data set was found to be, to be kept in the folder.
+        was: the settings that the folder's run has had so far, nested; empty where there was none.
 
     Raises:
         ValueError: the folder holds checkpoints of a run with other settings, which are named; or another process is
@@ -85,6 +93,7 @@ class Run:
         self.step = 0
         self.counts: dict[str, int] = {}
         self.data = ""
+        self.was: dict[str, Any] = {}
         self.average: Average | None = None
         self._trained: list[Trained] = []
         self._parts_done = 0  # of the step in progress
@@ -154,7 +163,9 @@ class Run:
         if ema_decay is not None:
             self.average = Average(model, ema_decay)
         if newest is not None:
-            self._resume(newest)
+            self.was = read_settings(self.folder / "config.yaml")
+            before = read_settings(self.folder / "inputs.yaml").get("data")
+            self._resume(newest, of_other_data=before is not None and before != inputs.get("data"))
         if self.is_main and done < self.optim.max_steps:  # when it is known that it can go on
             self._files.describe(self.settings, inputs, self.data)
         return self.main.wrapped
@@ -163,6 +174,10 @@ class Run:
         """A module that is trained beside the run's model; to be asked for before `prepare`, which loads its state."""
         self._trained.append(Trained(self.accelerator, module, name, self.optim, self.config))
         return self._trained[-1]
+
+    def began(self, name: str) -> int:
+        """The steps that were done before a module of this name joined the run; to be asked for after `prepare`."""
+        return self.counts.get(_began(name), 0)
 
     def steps(self, whole: bool = False) -> Iterator[dict[str, Tensor]]:
         """The batches of the steps that remain, each on the device; seeds, logs and saves around every step.
@@ -301,19 +316,30 @@ class Run:
             print(f"{name}: step {self.step} is saved; the same command goes on from there")
         stopping.exit()
 
-    def _resume(self, checkpoint: Path) -> None:
+    def _resume(self, checkpoint: Path, of_other_data: bool) -> None:
         """Takes up a checkpoint."""
-        state = load_checkpoint(self.accelerator, checkpoint, averaged=self.average is not None)
+        averaged = self.average is not None
+        parts = ChangedParts(self.accelerator, checkpoint, self._trained, averaged)
+        with parts.laid_out() as folder:
+            state = load_checkpoint(self.accelerator, checkpoint, averaged and not parts.averages_anew, folder)
         progress = state.progress
-        self.step, self.counts, self._bad_before = progress.step, dict(progress.counts), progress.bad_images
+        self.step, self.counts = progress.step, dict(progress.counts)
+        self._bad_before = [] if of_other_data else progress.bad_images
         self._skipped = SkippedSteps(
             self.accelerator, self.counts.pop("skipped_steps", 0), self.counts.pop("skipped_in_row", 0)
         )
-        if self.average is not None:
+        self.counts |= {_began(name): self.step for name in parts.anew}
+        if parts.averages_anew:
+            self.average.begin(self.step)
+        elif self.average is not None:
             self.average.load_state(state.averages, self.step)
         self._report.load_state(state.own)
         self._skipped.load_state(state.own)
         if self.is_main:
             print(f"resuming from {checkpoint}")
+            for note in parts.notes(self.step):
+                print(f"note: {note}")
+            if of_other_data and (number := len(progress.bad_images)):
+                print(f"note: unusable images are looked for anew: the {number} so far were in other data")
             threads = torch.get_num_threads() if self.device.type == "cpu" else progress.threads
             note_processes(progress, self.accelerator.num_processes, threads)

@@ -1,25 +1,22 @@
 """Turns a tokenizer of public code into a VQTokenizer folder.
 
     python scripts/convert.py STATE_DICT FOLDER
+    python scripts/convert.py STATE_DICT FOLDER --ema      the averaged weights in it
 
 STATE_DICT is a .safetensors file, a .pt/.pth file of tensors, or a Lightning checkpoint (.ckpt), with the names of the
 public ArcVQ-VAE code (either network) or of taming-transformers' VQGAN. Nothing in it is executed. All sizes but the
 image size are read off the tensors.
 """
 
-import pickle
-import re
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from command_line import ScriptParser, run_script
-from public_names import PublicTensors
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from public_tensors import PublicTensors
+from stage_one import find_tokenizer
+from state_dicts import read_tensors
 
 from tokenizer import VQTokenizer
 
@@ -45,18 +42,27 @@ def main(args: Sequence[str] | None = None) -> None:
         help="arc looks codes up by their cosine, vq by their distance, as taming-transformers does; the tensors do "
         "not tell. None: what the file's metadata says, else arc",
     )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="take the averaged weights: those of latent diffusion (model_ema), or below a name as ema. Without it the "
+        "plain ones are taken",
+    )
     config = parser.parse(args)
+    if config.image_size is not None and config.image_size < 1:
+        raise ValueError(f"--image_size must be at least 1, got {config.image_size}")
+    refuse_folder(Path(config.state_dict))
     folder = Path(config.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{config.folder!r} exists and is not an empty folder; name another")
 
     tensors, metadata = read_tensors(Path(config.state_dict))
-    public = PublicTensors(tensors, config.state_dict)
+    public = PublicTensors(tensors, config.state_dict, config.ema)
     quantizer, source = choose_quantizer(config.quantizer, metadata.get("lookup"))
     network = public.public
-    stored_size = int(metadata.get("image_size", network.image_size))
+    stored_size = size_in(metadata) or network.image_size
     image_size = stored_size if config.image_size is None else config.image_size
-    codebook_size, codebook_dim = public.shape(public.codebook)
+    codebook_size, codebook_dim = public.codebook_shape()
     tokenizer = VQTokenizer(
         **network.sizes(public, image_size),
         network=network.network,
@@ -71,8 +77,33 @@ def main(args: Sequence[str] | None = None) -> None:
     if public.left_out:
         kinds = ", ".join(f"{count} of {name}" for name, count in sorted(public.left_out.items()))
         print(f"left out: {public.left_out.total()} tensors ({kinds})")
+    if public.weights:
+        print(f"weights: {public.weights}")
     print(f"quantizer {quantizer}: {source}")
     print(f"{network.network} tokenizer for images of {image_size} x {image_size}: {folder}")
+
+
+def refuse_folder(folder: Path) -> None:
+    """Raises ValueError for a folder in the place of a file; one of this project is told as such."""
+    if not folder.is_dir():
+        return
+    try:
+        tokenizer = find_tokenizer(str(folder))
+    except ValueError:
+        raise ValueError(f"{str(folder)!r} is a folder; name the file of weights in it") from None
+    raise ValueError(
+        f"{str(folder)!r} needs no conversion: {tokenizer} is a VQTokenizer's, which VQTokenizer.from_pretrained loads"
+    )
+
+
+def size_in(metadata: dict[str, str]) -> int | None:
+    """The image size that a file's metadata says, if any. ValueError where it is no whole number above 0."""
+    text = metadata.get("image_size")
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"the file's metadata has image_size {text!r:.40}, no size; set --image_size")
+    return int(text)
 
 
 def choose_quantizer(asked: str | None, lookup: str | None) -> tuple[str, str]:
@@ -88,76 +119,6 @@ def choose_quantizer(asked: str | None, lookup: str | None) -> tuple[str, str]:
     if lookup not in LOOKUPS:
         raise ValueError(f"the file's metadata has lookup {lookup!r}, of {', '.join(LOOKUPS)}; set --quantizer")
     return LOOKUPS[lookup], f"the file's metadata says {lookup}"
-
-
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file by name, and its metadata.
-
-    Raises:
-        ValueError: no such file, one that is neither safetensors nor dictionaries of tensors, one with classes in it.
-    """
-    if not file.is_file():
-        raise ValueError(f"state dict {str(file)!r} is not there")
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as stored:
-                return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
-        content = _load(file)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        if classes := [name for name in pickled_classes(file, error) if not _is_lightnings(name)]:
-            raise ValueError(
-                f"{file} holds more than tensors, which is refused, as it could run code: {', '.join(classes)}. "
-                'Where you trust the file and have these classes, save the tensors alone: python -c "import torch; '
-                f"torch.save(torch.load('{file}', 'cpu', weights_only=False)['state_dict'], 'weights.pt')\""
-            ) from error
-        # torch's own words for a file that it cannot read advise to read it without weights_only.
-        unreadable = isinstance(error, pickle.UnpicklingError)
-        reason = "it is no file of torch.save" if unreadable else (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} holds no plain tensors: {reason}") from error
-    return _flat(content), {}
-
-
-def _load(file: Path) -> Any:
-    """What torch.save has written, of tensors and plain values alone; raises as torch.load.
-
-    For Lightning's classes, which its checkpoints name beside the weights, there are dictionaries.
-    """
-    allowed: set[str] = set()
-    while True:
-        try:
-            with safe_globals([(OrderedDict, name) for name in allowed]):
-                return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            found = {name for name in pickled_classes(file, error) if _is_lightnings(name)}
-            if found <= allowed:
-                raise
-            allowed |= found
-
-
-def _is_lightnings(name: str) -> bool:
-    return name.partition(".")[0] in ("pytorch_lightning", "lightning")
-
-
-def pickled_classes(file: Path, error: Exception) -> list[str]:
-    """The classes for which weights_only refuses a file, or none where it is refused for something else."""
-    if not isinstance(error, pickle.UnpicklingError):
-        return []
-    try:
-        return sorted(get_unsafe_globals_in_checkpoint(file))
-    except (ValueError, RuntimeError):  # not in the zip format of torch 1.6 and newer
-        return re.findall(r"GLOBAL (\S+) was not", str(error))
-
-
-def _flat(content: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Tensors of nested dictionaries by dotted name."""
-    if isinstance(content, Tensor):
-        return {prefix: content}
-    if not isinstance(content, Mapping):
-        return {}
-    dot = "." if prefix else ""
-    return {
-        name: tensor for key, value in content.items() for name, tensor in _flat(value, f"{prefix}{dot}{key}").items()
-    }
 
 
 if __name__ == "__main__":

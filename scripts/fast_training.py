@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -41,6 +42,7 @@ class Trained:
         # counts on knowing.
         options = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
         self._adam = torch.optim.AdamW(module.parameters(), fused=accelerator.scaler is None, **options)
+        self._adam.register_load_state_dict_pre_hook(_with_own_options)
         self.wrapped, self.optimizer = accelerator.prepare(module, self._adam)
         self.gradient_norm: Tensor | None = None
         self.updated: Tensor | None = None
@@ -94,6 +96,12 @@ class Trained:
         if self._max_grad_norm is not None:
             return whole(self._accelerator.clip_grad_norm_(parameters, self._max_grad_norm))
         return whole(nn.utils.get_total_norm([weight.grad for weight in parameters if weight.grad is not None]))
+
+
+def _with_own_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A stored state with this optimiser's own options: a run may go on with another weight decay, or without fp16."""
+    own = {name: value for name, value in optimizer.param_groups[0].items() if name not in ("params", "lr")}
+    return state | {"param_groups": [group | own for group in state["param_groups"]]}
 
 
 def on_all(accelerator: Accelerator, condition: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from measuring import Measured, default_extractor, make_measuring
 from reference import Reference, data_set_reference, read_statistics, statistics_reference
 from samples import FileSamples, PipelineSamples
+from seeds import check_seed
 from stage_one import check_images
 from torch import Tensor
 
@@ -36,8 +37,9 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
             f"protocol {protocol.name} compares with {protocol.reference}, not with --reference {config.reference}; "
             "adm takes a file of statistics, torch-fidelity takes train or test"
         )
-    if config.batch_size < 1 or config.seed < 0:
-        raise ValueError(f"batch_size must be above 0 and seed not below, got {config.batch_size} and {config.seed}")
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
+    check_seed(config.seed)
     measuring = make_measuring(config, protocol, default_extractor(config, "inception"))
     extractor = measuring.extractor
 

@@ -1,7 +1,8 @@
-"""What an npz says of the arrays of images and labels in it, read and checked before the arrays are."""
+"""What an npz says of the arrays in it, read and checked before the arrays are."""
 
 import math
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from tokenizer.image_files import reason_of
+
+_SAVE_IMAGES = "save images with numpy.savez"
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,25 @@ class Header:
 
 def npz_headers(file: Path) -> dict[str, Header]:
     """Those of arr_0 and, where it is there, arr_1; no array is read. ValueError: no such file, or arr_0 is missing."""
+    names, headers = array_headers(file, ("arr_0", "arr_1"), _SAVE_IMAGES)
+    if "arr_0" not in headers:
+        raise ValueError(f"{file} has no array arr_0, only {', '.join(names)}; {_SAVE_IMAGES}")
+    return headers
+
+
+def array_headers(file: Path, wanted: Sequence[str], remedy: str) -> tuple[list[str], dict[str, Header]]:
+    """The names of all in an npz, and the headers of those arrays that are wanted and there; no array is read.
+
+    Raises:
+        ValueError: no such file, or a broken one; the `remedy` is part of its words.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-            found = [name for name in ("arr_0", "arr_1") if f"{name}.npy" in names]
-            headers = {name: _header(file, archive, archive.getinfo(f"{name}.npy")) for name in found}
+            found = [name for name in wanted if f"{name}.npy" in names]
+            return names, {name: _header(file, archive, archive.getinfo(f"{name}.npy")) for name in found}
     except Exception as error:  # zipfile and numpy raise errors of many classes on what is broken
-        raise no_npz(file, error) from error
-    if "arr_0" not in headers:
-        raise ValueError(f"{file} has no array arr_0, only {', '.join(names)}; save images with numpy.savez")
-    return headers
+        raise no_npz(file, error, remedy) from error
 
 
 def _header(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
@@ -60,6 +72,6 @@ def _header(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> He
     return Header(shape, by_columns, dtype, member.header_offset + 30 + int(lengths.sum()) + start)
 
 
-def no_npz(file: Path, error: Exception) -> ValueError:
+def no_npz(file: Path, error: Exception, remedy: str = _SAVE_IMAGES) -> ValueError:
     """The error that says that the file cannot be read."""
-    return ValueError(f"{file} cannot be read as an npz: {reason_of(error)}; save images with numpy.savez")
+    return ValueError(f"{file} cannot be read as an npz: {reason_of(error)}; {remedy}")

@@ -1,14 +1,32 @@
 """Parameter names of public code: ArcVQ-VAE's two networks, the larger of which is taming-transformers' VQGAN."""
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from tokenizer import VQTokenizer
+
+class NamedTensors:
+    """Tensors by their public names, and what an error calls the file that they are in."""
+
+    def __init__(self, tensors: dict[str, Tensor], source: str):
+        self.tensors = tensors
+        self.source = source
+
+    def shape(self, name: str, ndim: int = 4) -> tuple[int, ...]:
+        """Of the tensor with this public name; ValueError where there is none of so many dimensions."""
+        if name not in self.tensors:
+            raise ValueError(f"{self.source} lacks {name}")
+        shape = tuple(self.tensors[name].shape)
+        if len(shape) != ndim or 0 in shape:
+            raise ValueError(f"{self.source}: {name} is of {shape}, and not of {ndim} dimensions")
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """How many different numbers stand where the pattern has its one group."""
+        return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
 
 
 @dataclass(frozen=True)
@@ -17,7 +35,8 @@ class PublicNetwork:
 
     Args:
         network: VQTokenizer's name for it.
-        landmark: a tensor that only this network has.
+        landmark: a tensor that only this network has, or networks that are much like it.
+        second_landmark: how names begin that those do not have.
         parts: how the names of its tensors begin.
         codebook: the table's name, the usual one first.
         names: pattern of one of our names, without `.weight` and `.bias` -> the public name; level `{up}` is counted
@@ -28,10 +47,11 @@ class PublicNetwork:
 
     network: str
     landmark: str
+    second_landmark: str
     parts: tuple[str, ...]
     codebook: tuple[str, ...]
     names: dict[str, str]
-    sizes: Callable[["PublicTensors", int], dict[str, Any]]
+    sizes: Callable[[NamedTensors, int], dict[str, Any]]
     image_size: int
 
     def public_name(self, ours: str, num_levels: int) -> str:
@@ -44,80 +64,7 @@ class PublicNetwork:
         raise AssertionError(f"{ours} has no public name")
 
 
-class PublicTensors:
-    """A public model's tensors in a file of which they may be a part, under whatever prefix.
-
-    `tensors` are the model's, by public name; `left_out` counts the others in the file, by what their names begin with.
-
-    Raises:
-        ValueError: the file holds no network of public code, or several.
-    """
-
-    def __init__(self, tensors: dict[str, Tensor], source: str):
-        self.source = source
-        found = [
-            (public, name.removesuffix(public.landmark))
-            for public in PUBLIC_NETWORKS
-            for name in tensors
-            if f".{name}".endswith(f".{public.landmark}")
-        ]
-        if not found:
-            landmarks = " or ".join(public.landmark for public in PUBLIC_NETWORKS)
-            raise ValueError(f"{source} has no tensor named {landmarks}: it is no tokenizer of the public code")
-        if len(found) > 1:
-            prefixes = ", ".join(repr(prefix) for _, prefix in found)
-            raise ValueError(f"{source} holds {len(found)} tokenizers, below {prefixes}; save one of them alone")
-        self.public, prefix = found[0]
-        whole = tuple(prefix + part for part in self.public.parts)
-        self.tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(whole)}
-        self.codebook = next((name for name in self.public.codebook if name in self.tensors), self.public.codebook[0])
-        others = [name.removeprefix(prefix) for name in tensors if not name.startswith(whole)]
-        self.left_out = Counter(re.match(r"loss\.[^.]+|[^.]+", name)[0] for name in others)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of the tensor with this public name; ValueError where there is none."""
-        if name not in self.tensors:
-            raise ValueError(f"{self.source} lacks {name}")
-        return tuple(self.tensors[name].shape)
-
-    def count(self, pattern: str) -> int:
-        """How many different numbers stand where the pattern has its one group."""
-        return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
-
-    def state(self, tokenizer: VQTokenizer) -> dict[str, Tensor]:
-        """The tokenizer's parameters, float32. What stands beside the public table is added to `left_out`.
-
-        Raises:
-            ValueError: tensors that are missing, left over, or of another shape.
-        """
-        levels = len(tokenizer.encoder.network.down_blocks) if tokenizer.config.network == "vqgan" else 0
-        wanted = {
-            self.codebook if ours == "bottleneck.codebook" else self.public.public_name(ours, levels): (ours, parameter)
-            for ours, parameter in tokenizer.named_parameters()
-        }
-        beside_table = self.codebook.partition(".")[0] + "."
-        over = [name for name in self.tensors if name not in wanted]
-        self.left_out.update(name for name in over if name.startswith(beside_table))
-        self._none("lacks", [name for name in wanted if name not in self.tensors])
-        self._none("has tensors without a place here:", [name for name in over if not name.startswith(beside_table)])
-        state, misfits = {}, []
-        for name, (ours, parameter) in wanted.items():
-            tensor = self.tensors[name]
-            if parameter.ndim == 2 and tensor.shape[2:] == (1, 1):  # a 1 x 1 convolution is a linear layer
-                tensor = tensor[:, :, 0, 0]
-            if tensor.shape != parameter.shape:
-                misfits.append(f"{name} of {tuple(tensor.shape)} instead of {tuple(parameter.shape)}")
-            state[ours] = tensor.float()
-        self._none("holds tensors that do not fit together:", misfits)
-        return state
-
-    def _none(self, problem: str, names: list[str]) -> None:
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise ValueError(f"{self.source} {problem} {', '.join(names[:5])}{more}")
-
-
-def _conv_sizes(public: PublicTensors, _: int) -> dict[str, Any]:
+def _conv_sizes(public: NamedTensors, _: int) -> dict[str, Any]:
     hidden, in_channels, *_ = public.shape("_encoder._conv_1.weight")
     layers = public.count(r"_encoder\._residual_stack\._layers\.(\d+)\.")
     inner = public.shape("_encoder._residual_stack._layers.0._block.1.weight")[0] if layers else None
@@ -129,7 +76,7 @@ def _conv_sizes(public: PublicTensors, _: int) -> dict[str, Any]:
     }
 
 
-def _vqgan_sizes(public: PublicTensors, image_size: int) -> dict[str, Any]:
+def _vqgan_sizes(public: NamedTensors, image_size: int) -> dict[str, Any]:
     hidden, in_channels, *_ = public.shape("encoder.conv_in.weight")
     levels = range(public.count(r"encoder\.down\.(\d+)\."))
     widths = [public.shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in levels]
@@ -158,6 +105,7 @@ PUBLIC_NETWORKS = (
     PublicNetwork(
         network="conv",
         landmark="_encoder._conv_1.weight",
+        second_landmark="_encoder._conv_2.",
         parts=("_encoder.", "_pre_vq_conv.", "_vq_vae.", "_decoder."),
         codebook=("_vq_vae.embedding.weight", "_vq_vae._embedding.weight"),
         names={
@@ -177,6 +125,7 @@ PUBLIC_NETWORKS = (
     PublicNetwork(
         network="vqgan",
         landmark="encoder.conv_in.weight",
+        second_landmark="encoder.down.0.block.",
         parts=("encoder.", "quant_conv.", "quantize.", "post_quant_conv.", "decoder."),
         codebook=("quantize.embedding.weight",),
         names={

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -31,10 +32,12 @@ class LossConfig:
     perceptual_net: PerceptualNet = "vgg"
 
     def check(self) -> None:
-        """Raises ValueError for a weight below 0."""
+        """Raises ValueError for a weight below 0, or without end."""
         for name in ("pixel_weight", "perceptual_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
+            if getattr(self, name) == inf:
+                raise ValueError(f"loss.{name} must be finite, got {getattr(self, name)}")
 
 
 class ReconstructionLoss:

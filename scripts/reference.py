@@ -1,6 +1,7 @@
 """Real images => what samples are compared with: features of a data set's split, or a file of statistics."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ from accelerate import PartialState
 from chunks import Chunks, Measure, sharing_weights
 from image_sources import ImageSource, NpzImages
 from measuring import CHUNK, environment, extractor_facts
+from npz_headers import array_headers, no_npz
 from provenance import commit
 from torch import Tensor
 
-from pipelines.distributions import NEIGHBOURS, FeatureMoments
+from pipelines.distributions import NEIGHBOURS, FeatureMoments, covariance_problem
 from pipelines.extractors import Extractor
 from pipelines.metrics import moments_of
 
 STORED = ("name", "sha256", "input")  # of the extractor, in a file of statistics
+_WRITE_ANEW = "write it anew with: evaluate.py statistics"
 REFERENCE_IMAGES = 10_000  # of a file of statistics: those that precision and recall look at, as ADM takes them
 
 
@@ -71,19 +74,11 @@ def read_statistics(path: str, extractor: Extractor) -> StatisticsFile:
     """A file of statistics, before any image is made.
 
     Raises:
-        ValueError: no such file, not such statistics, or those of another extractor.
+        ValueError: no such file, not such statistics, what is no covariance, or those of another extractor.
     """
     if not Path(path).is_file():
         raise ValueError(f"there is no file of statistics {path!r}; write one with: evaluate.py statistics")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = set(arrays.files)
-            found = {name: arrays[name] for name in ("mu", "sigma", "count", *STORED) if name in names}
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as an npz: {error}") from error
-    dims = found["mu"].shape[0] if "mu" in found and found["mu"].ndim == 1 else 0
-    if dims == 0 or "sigma" not in found or found["sigma"].shape != (dims, dims):
-        raise ValueError(f"{path} holds no mu (D,) and sigma (D, D), only {', '.join(sorted(names))}")
+    names, found = _read_arrays(path)
     facts = extractor_facts(extractor)
     for name in STORED:
         if name in found and str(found[name]) != str(facts[name]):
@@ -96,23 +91,58 @@ def read_statistics(path: str, extractor: Extractor) -> StatisticsFile:
             f"{path} does not name its extractor, as files of Inception's do; write one of {extractor.name} with: "
             "evaluate.py statistics"
         )
-    images = NpzImages(Path(path)) if "arr_0" in names else None
+    moments = _moments(path, found)
+    images = NpzImages(Path(path)) if "arr_0.npy" in names else None
     if images is not None and len(images) <= NEIGHBOURS:
         raise ValueError(f"{path} holds {len(images)} images, too few for {NEIGHBOURS} neighbours; take more or none")
     # One blank image tells the width.
     height, width = (extractor.smallest,) * 2 if images is None else images.image_size
     extractor.check_size(height, width)
     blank = torch.zeros(1, 3, height, width, dtype=torch.uint8)
-    expected = extractor.extract(blank)[0].shape[1]
-    if dims != expected or not all(np.isfinite(found[name]).all() for name in ("mu", "sigma")):
-        raise ValueError(
-            f"mu and sigma of {path} are not {expected} finite numbers and their covariance; write them anew"
-        )
-    moments = FeatureMoments()
-    moments.count = int(found.get("count", 2))  # the covariance is what the file says, whatever the count
-    moments.mean = torch.from_numpy(found["mu"]).double()
-    moments.scatter = torch.from_numpy(found["sigma"]).double() * (moments.count - 1)
+    expected, dims = extractor.extract(blank)[0].shape[1], len(moments.mean)
+    if dims != expected:
+        raise ValueError(f"{path} is of {dims} features, and {extractor.name} has {expected}; {_WRITE_ANEW}")
     return StatisticsFile(moments, images, {"reference": path, "reference_sha256": _sha256(path)})
+
+
+def _read_arrays(path: str) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of what is in a file of statistics, and its arrays but for the images.
+
+    Raises:
+        ValueError: they are not of numbers, or not of the shapes that belong together.
+    """
+    names, headers = array_headers(Path(path), ("mu", "sigma", "count", *STORED), _WRITE_ANEW)
+    if lacking := [name for name in ("mu", "sigma") if name not in headers]:
+        there = ", ".join(name.removesuffix(".npy") for name in names)
+        raise ValueError(f"{path} holds no {' and no '.join(lacking)}, only {there}; {_WRITE_ANEW}")
+    shapes = {name: headers[name].shape for name in ("mu", "sigma")}
+    dims = math.prod(shapes["mu"])
+    if shapes != {"mu": (dims,), "sigma": (dims, dims)} or dims == 0:
+        raise ValueError(
+            f"{path} holds mu {shapes['mu']} and sigma {shapes['sigma']}, and not (D,) and (D, D); {_WRITE_ANEW}"
+        )
+    for name in sorted(headers.keys() - set(STORED)):
+        if headers[name].dtype.kind not in "fiu":
+            raise ValueError(f"{name} of {path} is {headers[name].dtype}, and not of real numbers; {_WRITE_ANEW}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return names, {name: arrays[name] for name in headers}
+    except Exception as error:  # zipfile, zlib and numpy raise errors of many classes on what is broken
+        raise no_npz(Path(path), error, _WRITE_ANEW) from error
+
+
+def _moments(path: str, found: dict[str, np.ndarray]) -> FeatureMoments:
+    """What the arrays say. ValueError for what are no mean and covariance of two images or more."""
+    mean, covariance = (_as_float64(found[name]) for name in ("mu", "sigma"))
+    for name, values in {"mu": mean, "sigma": covariance}.items():
+        if not values.isfinite().all():
+            raise ValueError(f"{name} of {path} holds NaN or infinity; {_WRITE_ANEW}")
+    if problem := covariance_problem(covariance):
+        raise ValueError(f"sigma of {path} {problem}: it is no covariance; {_WRITE_ANEW}")
+    count = found.get("count", np.array(2))  # the covariance is what the file says, whatever the count
+    if count.size != 1 or not count >= 2 or count != np.floor(count) or not np.isfinite(count):
+        raise ValueError(f"{path} is of {count!s:.40} images, and statistics are of 2 or more; {_WRITE_ANEW}")
+    return FeatureMoments(int(count.item()), mean, covariance * (int(count.item()) - 1))
 
 
 def statistics_reference(file: StatisticsFile, extractor: Extractor, cache_dir: Path) -> Reference | None:
@@ -143,6 +173,11 @@ def write_statistics(images: ImageSource, extractor: Extractor, cache_dir: Path,
         fingerprint=images.fingerprint,
     )
     unfinished.replace(file)
+
+
+def _as_float64(values: np.ndarray) -> Tensor:
+    with np.errstate(over="ignore"):  # of a longer type: infinity, which is told
+        return torch.from_numpy(values.astype(np.float64))
 
 
 def _sha256(path: str) -> str:

@@ -1,11 +1,18 @@
 """The options that all trainings share: where a run writes and how it optimises."""
 
+import re
 from dataclasses import dataclass
 from math import cos, inf, pi
+from pathlib import Path
 from typing import Literal
+
+from jsonargparse import Namespace
 
 # Share of the steps over which the schedule `cooldown` falls.
 _COOLDOWN = 0.2
+
+# Of file systems it is 255 bytes; a folder that is begun anew gets an ending.
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -13,7 +20,7 @@ class RunConfig:
     """Where a run writes, and how often.
 
     Args:
-        name: the run's folder inside output_dir.
+        name: the run's folder inside output_dir, which it cannot leave; a/b is one in another.
         output_dir: folder of all runs.
         seed: of the weights, the order of the data and all noise.
         log_every: steps between two lines of metrics.
@@ -47,12 +54,13 @@ class RunConfig:
     other_settings: Literal["refuse", "go_on", "start_over"] = "refuse"
 
     def check(self) -> None:
-        """Raises ValueError for a number that cannot work."""
+        """Raises ValueError for a number, or a name, that cannot work."""
         for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"run.seed must not be negative, and below 2^63, got {self.seed}")
+        check_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,31 @@ class OptimConfig:
                 f"optim.batch_size {self.batch_size} does not go into {processes} processes with optim.accumulation "
                 f"{self.accumulation}; make it a multiple of {processes * self.accumulation}"
             )
+
+
+def check_run(config: Namespace) -> None:
+    """Raises ValueError for options of a training's run or optimiser that cannot work."""
+    RunConfig(**config.run.as_dict()).check()
+    OptimConfig(**config.optim.as_dict()).check()
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a run's name that is none of a folder inside run.output_dir, on every machine."""
+    reason = None
+    if not name.isprintable() or name != name.strip():
+        reason = "it has a space at an end, or characters that cannot be seen"
+    elif "\\" in name:
+        reason = "it has a backslash, which elsewhere divides folders"
+    elif Path(name).is_absolute() or re.match("[A-Za-z]:", name):
+        reason = "it is a path from the root: name that folder with --run.output_dir"
+    elif name.startswith("~"):
+        reason = "~ is no folder here: name your home with --run.output_dir"
+    elif any(part in ("", ".", "..") for part in name.split("/")):
+        reason = "it leads to no folder of its own there"
+    elif any(len(part.encode()) > _LONGEST_NAME or part != part.strip() for part in name.split("/")):
+        reason = f"a folder's name has at most {_LONGEST_NAME} bytes, and no space at an end"
+    if reason:
+        raise ValueError(f"run.name {name!r:.100} is no folder's name inside run.output_dir: {reason}")
 
 
 def check_share(option: str, *values: float) -> None:

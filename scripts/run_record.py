@@ -20,6 +20,9 @@ _MAY_CHANGE = (
     "weights.alexnet", "weights.vgg16", "weights.squeezenet", "weights.lpips",
 )  # fmt: skip
 
+# There only with an adversary, of whose weight config.yaml tells.
+_OF_A_PART = ("step of adversarial.disc_start",)
+
 
 def read_settings(file: Path) -> dict[str, Any]:
     """The settings that a run has stored in its folder; empty where there is no such file, or one of something else."""
@@ -62,6 +65,7 @@ def _differences(file: Path, settings: dict[str, Any]) -> str | None:
         f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
         if name not in _MAY_CHANGE and before.get(name) != now.get(name)
+        if name not in _OF_A_PART or (name in before and name in now)
     ]
     return f"holds a run with other settings ({'; '.join(changed)})" if changed else None
 

@@ -27,6 +27,7 @@ from provenance import commit, provenance
 from sample_files import FORMATS, claim
 from sampler import Sampler, images_of
 from sampling import SamplingConfig, SpeedConfig, class_labels
+from seeds import check_seed
 from threads import use_all_cores
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -65,8 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for name in ("per_class", "batch_size", "num_images"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {config.seed}")
+    check_seed(config.seed)
     # Without a GPU accelerate has to be told, or takes each of several processes for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     use_all_cores()

@@ -12,6 +12,12 @@ def be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def check_seed(seed: int) -> None:
+    """Raises ValueError for a first seed of samples that cannot be one; each sample has the next."""
+    if not 0 <= seed < 2**62:
+        raise ValueError(f"seed must be at least 0{' and below 2^62' if seed > 0 else ''}, got {seed}")
+
+
 def seed_of(seed: int, rank: int, step: int) -> int:
     """A 63-bit seed from three numbers, different for different ones (splitmix64's finaliser on each)."""
     state = 0

@@ -21,7 +21,7 @@ from jsonargparse import Namespace
 from model_memory import check_memory
 from planned_stage_one import PlannedStageOne
 from prior_training import PriorTraining, add_prior_options, finish, plan_prior, start
-from run_options import check_share
+from run_options import check_run, check_share
 from sampling import save_preview
 from stage_one import load_tokenizer
 from torch import Tensor
@@ -48,6 +48,7 @@ def make_parser() -> ScriptParser:
 
 def check(config: Namespace) -> None:
     """Raises ValueError for options that cannot work, before time is spent."""
+    check_run(config)
     check_share("ema_decay", config.ema_decay)
     check_share("label_dropout", config.label_dropout)
     if config.min_snr_gamma is not None and not config.min_snr_gamma > 0:

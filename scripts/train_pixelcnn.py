@@ -20,7 +20,7 @@ from jsonargparse import Namespace
 from model_memory import check_memory
 from planned_stage_one import PlannedStageOne
 from prior_training import PriorTraining, add_prior_options, finish, plan_prior, start
-from run_options import check_share
+from run_options import check_run, check_share
 from sampling import save_preview
 from stage_one import load_tokenizer
 from torch import Tensor
@@ -40,6 +40,7 @@ def make_parser() -> ScriptParser:
 
 def check(config: Namespace) -> None:
     """Raises ValueError for options that cannot work, before time is spent."""
+    check_run(config)
     check_share("ema_decay", config.ema_decay)
     if config.run.gradient_checkpointing:
         raise ValueError("the PixelCNN has no gradient checkpointing; leave out run.gradient_checkpointing")

@@ -26,7 +26,7 @@ from image_facts import ImageFacts, image_facts
 from jsonargparse import Namespace
 from model_memory import check_memory
 from reconstruction_loss import LossConfig, ReconstructionLoss
-from run_options import OptimConfig, RunConfig, check_share
+from run_options import OptimConfig, RunConfig, check_run, check_share
 from sampling import reconstruct
 from tokenizer_update import Seen, TokenizerUpdate
 from torch import Tensor
@@ -81,6 +81,7 @@ def check(config: Namespace) -> None:
     """Raises ValueError for options that cannot work, before time is spent."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ValueError("FSDP shards the UNet of train_ldm.py; launch this with configs/accelerate/eight_gpus.yaml")
+    check_run(config)
     LossConfig(**config.loss.as_dict()).check()
     AdversarialConfig(**config.adversarial.as_dict()).check(config.optim.max_steps)
     CollapseConfig(**config.collapse.as_dict()).check()
@@ -134,6 +135,8 @@ def set_up(
     if adversary:  # of a longer training a share is a later step: the adversary would fall silent again
         inputs["step of adversarial.disc_start"] = str(adversarial.start(run.optim.max_steps))
     run.prepare(tokenizer, images, inputs, config.data.num_workers, config.ema_decay)
+    if adversary:
+        adversary.take_up()
     update = TokenizerUpdate(run.accelerator, run.main, reconstruction_loss, adversary)
     return Training(tokenizer, averaged, reconstruction_loss, adversary, update)
 

@@ -53,6 +53,8 @@ def test_the_start_is_a_step_or_a_share(disc_start, max_steps, expected):
         ({"disc_start": 2.5}, r"a share below 1 or a whole step, got 2\.5"),
         ({"disc_start": float("inf")}, "a share below 1 or a whole step, got inf"),
         ({"disc_start": float("nan")}, "disc_start must not be negative, got nan"),
+        ({"weight": float("inf")}, "adversarial.weight must be finite, got inf"),
+        ({"lecam_weight": float("inf")}, "adversarial.lecam_weight must be finite, got inf"),
         ({"r1_every": 0}, "adversarial.r1_every must be at least 1, got 0"),
         *(
             ({name: -1}, f"adversarial.{name} must not be negative, got -1")
@@ -65,6 +67,49 @@ def test_numbers_that_cannot_work(config, text):
     with pytest.raises(ValueError, match=text):
         AdversarialConfig(**{"weight": 1.0, **config}).check(100)
     AdversarialConfig(disc_start=100).check(100)  # of no weight
+
+
+@pytest.mark.parametrize(
+    ("disc_start", "began", "first_trained", "first_heard"),
+    [(0, 0, 0, 0), (0, 4, 4, 6), (5, 4, 4, 6), (8, 4, 6, 8), (0.9, 2, 7, 9), (3, 0, 1, 3)],
+)
+def test_one_that_joins_a_run_is_trained_alone_first_and_ramps_up_from_there(
+    tmp_path, disc_start, began, first_trained, first_heard
+):
+    run, adversary = make(tmp_path, disc_start=disc_start, pretrain_steps=2, ramp_steps=4)
+    run.counts = {"discriminator_began": began} if began else {}
+    trained, heard = [], {}
+    for run.step in range(began, 10):
+        adversary._trained.begin(1e-3)
+        trained += [run.step] if adversary.update([sides()[0]], [sides()[1]]) else []
+        heard |= {run.step: adversary.weight} if adversary.is_heard else {}
+    assert trained == list(range(first_trained, 10)) and list(heard) == list(range(first_heard, 10))
+    assert heard[first_heard] == pytest.approx(0.8 / 4)
+
+
+@pytest.mark.parametrize(("pretrain_steps", "said"), [(5, 0), (6, 1)])
+def test_one_that_would_never_be_heard_is_told(tmp_path, capsys, pretrain_steps, said):
+    run, adversary = make(tmp_path, pretrain_steps=pretrain_steps)
+    run.step, run.counts = 4, {"discriminator_began": 4}
+    adversary.take_up()
+    assert capsys.readouterr().err.count("adversarial.pretrain_steps") == said
+
+
+@pytest.mark.parametrize(("before", "now"), [(0.0, 0.1), (0.1, 0.0), (0.1, 0.2), (0.0, 0.0)])
+def test_the_means_of_lecam_begin_at_zero_where_it_is_switched_on(tmp_path, capsys, before, now):
+    run, adversary = make(tmp_path, lecam_weight=before)
+    run.step = 3
+    adversary.take_up()
+    adversary._trained.begin(1e-3)
+    adversary.update([sides()[0]], [sides()[1]])
+    run, goes_on = make(tmp_path, lecam_weight=now)
+    goes_on.discriminator.load_state_dict(adversary.discriminator.state_dict())
+    run.step, run.was = 4, {"adversarial": {"lecam_weight": before}}
+    capsys.readouterr()
+    goes_on.take_up()
+    said = [line for line in capsys.readouterr().out.splitlines() if "LeCAM" in line]
+    assert len(said) == (bool(before) != bool(now)) and all(("anew" in line) == (now > 0) for line in said)
+    assert goes_on.discriminator.anchors.any() == (before > 0 and now > 0)
 
 
 def test_it_enters_with_a_ramp_after_a_training_of_its_own(tmp_path):

@@ -3,19 +3,24 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from accelerate.state import AcceleratorState
+from changed_parts import ChangedParts
 from common import Run
 from run_options import OptimConfig, RunConfig
 
 from tokenizer import VQTokenizer
+from tokenizer.bad_images import BadImages
+from tokenizer.image_files import ImageError
 
 
 class Points(Dataset):
@@ -29,14 +34,18 @@ class Points(Dataset):
         return 40
 
 
-def make(folder, name="run", ema_decay=None, model=None, **options):
+def make(folder, name="run", ema_decay=None, model=None, beside=None, dataset=None, data="points", **options):
     AcceleratorState._reset_state(reset_partial_state=True)
+    policy = options.pop("other_settings", "refuse")
     optim = OptimConfig(**{"max_steps": 6, "batch_size": 8, "lr": 0.01, "eps": 1e-4, **options})
-    run = Run(RunConfig(name, str(folder), log_every=2, checkpoint_every=3), optim, {"run": {}})
+    config = RunConfig(name, str(folder), log_every=2, checkpoint_every=3, other_settings=policy)
+    run = Run(config, optim, {"run": {}})
+    if beside is not None:
+        run.train(beside, "discriminator")
     run.prepare(
         model or nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double(),
-        Points(),
-        {"data": "points"},
+        dataset or Points(),
+        {"data": data},
         0,
         ema_decay,
     )
@@ -128,3 +137,174 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="network 'conv' has no gradient checkpointing"):
         run.prepare(VQTokenizer(3, 16, hidden_channels=8), Points(), {})
     assert not list(tmp_path.iterdir())
+
+
+def notes(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+
+
+def updated(run):
+    """One step of every module in training."""
+    for _ in run.steps(whole=True):
+        for trained in run._trained:
+            sum((weight.square().sum() for weight in trained.module.parameters()), torch.zeros(())).backward()
+        for trained in run._trained[::-1]:
+            done = trained.descend(torch.zeros(()))
+        run.complete(done)
+
+
+def test_an_average_that_is_added_begins_with_the_present_weights(tmp_path, capsys):
+    train(make(tmp_path, max_steps=3))
+    capsys.readouterr()
+    run = make(tmp_path, ema_decay=0.9, max_steps=6)
+    (line,) = notes(capsys)
+    assert "EMA" in line and "anew" in line and "step 3" in line
+    expected = [parameter.detach().clone() for parameter in run.model.parameters()]
+    assert all(map(torch.equal, run.average.tensors, expected))
+    seen = []
+    for batch in run.steps():
+        run.update((run.main.wrapped(batch["x"]).squeeze(-1) - batch["y"]).square().mean())
+        decay = min(0.9, run.step / (9 + run.step))  # by the steps of the run, so that a resumed one goes on alike
+        expected = [decay * a + (1 - decay) * b for a, b in zip(expected, run.model.parameters(), strict=True)]
+        seen.append(run.step)
+    assert seen == [4, 5, 6]
+    for found, wanted in zip(run.average.tensors, expected, strict=True):
+        torch.testing.assert_close(found, wanted.detach())
+
+
+def test_an_average_that_was_added_is_taken_up_as_any_other(tmp_path, capsys):
+    averages = []
+    for name, stops in (("straight", [9]), ("stopped", [6, 9])):
+        torch.manual_seed(0)
+        train(make(tmp_path, name, max_steps=3))
+        for stop in stops:
+            run = make(tmp_path, name, ema_decay=0.9, max_steps=stop)
+            train(run)
+        averages.append(run.average.tensors)
+    assert all(map(torch.equal, *averages))
+    assert len(notes(capsys)) == 2  # of the two first starts with an average
+
+
+def test_an_average_that_is_left_out_is_told_and_gone(tmp_path, capsys):
+    train(make(tmp_path, ema_decay=0.9, max_steps=3))
+    capsys.readouterr()
+    run = make(tmp_path, max_steps=6)
+    (line,) = notes(capsys)
+    assert "EMA" in line and "ends" in line
+    train(run)
+    assert not list((run.folder / "checkpoints" / "step-6").glob("ema*"))
+
+
+def network(width):
+    return nn.Sequential(nn.Linear(3, width), nn.Linear(width, 1)).double()
+
+
+def test_a_network_that_joins_starts_anew_and_the_model_goes_on(tmp_path, capsys):
+    updated(make(tmp_path, max_steps=3))
+    capsys.readouterr()
+    before = load_file(tmp_path / "run/checkpoints/step-3/model.safetensors")
+    fresh = network(5)
+    start = {name: value.clone() for name, value in fresh.state_dict().items()}
+    run = make(tmp_path, beside=fresh)
+    (line,) = notes(capsys)
+    assert "discriminator" in line and "anew" in line and "step 3" in line
+    assert run.step == 3 and run.began("discriminator") == 3
+    assert all(torch.equal(value, start[name]) for name, value in fresh.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    beside, main = (trained.optimizer.state_dict()["state"] for trained in run._trained)
+    assert not beside and all(state["step"] == 3 for state in main.values())
+    updated(run)
+    assert len(list((run.folder / "checkpoints/step-6").glob("*.safetensors"))) == 3  # two, and what is added up
+    again = make(tmp_path, beside=network(5), max_steps=9)
+    assert not notes(capsys) and again.began("discriminator") == 3
+    states = [trained.optimizer.state_dict()["state"] for trained in again._trained]
+    assert [state["step"] for one in states for state in one.values()] == [3] * 4 + [6] * 4
+
+
+def test_a_network_that_leaves_is_told_and_the_model_goes_on(tmp_path, capsys):
+    first = make(tmp_path, beside=network(5), max_steps=3)
+    updated(first)
+    capsys.readouterr()
+    run = make(tmp_path)
+    (line,) = notes(capsys)
+    assert "discriminator" in line and "ends" in line
+    for found, wanted in zip(run.model.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+    updated(run)
+    assert not (run.folder / "checkpoints/step-6/model_1.safetensors").exists()
+
+
+def test_a_network_of_other_sizes_starts_anew_by_the_name_of_what_does_not_fit(tmp_path, capsys):
+    updated(make(tmp_path, beside=network(5), max_steps=3))
+    capsys.readouterr()
+    fresh = network(7)
+    start = {name: value.clone() for name, value in fresh.state_dict().items()}
+    run = make(tmp_path, beside=fresh)
+    (line,) = notes(capsys)
+    assert "discriminator" in line and "anew" in line and "0.bias" in line and "(5,)" in line and "(7,)" in line
+    assert all(torch.equal(value, start[name]) for name, value in fresh.state_dict().items())
+    assert run.step == 3 and all(state["step"] == 3 for state in run.main.optimizer.state_dict()["state"].values())
+
+
+def test_all_at_once_is_a_line_for_each(tmp_path, capsys):
+    updated(make(tmp_path, ema_decay=0.9, max_steps=3))
+    capsys.readouterr()
+    make(tmp_path, beside=network(5), max_steps=6)
+    assert len(found := notes(capsys)) == 2 and "discriminator" in found[0] and "EMA" in found[1]
+
+
+def test_a_loss_scale_that_is_added_starts_anew_and_one_that_is_not_used_is_left(tmp_path):
+    """As fp16's, which no CPU has."""
+    run = make(tmp_path, max_steps=3)
+    train(run)
+    checkpoint = run.folder / "checkpoints" / "step-3"
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    parts = ChangedParts(SimpleNamespace(scaler=scaler), checkpoint, run._trained, averaged=False)
+    (line,) = parts.notes(3)
+    assert "loss scale" in line and "anew" in line
+    with parts.laid_out() as folder:
+        assert torch.load(folder / "scaler.pt", weights_only=True)["scale"] == 8.0
+        names = {file.name for file in checkpoint.iterdir()}
+        assert {file.name for file in folder.iterdir()} == {*names, "scaler.pt"}
+        assert all((folder / name).read_bytes() == (checkpoint / name).read_bytes() for name in names)
+        torch.save(scaler.state_dict(), checkpoint / "scaler.pt")
+    (line,) = ChangedParts(SimpleNamespace(scaler=None), checkpoint, run._trained, averaged=False).notes(3)
+    assert "loss scale" in line and "ends" in line
+
+
+def test_images_that_were_unusable_in_other_data_are_not_skipped_in_these(tmp_path, capsys):
+    class Skipping(Points):
+        def __init__(self):
+            self.bad_images = BadImages(40)
+
+        def try_image(self, index):
+            raise ImageError(f"image {index} is broken")
+
+    found = []
+    for data, marked in (("before", 7), ("before", None), ("after", None)):
+        dataset = Skipping()
+        if marked is not None:
+            dataset.bad_images.found[marked] = True
+        found.append([])
+        run = make(tmp_path, max_steps=3 * len(found), dataset=dataset, data=data, other_settings="go_on")
+        for _ in run.steps():
+            found[-1] = dataset.bad_images.found.nonzero().flatten().tolist()
+            run.update(sum(weight.sum() for weight in run.model.parameters()))
+    assert found == [[7], [7], []]
+    assert sum("unusable images are looked for anew" in line for line in notes(capsys)) == 1
+
+
+def test_the_optimiser_goes_on_with_the_options_of_now(tmp_path):
+    """Those in the checkpoint are what the run had before."""
+    train(make(tmp_path, max_steps=3))
+    options = {"weight_decay": 0.5, "betas": (0.5, 0.75), "eps": 1e-3}
+    run = make(tmp_path, max_steps=6, **options)
+    (group,) = run.main.optimizer.param_groups
+    assert {name: group[name] for name in options} == options
+    assert all(state["step"] == 3 for state in run.main.optimizer.state_dict()["state"].values())
+    before = run.model[0].bias.detach().clone()
+    for batch in run.steps():
+        run.update(0 * run.main.wrapped(batch["x"]).sum())
+        break
+    moments = run.main.optimizer.state_dict()["state"]
+    assert not torch.equal(before, run.model[0].bias) and len(moments) == 4

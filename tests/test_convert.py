@@ -267,6 +267,134 @@ def test_a_checkpoint_with_classes_is_refused_by_their_names(tmp_path, zipped):
     assert not (tmp_path / "out").exists()
 
 
+def refused(folder, file, *options):
+    """The one line by which a file is refused; nothing is written."""
+    with pytest.raises(ValueError) as error:
+        convert.main([str(file), str(folder / "out"), *options])
+    assert "\n" not in str(error.value) and not (folder / "out").exists()
+    return str(error.value)
+
+
+FOREIGN = {
+    "ResNet": ["conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "fc.bias"],
+    "UNet": ["model.diffusion_model.time_embed.0.weight", "model.diffusion_model.input_blocks.0.0.weight"],
+    "language model": ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight"],
+    "diffusers": [
+        "encoder.conv_in.weight",
+        "encoder.down_blocks.0.resnets.0.norm1.weight",
+        "quantize.embedding.weight",
+    ],
+    "LlamaGen": ["model.encoder.conv_in.weight", "model.encoder.conv_blocks.0.res.0.norm1.weight"],
+    "one": ["weight"],
+}
+
+
+@pytest.mark.parametrize("names", FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_network_is_told_by_its_names_and_what_is_expected(tmp_path, names):
+    torch.save({"state_dict": {name: torch.zeros(2, 3, 3, 3) for name in names}}, tmp_path / "last.ckpt")
+    said = refused(tmp_path, tmp_path / "last.ckpt")
+    for part in ("no tokenizer of the public code", names[0], names[-1], "encoder.conv_in.weight", "encoder.down.0"):
+        assert part in said
+
+
+def test_what_has_no_codes_is_told_by_what_it_has(tmp_path):
+    twice = {
+        f"quant_conv.{kind}": torch.cat([weights("vqgan")[f"quant_conv.{kind}"]] * 2) for kind in ("weight", "bias")
+    }
+    save_file(without("vqgan", "quantize") | twice, tmp_path / "kl.safetensors")
+    assert "KL autoencoder" in refused(tmp_path, tmp_path / "kl.safetensors")
+    save_file(without("vqgan", "quantize") | {"quantize.embed.weight": torch.zeros(3)}, tmp_path / "a.safetensors")
+    assert "lacks quantize.embedding.weight, and has quantize.embed.weight" in refused(
+        tmp_path, tmp_path / "a.safetensors"
+    )
+
+
+@pytest.mark.parametrize("network", ["conv", "vqgan"])
+@pytest.mark.parametrize("quantizer", ["arc", "hvq", "vae"])
+def test_a_tokenizer_of_this_project_needs_no_conversion(tmp_path, network, quantizer):
+    model = VQTokenizer(1, 16, network=network, quantizer=quantizer, hidden_channels=32, codebook_dim=4)
+    model.save_pretrained(tmp_path / "run" / "tokenizer")
+    torch.save({"module": {f"vqvae.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "a.pt")
+    file = tmp_path / "run" / "tokenizer" / "diffusion_pytorch_model.safetensors"
+    for path in (file, file.parent, tmp_path / "run", tmp_path / "a.pt"):
+        said = refused(tmp_path, path)
+        assert "needs no conversion" in said and "VQTokenizer.from_pretrained" in said
+    assert "is a folder; name the file" in refused(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_the_first_tensor_that_is_not_finite_is_named(tmp_path, value):
+    broken = {name: tensor.double() for name, tensor in weights("vqgan").items()}
+    for name in ("encoder.norm_out.bias", "decoder.conv_out.bias"):
+        broken[name] = broken[name].clone()
+        broken[name][0] = value
+    torch.save(broken, tmp_path / "a.pt")
+    assert "encoder.norm_out.bias" in (said := refused(tmp_path, tmp_path / "a.pt")) and "NaN or infinity" in said
+    # What is left out may hold anything.
+    torch.save(weights("vqgan") | {"loss.logvar": torch.tensor(value)}, tmp_path / "b.pt")
+    convert.main([str(tmp_path / "b.pt"), str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_what_are_no_floating_point_weights_are_named(tmp_path, dtype):
+    torch.save(weights("vqgan") | {"decoder.conv_out.bias": torch.zeros(3, dtype=dtype)}, tmp_path / "a.pt")
+    said = refused(tmp_path, tmp_path / "a.pt")
+    assert "decoder.conv_out.bias" in said and str(dtype).removeprefix("torch.") in said
+
+
+@pytest.mark.parametrize("form", ["zip", "before torch 1.6", "safetensors"])
+def test_a_file_cut_off_anywhere_is_told_as_such(tmp_path, form):
+    file, cut = tmp_path / "whole", tmp_path / "weights.ckpt"
+    if form == "safetensors":
+        save_file(weights("small"), file)
+    else:
+        save_lightning(lightning(weights("small")), file, _use_new_zipfile_serialization=form == "zip")
+    content = file.read_bytes()
+    lengths = [
+        10,
+        40,
+        200,
+        600,
+        1000,
+        1500,
+        3000,
+        *(len(content) * part // 9 for part in range(1, 9)),
+        len(content) - 1,
+    ]
+    for length in lengths:
+        cut.write_bytes(content[:length])
+        assert "cut off" in refused(tmp_path, cut), length
+
+
+INSTEAD = {
+    "nothing": (b"", "is empty"),
+    "a page": (b"\r\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", "an HTML page"),
+    "a page with a mark": (b"\xef\xbb\xbf<HTML lang='en'>", "an HTML page"),
+    "an error of a store": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an HTML page"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234567\n", "1,234,567 bytes"),
+    "words": (b"Entry not found", "'Entry not found'"),
+    "JSON": (b'{"error": "Invalid username or password."}', "Invalid username"),
+    "an archive": (b"\x1f\x8b\x08\x00" + bytes(range(60)), "gzip archive"),
+    "zeros": (bytes(5000), "begins with zeros"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(60)), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pt", "a.safetensors"])
+@pytest.mark.parametrize(("content", "said"), INSTEAD.values(), ids=INSTEAD)
+def test_another_file_under_the_name_of_one_is_told_as_such(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    assert said in refused(tmp_path, tmp_path / name)
+
+
+def test_the_container_is_known_by_its_contents(tmp_path):
+    save_file(weights("small"), tmp_path / "a.ckpt")
+    torch.save(weights("small"), tmp_path / "b.safetensors")
+    for file in ("a.ckpt", "b.safetensors"):
+        convert.main([str(tmp_path / file), str(tmp_path / file.partition(".")[0])])
+        assert_computes_the_golden_numbers(tmp_path / file.partition(".")[0], "small")
+
+
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
 def test_a_file_that_is_broken_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\x03\x04 and no more")
@@ -282,3 +410,124 @@ def test_a_folder_that_holds_something_is_left_alone_and_said_in_one_line(tmp_pa
     assert done.returncode != 0 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "not an empty folder" in done.stderr
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class LitEma(torch.nn.Module):
+    """Latent diffusion's averages, as they are published: buffers by the parameters' names without dots."""
+
+    def __init__(self, model, decay=0.9):
+        super().__init__()
+        self.names = {name: name.replace(".", "") for name, value in model.named_parameters() if value.requires_grad}
+        self.register_buffer("decay", torch.tensor(decay))
+        self.register_buffer("num_updates", torch.tensor(0, dtype=torch.int))
+        for name, stored in self.names.items():
+            self.register_buffer(stored, model.get_parameter(name).detach().clone())
+
+    @torch.no_grad()
+    def forward(self, model):
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        for name, stored in self.names.items():
+            shadow = getattr(self, stored)
+            shadow.sub_((1 - decay) * (shadow - model.get_parameter(name)))
+
+
+class Public(torch.nn.Module):
+    """Parameters under the names of a state dict; some of them, by what their names begin with, are not trained."""
+
+    def __init__(self, tensors, frozen=()):
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, last = name.split(".")
+            module = self
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, torch.nn.Module())
+                module = module._modules[part]
+            module.register_parameter(last, torch.nn.Parameter(tensor.clone(), not name.startswith(frozen)))
+
+
+def averaged_model(kind, frozen=()):
+    """A model of the public code beside its averages, after three steps that move what is trained."""
+    model = Public(weights(kind), frozen)
+    model.model_ema = LitEma(model)
+    for _ in range(3):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1
+        model.model_ema(model)
+    plain = {name: value for name, value in model.state_dict().items() if not name.startswith("model_ema")}
+    averages = {name: model.model_ema.get_buffer(stored) for name, stored in model.model_ema.names.items()}
+    return model.state_dict(), plain, plain | averages
+
+
+def assert_same_weights(folder, tensors, expected):
+    """As if `expected` had been converted from a file of its own."""
+    save_file({name: value.contiguous() for name, value in expected.items()}, folder / "expected.safetensors")
+    convert.main([str(folder / "expected.safetensors"), str(folder / "expected")])
+    found, wanted = (
+        load_file(place / "diffusion_pytorch_model.safetensors") for place in (tensors, folder / "expected")
+    )
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "module.vq."])
+@pytest.mark.parametrize("kind", GOLDEN)
+def test_the_averages_of_latent_diffusion_are_taken_when_asked_for(tmp_path, capsys, kind, prefix):
+    whole, plain, averages = averaged_model(kind)
+    torch.save({"state_dict": {prefix + name: value for name, value in whole.items()}}, tmp_path / "last.ckpt")
+    for options, expected in ([], plain), (["--ema"], averages):
+        out = tmp_path / f"out{len(options)}"
+        convert.main([str(tmp_path / "last.ckpt"), str(out), *options])
+        (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights: ")]
+        assert f"{prefix}model_ema" in said and ("--ema" in said) == (not options)
+        (tmp_path / f"x{len(options)}").mkdir()
+        assert_same_weights(tmp_path / f"x{len(options)}", out, expected)
+        capsys.readouterr()
+
+
+def test_what_was_not_trained_has_no_average_and_is_told(tmp_path, capsys):
+    whole, _, averages = averaged_model("vqgan", frozen=("encoder.", "quant_conv.", "quantize."))
+    torch.save(whole, tmp_path / "last.ckpt")
+    convert.main([str(tmp_path / "last.ckpt"), str(tmp_path / "out"), "--ema"])
+    said = capsys.readouterr().out
+    assert all(part in said for part in ("encoder.*", "quant_conv.*", "quantize.*")) and "decoder.*" not in said
+    assert_same_weights(tmp_path, tmp_path / "out", averages)
+
+
+def test_averages_that_cannot_be_all_are_refused(tmp_path):
+    whole, plain, _ = averaged_model("vqgan")
+    lacking = {name: value for name, value in whole.items() if name != "model_ema.decoderconv_outbias"}
+    first = whole | {"model_ema.num_updates": torch.tensor(0)}
+    another = plain | {
+        "model_ema.diffusion_modelinput_blocks00weight": torch.zeros(3),
+        "model_ema.decay": torch.zeros(1),
+    }
+    broken = whole | {"model_ema.decoderconv_outbias": torch.full((3,), float("nan"))}
+    twice = whole | {f"ema.{name}": value for name, value in plain.items()}
+    for tensors, text in (
+        (lacking, "decoder.conv_out.bias"),
+        (first, "num_updates is 0"),
+        (another, "no averaged weights"),
+        (plain, "no averaged weights"),
+        (broken, "model_ema.decoderconv_outbias holds NaN"),
+        (twice, "'ema.', 'model_ema.'"),
+    ):
+        torch.save(tensors, tmp_path / "last.ckpt")
+        assert text in refused(tmp_path, tmp_path / "last.ckpt", "--ema")
+    for name, tensors in {"other": another, "broken": broken}.items():  # whose plain weights are as good as any
+        torch.save(tensors, tmp_path / "last.ckpt")
+        convert.main([str(tmp_path / "last.ckpt"), str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("names", [("model", "ema"), ("state_dict", "state_dict_ema"), ("net", "net_ema")])
+def test_of_two_entries_the_averaged_one_is_taken_when_asked_for(tmp_path, capsys, names):
+    plain = weights("small")
+    averages = {name: value + 1 for name, value in plain.items()}
+    torch.save({names[0]: plain, names[1]: averages, "steps": 3}, tmp_path / "a.pt")
+    for options, expected in ([], plain), (["--ema"], averages):
+        folder = tmp_path / f"x{len(options)}"
+        folder.mkdir()
+        convert.main([str(tmp_path / "a.pt"), str(folder / "out"), *options])
+        assert f"{names[1]}." in capsys.readouterr().out
+        assert_same_weights(folder, folder / "out", expected)

@@ -184,6 +184,93 @@ def test_frechet_distance_refuses_other_shapes_and_what_is_not_finite():
             frechet_distance(*values)
 
 
+def covariance(dims=40, rank=None, seed=0, scale=1.0):
+    """Of features whose directions weigh from 1 to 1e-4, as Inception's do; of a lower rank for fewer images."""
+    weights = torch.logspace(0, -4, dims, dtype=torch.float64)
+    rows = gaussian(rank or 20 * dims, dims, seed=seed) * weights
+    return scale * moments(rows @ rotation(dims, seed)).covariance
+
+
+def no_covariances():
+    """What a file may hold in the place of a covariance, and what is said of it."""
+    good = covariance()
+    apart, negative, of_indices = good.clone(), good.clone(), good.clone()
+    apart[3, 17] += 0.01 * good.max()
+    negative[5, 5] = -negative[5, 5]
+    values, vectors = torch.linalg.eigh(good)
+    values[0] = -1e-3 * values[-1]
+    of_indices[[2, 9]] = of_indices[[9, 2]]  # two rows are exchanged, and not the columns
+    return {
+        "one number apart": (apart, "not symmetric"),
+        "rows exchanged": (of_indices, "not symmetric"),
+        "a triangle": (good.tril(), "not symmetric"),
+        "features in its place": (gaussian(40, 40), "not symmetric"),
+        "a negative variance": (negative, "not positive semi-definite"),
+        "a negative eigenvalue": (vectors * values @ vectors.T, "not positive semi-definite"),
+        "its negative": (-good, "not positive semi-definite"),
+        "minus one everywhere": (-torch.ones(40, 40, dtype=torch.float64), "not positive semi-definite"),
+        "less than was taken away": (good - 0.01 * torch.eye(40), "not positive semi-definite"),
+    }
+
+
+@pytest.mark.parametrize(("matrix", "text"), no_covariances().values(), ids=no_covariances())
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_what_is_no_covariance_has_no_distance(matrix, text, scale):
+    mean, good = torch.zeros(40), covariance(seed=1)
+    for arguments, which in (((scale * matrix, good), "first"), ((good, scale * matrix), "second")):
+        with pytest.raises(ValueError, match=f"the {which} covariance is {text}"):
+            frechet_distance(mean, arguments[0], mean, arguments[1])
+
+
+@pytest.mark.parametrize("dims", [1, 2, 64, 300])
+@pytest.mark.parametrize("rank", [None, 7])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_covariance_rounded_to_float32_is_one(dims, rank, scale):
+    """Also where most eigenvalues are zero, and half of them are below after the rounding."""
+    mean, exact = torch.zeros(dims), covariance(dims, rank, scale=scale)
+    rounded = exact.float().double()
+    other = covariance(dims, seed=1, scale=scale)
+    expected = frechet_distance(mean, exact, mean, other)
+    assert frechet_distance(mean, rounded, mean, other) == pytest.approx(expected, rel=1e-3)
+    assert frechet_distance(mean, exact, mean, rounded) < 1e-3 * exact.trace()
+
+
+def test_a_covariance_summed_in_float32_is_one():
+    rows = (gaussian(400, 300) * torch.logspace(0, -4, 300)).float() + 0.5
+    rows = rows - rows.mean(dim=0)
+    summed = rows.T @ rows / 399
+    assert frechet_distance(torch.zeros(300), summed, torch.zeros(300), summed) < 1e-3 * summed.trace()
+
+
+def test_equal_images_have_a_covariance_of_zeros():
+    mean, good = torch.zeros(40), covariance()
+    nothing = torch.zeros(40, 40)
+    assert frechet_distance(mean, nothing, mean, good) == pytest.approx(good.trace().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_complex_moments_have_no_distance(place, kind):
+    values = [torch.zeros(3), torch.eye(3), torch.zeros(3), torch.eye(3)]
+    values[place] = values[place] + 1j
+    with pytest.raises(ValueError, match="complex"):
+        frechet_distance(*(value.numpy() if kind == "numpy" else value for value in values))
+
+
+def test_a_distance_beyond_float64_is_an_error_and_not_zero():
+    mean, far = torch.zeros(3, dtype=torch.float64), torch.full((3,), 1e200, dtype=torch.float64)
+    with pytest.raises(ValueError, match="float64"):
+        frechet_distance(mean, torch.eye(3), far, torch.eye(3))
+    huge = torch.full((3, 3), 1e308, dtype=torch.float64)
+    with pytest.raises(ValueError):
+        frechet_distance(mean, huge, mean, torch.eye(3))
+
+
+def test_numbers_in_lists_keep_float64():
+    third = 1 / 3
+    assert frechet_distance([third], [[0.0]], [0.0], [[0.0]]) == pytest.approx(third**2, rel=1e-15)
+
+
 def test_inception_score_equals_the_golden_number():
     score, deviation = inception_score(torch.from_numpy(GOLDEN["logits"]), splits=1)
     assert score == pytest.approx(float(GOLDEN["inception_score_one_split"]), rel=1e-12)

@@ -141,6 +141,19 @@ def test_truncated_and_other_files_are_refused_with_both_hashes(tmp_path):
         assert accepted[:16] in refused(published(content), path, accepted)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!doctype html><title>Sign in</title>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 98765\n", "98,765 bytes"),
+        (b"Entry not found", "Entry not found"),
+    ],
+)
+def test_a_page_or_pointer_under_the_name_of_weights_is_told_as_such(tmp_path, content, said):
+    (tmp_path / "w.pth").write_bytes(content)
+    assert said in refused(published(b"whole"), tmp_path / "w.pth")
+
+
 class Payload:
     """Creates a file where it is unpickled."""
 

@@ -56,6 +56,49 @@ def test_another_experiment_goes_on_when_asked_with_the_differences_told(begun):
     assert "note:" not in train(begun, "--optim.lr", "0.001", "--optim.weight_decay", "0.5", steps=16).stdout
 
 
+GAN = ["--adversarial.weight", 0.5, "--adversarial.channels", 4, "--adversarial.layers", 1]
+
+
+def of_what_starts_anew(done):
+    return [line for line in done.stdout.splitlines() if line.startswith("note: the ") or "LeCAM" in line]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    {
+        "EMA": (["--ema_decay", 0.9], "EMA"),
+        "adversary": ([*GAN, "--adversarial.pretrain_steps", 2, "--adversarial.lecam_weight", 0.1], "discriminator"),
+    }.values(),
+    ids=["EMA", "adversary"],
+)
+def test_a_part_is_switched_on_and_off_in_a_line_each(begun, tmp_path, options, named):
+    shutil.copytree(begun / "runs", tmp_path / "other" / "runs")
+    refused = train(begun, *options, steps=12, check=False)
+    assert refused.returncode == 2 and "go_on" in refused.stderr
+    go_on = ["--run.other_settings", "go_on"]
+    (line,) = of_what_starts_anew(train(begun, *options, *go_on, steps=12))
+    assert named in line and "anew" in line and "step 8" in line
+    # Then it is a run as any other: stopped and started, it ends with the weights of one that was not.
+    assert not of_what_starts_anew(train(begun, *options, steps=16))
+    train(tmp_path / "other", *options, *go_on, steps=16)
+    for name, value in load_file(begun / WEIGHTS).items():
+        assert torch.equal(value, load_file(tmp_path / "other" / WEIGHTS)[name]), name
+    log = [json.loads(line) for line in (begun / "runs/run/metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in log if "discriminator" in line} <= set(range(9, 17))
+    (line,) = of_what_starts_anew(train(begun, *go_on, steps=20))
+    assert named in line and "ends" in line and "step 16" in line
+    assert not of_what_starts_anew(train(begun, steps=24))
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_a_discriminator_that_joins(begun):
+    options = (*map(str, [*SMALL, *GAN, "--run.other_settings", "go_on"]), "--optim.max_steps", "12")
+    out = fault_runs.FaultTraining("pair", "train_tokenizer", options, "", 2).finish(begun, "run")
+    assert out.count("note: the discriminator starts anew after step 8") == 1
+    again = (*map(str, [*SMALL, *GAN]), "--optim.max_steps", "16")
+    assert "anew" not in fault_runs.FaultTraining("pair", "train_tokenizer", again, "", 2).finish(begun, "run")
+
+
 def test_a_renamed_folder_goes_on(begun):
     (begun / "runs/run").rename(begun / "runs/other")
     assert "resuming from runs/other/checkpoints/step-8" in train(begun, "--run.name", "other", steps=12).stdout

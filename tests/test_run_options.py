@@ -7,6 +7,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
+import train_ldm
+import train_pixelcnn
+import train_tokenizer
 from run_options import OptimConfig, RunConfig
 
 
@@ -61,3 +64,60 @@ def test_numbers_that_cannot_work(options, text):
 def test_intervals_are_of_one_step_at_least(name):
     with pytest.raises(ValueError, match=f"^run.{name} must be at least 1, got 0$"):
         RunConfig("run", **{name: 0}).check()
+
+
+INSIDE = [
+    "run",
+    "my run",
+    "a/b",
+    "mnist/arcvq/seed-0",
+    "..run",
+    "run..",
+    "...",
+    ".hidden",
+    "a~b",
+    "Größe",
+    "数字",
+    "x" * 200,
+]
+OUTSIDE = ["", ".", "..", "../x", "a/../../b", "a/..", "a/./b", "./a", "a//b", "a/", "/", "/abs", "//abs", "~", "~/x"]
+OUTSIDE += [
+    "~root",
+    "a\0b",
+    "a\n",
+    "a\tb",
+    " a",
+    "a ",
+    "a /b",
+    "a/ b",
+    "\u00a0a",
+    "a\u200bb",
+    "\udcff",
+    "a\\b",
+    "..\\x",
+    "C:\\x",
+]
+OUTSIDE += ["C:x", "C:/x", "x" * 201, "a/" + "ü" * 101]
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_run_has_a_folder_inside_that_of_all_runs(name, tmp_path):
+    RunConfig(name, str(tmp_path / "runs")).check()
+    (tmp_path / "runs" / name).mkdir(parents=True)
+    assert (tmp_path / "runs") in (tmp_path / "runs" / name).resolve().parents
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
+def test_a_name_that_leads_out_of_it_or_nowhere_is_one_line_that_names_it(name):
+    with pytest.raises(ValueError, match=r"^run\.name .* run\.output_dir") as error:
+        RunConfig(name).check()
+    assert "\n" not in str(error.value) and f"{name!r:.100}" in str(error.value)
+
+
+@pytest.mark.parametrize("script", [train_tokenizer, train_ldm, train_pixelcnn])
+@pytest.mark.parametrize("name", ["..", "", "/tmp/elsewhere", "a/../../b"])
+def test_a_training_refuses_such_a_name_before_it_reads_an_image(script, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^run\.name"):
+        script.main(["--run.name", name, "--data.name", "./none", "--optim.max_steps", "1"])
+    assert not list(tmp_path.iterdir())

@@ -386,6 +386,46 @@ def test_what_a_tar_shard_may_lack(tmp_path, members, expected):
     assert text.startswith(f"shard {tmp_path / 'train.tar'} ") and expected in text
 
 
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["a.bmp", "a.txt", "b.bmp", "b.txt"], [".bmp", ".txt"]),
+        (["a.cls", "a.tif", "b.JXL", "b.cls"], [".cls", ".tif", ".jxl"]),
+        (["a", "b"], ["no ending"]),
+        (["a.cls", "b.png", "b.cls"], ["'/a', only .cls"]),
+        (["a.png", "a.cls", "x/b.gif"], ["'x/b', only .gif"]),
+        (["img.0001.png", "img.0002.png"], [".0001.png", "first dot"]),
+        ([f"a.{index}" for index in range(40)], [".0, .1, .2, .3, .4 and 35 others"]),
+    ],
+    ids=str,
+)
+def test_a_tar_without_an_image_names_the_endings_that_it_has(tmp_path, names, found):
+    write_tar(tmp_path / "train.tar", dict.fromkeys(names, b"0"))
+    text = message(lambda: stream(tmp_path))
+    assert all(part in text for part in found) and "--sort=name" not in text
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["a.png", "b.png", "c.png", "a.cls", "b.cls", "c.cls"],
+        ["a.cls", "b.cls", "c.cls", "a.png", "b.png", "c.png"],
+        ["a.cls", "b.cls", "a.png", "b.png"],
+        ["a.png", "a.cls", "b.png", "b.cls", "a.json"],
+        ["x/a.png", "x/b.png", "x/b.cls", "x/a.cls"],
+    ],
+    ids=" ".join,
+)
+def test_members_of_a_tar_that_are_apart_are_told_with_the_remedy_which_is_one(tmp_path, order):
+    content = {name: picture(0) if name.endswith("png") else b"0" for name in order}
+    write_tar(tmp_path / "train.tar", content)
+    text = message(lambda: stream(tmp_path))
+    assert text.startswith(f"shard {tmp_path / 'train.tar'} ") and "tar --sort=name" in text and "a'" in text
+    (tmp_path / "train.tar").unlink()
+    write_tar(tmp_path / "train-sorted.tar", dict(sorted(content.items())))
+    assert len(stream(tmp_path)) == len({name.partition(".")[0] for name in order})
+
+
 @pytest.mark.parametrize("size", [2**40, 2**28, -512, -(2**20)])
 @pytest.mark.parametrize("ending", ["png", "json"])
 def test_a_tar_whose_sizes_lie_is_named(tmp_path, size, ending):

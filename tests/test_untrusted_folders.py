@@ -142,6 +142,14 @@ def test_broken_weights_are_refused(folder, content):
         refused(load, folder / place, FILE, "get it anew")
 
 
+def test_a_folder_fetched_without_its_large_files_says_so(folder):
+    for place, load in MODELS[:4]:
+        (folder / place / FILE).write_bytes(
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+        )
+        refused(load, folder / place, FILE, "git lfs pull")
+
+
 def test_truncated_weights_are_refused(folder):
     for place, load in MODELS[:4]:
         content = (folder / place / FILE).read_bytes()

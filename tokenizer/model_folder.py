@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from tokenizer.folder_config import check_arguments, read_json
+from tokenizer.weight_files import HEAD, not_weights
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -124,7 +125,9 @@ def _header(file: Path) -> dict[str, tuple[list[int], str]]:
             parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
             return {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file} is truncated or no safetensors file: {error!s:.200}; get it anew") from error
+        with file.open("rb") as opened:
+            reason = not_weights(opened.read(HEAD), file.stat().st_size) or f"{error!s:.200}; get it anew"
+        raise ValueError(f"{file} is truncated or no safetensors file: {reason}") from error
 
 
 @contextmanager

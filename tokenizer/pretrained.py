@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tokenizer.weight_files import HEAD, not_weights
+
 
 @dataclass(frozen=True)
 class PretrainedFile:
@@ -64,8 +66,10 @@ def read_weights(
     digest = hashlib.sha256(content).hexdigest()
     accepted = accept_sha256.split(",") if accept_sha256 else []
     if digest not in (*accepted, *file.sha256):
+        reason = not_weights(content[:HEAD], len(content))
+        what = f" ({reason})" if reason else ""
         raise ValueError(
-            f"{file.title} weights {place} are truncated or another file: SHA-256 {digest[:16]}..., "
+            f"{file.title} weights {place} are truncated or another file{what}: SHA-256 {digest[:16]}..., "
             f"expected {(accepted or file.sha256)[0][:16]}...; {remedy}"
         )
     try:

@@ -6,7 +6,8 @@ A tar has no table of contents: its headers are gone through once, and what they
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,8 +132,33 @@ def _files(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str
 
 def _refuse_without_image(samples: list[list[int]], key: str | None, file: ShardFile) -> None:
     if samples and samples[-1][0] < 0:
-        endings = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
-        raise DataError(f"shard {file.name} has no image ({endings}) for {key!r}; add it or remove the sample")
+        raise DataError(f"shard {file.name} {_why_without_image(key, file)}")
+
+
+def _why_without_image(key: str, file: ShardFile) -> str:
+    """What the whole tar has for a key, or at all, in the place of an image that was not found in one go."""
+    of_key, of_all, places, before = Counter(), Counter(), 0, None
+    with file.open() as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
+        for _, member_key, extension in _files(archive):
+            of_all[extension] += 1
+            if member_key == key:
+                of_key[extension] += 1
+                places += before != key
+            before = member_key
+    if places > 1:
+        return f"has the members of {key!r} ({_listed(of_key)}) apart from each other; write it with: tar --sort=name"
+    lacks = f"has no image ({_listed(IMAGE_EXTENSIONS)}) for {key!r}"
+    if any(extension.rpartition(".")[2] in IMAGE_EXTENSIONS for extension in of_key if "." in extension):
+        lacks += ", as an ending begins at a name's first dot"
+    if of_all.keys() & set(IMAGE_EXTENSIONS):
+        return f"{lacks}, only {_listed(of_key)}; add it or remove the sample"
+    return f"{lacks}, nor for any other, only {_listed(of_all)}; save the images as one of these"
+
+
+def _listed(extensions: Iterable[str]) -> str:
+    """Endings as they are at the end of a name, the first five of them."""
+    named = [f".{extension}"[:40] if extension else "no ending" for extension in extensions]
+    return ", ".join(named[:5]) + (f" and {len(named) - 5} others" if len(named) > 5 else "")
 
 
 def _label(text: bytes, key: str, file: ShardFile) -> int:

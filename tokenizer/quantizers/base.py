@@ -80,7 +80,10 @@ class Quantizer(nn.Module, ABC):
     def __init__(self, codebook_size: int, codebook_dim: int):
         super().__init__()
         if codebook_size < 1 or codebook_dim < 1:
-            raise ValueError(f"a codebook needs at least one row and one column, got {codebook_size} x {codebook_dim}")
+            raise ValueError(
+                f"codebook_size {codebook_size} x codebook_dim {codebook_dim}: "
+                "a codebook needs at least one row and one column"
+            )
         check_at_most(LARGEST_SIZE, codebook_size=codebook_size, codebook_dim=codebook_dim)
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
