@@ -8,6 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 _CACHE = tempfile.TemporaryDirectory(prefix="arcvq-tests-")
+# How many threads a script computes with, and what it prints of an error, are its own rules', not this shell's.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ARCVQ_TRACEBACK"):
+    os.environ.pop(variable, None)
 # All are read once, when the libraries are imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers' processes share the cores: none is to spin
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,6 +29,7 @@ def fixed_seed():
     np.random.seed(0)  # noqa: NPY002 (other libraries read the global state)
     yield
     torch.set_num_threads(1)  # a script that a test has called takes all cores, and kernels round by their threads
+    torch._dynamo.reset()  # or what one test has compiled counts towards another's limit of recompilations
 
 
 @pytest.fixture(scope="session")

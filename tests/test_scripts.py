@@ -49,7 +49,7 @@ def run(*args, cwd, check=True, **kwargs):
     if "launcher" in kwargs:
         done = subprocess.run(command(*args, **kwargs), cwd=cwd, capture_output=True, text=True, timeout=300)
     else:
-        done = warm.run(command(*args), cwd)
+        done = warm.run(command(*args), cwd, **kwargs)
     assert done.returncode == 0 or not check, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
@@ -194,7 +194,8 @@ def test_another_seed_gives_other_weights(home):
 
 @pytest.mark.parametrize("stage", ["tokenizer", "pixelcnn", SLOW_LDM])
 def test_two_processes_train_and_save(home, stage):
-    done = run(*training(stage, "pair", 6), cwd=home, launcher=TWO_PROCESSES)
+    started = {"launcher": TWO_PROCESSES} if stage == "tokenizer" else {"processes": 2}
+    done = run(*training(stage, "pair", 6), cwd=home, **started)
     assert ", 2 processes" in done.stdout and done.stdout.count("run folder") == 1
     weights, single = (load_file(home / folder / stage / ARTEFACT[stage]) for folder in ("pair", "runs"))
     assert weights.keys() == single.keys()
@@ -208,7 +209,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(home):
     """The arc loss runs over the tokens of both; the tokenizer draws no noise, so only rounding may differ."""
     shared = ["--model.quantizer_options.arc_initial", 100.0]
     run(*training("tokenizer", "whole", 5, *shared, "--run.name", "one"), cwd=home)
-    run(*training("tokenizer", "whole", 5, *shared, "--run.name", "two"), cwd=home, launcher=TWO_PROCESSES)
+    run(*training("tokenizer", "whole", 5, *shared, "--run.name", "two"), cwd=home, processes=2)
     one, two = (load_file(home / "whole" / name / ARTEFACT["tokenizer"]) for name in ("one", "two"))
     for name in one:
         assert torch.allclose(one[name].float(), two[name].float(), atol=1e-4), name
