@@ -106,6 +106,7 @@ def _run(script: str, arguments: list[str], cwd: str, environment: dict[str, str
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # the system's, as in a real one, and not the server's
     if "OMP_NUM_THREADS" in environment:  # which torch has read when the server imported it
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [script, *arguments]

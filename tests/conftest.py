@@ -1,6 +1,8 @@
 """Tests run offline, on one thread, from a fixed seed, and leave nothing in the user's caches."""
 
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,12 +25,25 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+def end_loaders():
+    """Ends the processes of loaders that an error has left behind: torch waits for each up to ten seconds."""
+    left = [child for child in multiprocessing.active_children() if child.daemon]
+    if not left:
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would complain that they were killed
+    for child in left:
+        child.kill()
+        child.join()
+    signal.signal(signal.SIGCHLD, handler)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (other libraries read the global state)
     yield
     torch.set_num_threads(1)  # a script that a test has called takes all cores, and kernels round by their threads
+    end_loaders()
     torch._dynamo.reset()  # or what one test has compiled counts towards another's limit of recompilations
 
 

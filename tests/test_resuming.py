@@ -201,9 +201,20 @@ def test_the_launchers_end_is_a_signal_to_save(tmp_path, processes):
     assert f"step {saved.name.removeprefix('step-')} is saved" in out
 
 
+FORK_SERVER = f"""
+if __name__ == "__main__":
+    import multiprocessing, runpy
+    multiprocessing.set_start_method("forkserver", force=True)
+    runpy.run_path({SCRIPT!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.robustness
 def test_no_loader_process_outlives_a_kill(tmp_path):
+    """Nor where a server starts them, which they keep alive."""
     options = ["--data.num_workers", "2", "--data.memory_limit_gib", "0", "--optim.max_steps", "1000000"]
-    process = warm.Process([sys.executable, SCRIPT, *SMALL, *options], tmp_path)
+    (tmp_path / "train.py").write_text(FORK_SERVER)
+    process = warm.Process([sys.executable, str(tmp_path / "train.py"), *SMALL, *options], tmp_path)
     log, deadline = tmp_path / "runs/run/metrics.jsonl", time.monotonic() + 120
     while not log.exists() or not log.read_text():
         assert process.poll() is None and time.monotonic() < deadline
