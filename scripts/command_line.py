@@ -15,6 +15,7 @@ import yaml
 from allocator import keep_freed_memory
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from option_errors import OptionErrors
+from torch import distributed
 from yaml_files import read_yaml
 
 # What jsonargparse lets through of Python's, for numbers without end and other values that it does not expect.
@@ -133,6 +134,10 @@ def run_script(main: Callable[[], object]) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, said once by the error
     try:
         main()
+        _part_from_the_others()
+    except SystemExit:  # after a signal, for which all processes have saved
+        _part_from_the_others()
+        raise
     except KeyboardInterrupt:
         print("interrupted; a training goes on from its newest checkpoint when it is started again", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -144,6 +149,12 @@ def run_script(main: Callable[[], object]) -> None:
         if message is None or os.environ.get("ARCVQ_TRACEBACK") == "1":
             raise
         fail(" ".join(message.split()))
+
+
+def _part_from_the_others() -> None:
+    """Closes what several processes exchange tensors by, whose threads may abort a process that ends beside them."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _message(error: Exception) -> str | None:

@@ -82,7 +82,7 @@ class Trained:
             self.gradient_norm = self._clipped_norm()
             self.updated = on_all(self._accelerator, self.gradient_norm.isfinite() & loss.detach().isfinite())
             if not self._is_shared:
-                self._adam.found_inf = (~self.updated).float()
+                self._adam.found_inf = (~self.updated).to(torch.float32)  # whatever the weights are
                 self.optimizer.step()
             elif self.updated:  # shards know no found_inf, and their step is long enough to wait for the answer
                 self.optimizer.step()

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -50,15 +49,7 @@ class FaultTraining:
         places = ["--run.output_dir", "runs", "--run.name", run_name]
         command = [sys.executable, str(warm.SCRIPTS / f"{self.script}.py"), *self.options, *places]
         variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        if self.processes == 1:
-            return [warm.Process(command, home, variables)]
-        with contextlib.closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        count = str(self.processes)
-        variables |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        ranks = range(self.processes)
-        return [warm.Process(command, home, variables | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in ranks]
+        return warm.start(command, home, self.processes, variables)
 
     def run(self, home: Path, run_name: str) -> tuple[list[int], str, str]:
         """Runs it to its end: the processes' statuses, and what the main one wrote to stdout and stderr."""

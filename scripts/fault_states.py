@@ -61,24 +61,32 @@ class FaultyRun:
         places = ["--run.output_dir", "runs", "--run.name", self._name]
         return [sys.executable, str(warm.SCRIPTS / f"{self._training.script}.py"), *self._training.options, *places]
 
-    def start(self, *before: str) -> subprocess.Popen:
-        """Goes on in a real process; the words `before` come before the command."""
+    def start(self, *before: str) -> subprocess.Popen | warm.Process:
+        """Goes on; the words `before` come before the command, which they start."""
         variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        if not before:
+            return warm.Process(self.command, self._home, variables)
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen([*before, *self.command], cwd=self._home, env=variables, **output)
 
-    def wait_for(self, condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    def wait_for(self, condition: Callable[[], bool], process: subprocess.Popen | warm.Process) -> None:
         """Until a condition holds, or the process has ended."""
         end = time.monotonic() + PATIENCE
         while not condition() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
 
-    def text(self, process: subprocess.Popen) -> str:
-        """All that a process has printed when it has ended, line by line."""
-        return process.communicate(timeout=PATIENCE)[0].replace("\r", "\n").replace(f"{self._home}/", "")
+    def text(self, process: subprocess.Popen | warm.Process) -> str:
+        """All that a process has printed when it has ended, line by line, what it says at last at the end."""
+        if isinstance(process, warm.Process):
+            process.wait(PATIENCE)
+            out, err = process.output()
+            text = f"{err}\n{out}"  # the bar ends when the training does, and its line may have no end
+        else:
+            text = process.communicate(timeout=PATIENCE)[0]
+        return text.replace("\r", "\n").replace(f"{self._home}/", "")
 
     def outcome(
-        self, process: subprocess.Popen, expected: dict[str, torch.Tensor], mend: Callable[[], object]
+        self, process: subprocess.Popen | warm.Process, expected: dict[str, torch.Tensor], mend: Callable[[], object]
     ) -> Outcome:
         """Waits for the end, mends what was broken, and goes on until the training is done."""
         text = self.text(process)
@@ -150,11 +158,11 @@ def truncated_shard(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcom
 
 
 def flipped_latent(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
-    """One byte of the latents that the first start has stored is another one."""
-    file = sorted((run.folder.parent / "cache").glob("latents-train-*/*.safetensors"))[0]
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    """One byte of each file of latents that starts have stored is another one; other runs' may lie beside its own."""
+    for file in sorted((run.folder.parent / "cache").glob("latents-train-*/*.safetensors")):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
     return run.outcome(run.start(), expected, lambda: None)
 
 

@@ -4,9 +4,11 @@ A start takes a tenth of a second instead of ten: for those who start a script v
 Such a process has its own memory, files, environment and signals, and differs from a real one by its imports alone.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +26,7 @@ class Process:
 
     def __init__(self, command: list[str], cwd: Path, env: dict[str, str] | None = None):
         python, script, *arguments = command
-        assert python == sys.executable and Path(script).parent == SCRIPTS
+        assert python == sys.executable
         context = multiprocessing.get_context("forkserver")
         # Python 3.11's server passes over what it does not find, and looks for it in the environment's path alone.
         before = os.environ.get("PYTHONPATH")
@@ -46,30 +48,50 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
-    def poll(self) -> int | None:
+    @property
+    def returncode(self) -> int | None:
         return self._process.exitcode
 
+    def poll(self) -> int | None:
+        return self.returncode
+
     def send_signal(self, signal: int) -> None:
-        if self._process.exitcode is None:
+        if self.returncode is None:
             os.kill(self._process.pid, signal)
 
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
-        if self._process.exitcode is None:
+        if self.returncode is None:
             self._process.kill()
             raise subprocess.TimeoutExpired(self.args, timeout)
-        return self._process.exitcode
+        return self.returncode
 
     def output(self) -> tuple[str, str]:
         """What it has written to stdout and stderr."""
         return tuple(Path(file.name).read_text() for file in self._output)
 
 
-def run(command: list[str], cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess:
-    """As subprocess.run with captured text."""
-    process = Process(command, cwd)
-    code = process.wait(timeout)
-    return subprocess.CompletedProcess(command, code, *process.output())
+def start(command: list[str], cwd: Path, processes: int = 1, env: dict[str, str] | None = None) -> list[Process]:
+    """Starts a script, or so many processes of it that work together, as `accelerate launch` starts them."""
+    if processes == 1:
+        return [Process(command, cwd, env)]
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    count, variables = str(processes), dict(os.environ if env is None else env)
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    ranks = map(str, range(processes))
+    return [Process(command, cwd, variables | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
+
+
+def run(
+    command: list[str], cwd: Path, timeout: float = 300, processes: int = 1, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """As subprocess.run with captured text; of several processes the first status that is not 0, and all texts."""
+    started = start(command, cwd, processes, env)
+    codes = [process.wait(timeout) for process in started]
+    texts = ("".join(of) for of in zip(*(process.output() for process in started), strict=True))
+    return subprocess.CompletedProcess(command, next(filter(None, codes), 0), *texts)
 
 
 def _run(script: str, arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
@@ -84,6 +106,7 @@ def _run(script: str, arguments: list[str], cwd: str, environment: dict[str, str
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # the system's, as in a real one, and not the server's
     if "OMP_NUM_THREADS" in environment:  # which torch has read when the server imported it
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [script, *arguments]

@@ -1,6 +1,8 @@
 """Tests run offline, on one thread, from a fixed seed, and leave nothing in the user's caches."""
 
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -8,6 +10,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 _CACHE = tempfile.TemporaryDirectory(prefix="arcvq-tests-")
+# How many threads a script computes with, and what it prints of an error, are its own rules', not this shell's.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ARCVQ_TRACEBACK"):
+    os.environ.pop(variable, None)
 # All are read once, when the libraries are imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers' processes share the cores: none is to spin
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,12 +25,26 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+def end_loaders():
+    """Ends the processes of loaders that an error has left behind: torch waits for each up to ten seconds."""
+    left = [child for child in multiprocessing.active_children() if child.daemon]
+    if not left:
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would complain that they were killed
+    for child in left:
+        child.kill()
+        child.join()
+    signal.signal(signal.SIGCHLD, handler)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (other libraries read the global state)
     yield
     torch.set_num_threads(1)  # a script that a test has called takes all cores, and kernels round by their threads
+    end_loaders()
+    torch._dynamo.reset()  # or what one test has compiled counts towards another's limit of recompilations
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""One process of several that encode a data set together; run by the tests through `accelerate launch`."""
+"""One process of several that encode a data set together; run by the tests."""
 
 import sys
 from pathlib import Path

@@ -17,7 +17,7 @@ def faults():
 for i in range(40):
     if i == 30:
         before = faults()
-    torch.ones(20_000_000)  # 80 MB: 19,531 pages of 4 KiB
+    torch.ones(20_000_000)  # 80 MB
 print(faults() - before)
 """
 
@@ -30,9 +30,9 @@ def page_faults(mode, **environment):
     return int(done.stdout)
 
 
+@pytest.mark.robustness
 @pytest.mark.skipif(sys.platform != "linux" or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="glibc alone")
 def test_freed_memory_is_used_again_unless_the_user_has_set_malloc_up():
     default = page_faults("default")
-    assert default > 10 * 19_531 * 0.9
-    assert page_faults("keep") < default / 4
+    assert page_faults("keep") < default / 4  # how many there are is the machine's, whose pages may be large
     assert page_faults("keep", MALLOC_ARENA_MAX="4") > default / 2

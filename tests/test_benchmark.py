@@ -74,6 +74,7 @@ def test_every_case_runs_twice(group, arguments):
     work()
 
 
+@pytest.mark.robustness
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset through /proc")
 def test_memory_is_what_is_added_at_the_peak():
     # In a fresh process: what other tests have freed may be taken again without being added.

@@ -2,12 +2,12 @@
 
 import hashlib
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
 
@@ -227,8 +227,8 @@ def test_features_are_made_trained_with_and_reduced(here, weights, capsys, monke
     with pytest.raises(ValueError, match=r"holds a run with other settings \(codebook_file was"):
         train_tokenizer.main([*options, *small])
 
-    command = [sys.executable, SCRIPT, "reduce", "runs/lc", "--codebook_size", "5"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, str(SCRIPT), "reduce", "runs/lc", "--codebook_size", "5"]
+    done = warm.run(command, here)
     assert done.stdout == "tokenizer with 5 of 16 codes: runs/reduced\n"
     reduced = VQTokenizer.from_pretrained("runs/reduced")
     assert torch.equal(reduced.bottleneck.table, reduced_codebook(trained, 5).bottleneck.table)

@@ -18,15 +18,16 @@ import yaml
 from tokenizer.quantizers import make_quantizer
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = {f"scripts/{script.__name__}.py": script.main for script in (train_tokenizer, train_ldm, train_pixelcnn)}
+SCRIPTS = {f"scripts/{script.__name__}.py": script for script in (train_tokenizer, train_ldm, train_pixelcnn)}
 LAUNCH = ROOT / "configs" / "accelerate"
 FILES = sorted(path for path in (ROOT / "configs").rglob("*") if path.is_file())
 TRAININGS = [file for file in FILES if file.parent != LAUNCH]
 # A row of a table with another option of its quantizer.
 VARIANTS = ("arcvq_*[0-9].yaml", "arcvq_[bflu]*.yaml", "*_unit.yaml")
 ALIKE = [file for file in TRAININGS if file.parent.name in ("mnist", "cifar10") and any(map(file.match, VARIANTS))]
-# Whose codebooks take the longest.
-LARGE = ("vqgan_lc_f8", "vqgan_lc_f16", "simvq_f8", "vaevq_f8")
+# One of each kind, and those that are trained without naming one; a dry run of all takes a minute.
+QUICK = ("digits/*", "mnist/arcvq.yaml", "cifar10/vq.yaml", "cifar10/pixelcnn.yaml", "bsds500/arcvq_f8_gan.yaml")
+QUICK += ("imagenet/arcvq_f8.yaml", "ffhq/arcvq_d8.yaml", "cifar10/ldm.yaml")
 
 
 def name_of(file):
@@ -53,23 +54,35 @@ def test_a_variant_differs_from_its_row_in_options_that_there_are(file):
     assert (config.data, config.optim, config.loss) == (row.data, row.optim, row.loss)
 
 
-@pytest.mark.parametrize(
-    "file",
-    [pytest.param(file, marks=pytest.mark.slow) if file in ALIKE or file.stem in LARGE else file for file in TRAININGS],
-    ids=name_of,
-)
-def test_a_training_is_dry_run_by_its_own_command(file, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where there is neither data nor a tokenizer
+def started(file):
+    """The launcher's words of a config's command, its script, and the script's options."""
     words = command_of(file)
     place = next(index for index, word in enumerate(words) if word in SCRIPTS)
-    launch, main, options = words[:place], SCRIPTS[words[place]], words[place + 1 :]
-    processes = int(launch[launch.index("--num_processes") + 1]) if "--num_processes" in launch else 1
+    launch, script, options = words[:place], SCRIPTS[words[place]], words[place + 1 :]
     if file.parent.name == "digits":  # what the script takes without a config
         assert options == []
     else:
         assert options[:2] == ["--config", name_of(file)]
         options[1] = str(file)
-    report = main([*options, "--dry_run", str(processes)])
+    return launch, script, options
+
+
+@pytest.mark.parametrize("file", TRAININGS, ids=name_of)
+def test_a_training_takes_its_config(file):
+    _, script, options = started(file)
+    script.check(script.make_parser().parse(options))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file if any(map(file.match, QUICK)) else pytest.param(file, marks=pytest.mark.slow) for file in TRAININGS],
+    ids=name_of,
+)
+def test_a_training_is_dry_run_by_its_own_command(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is neither data nor a tokenizer
+    launch, script, options = started(file)
+    processes = int(launch[launch.index("--num_processes") + 1]) if "--num_processes" in launch else 1
+    report = script.main([*options, "--dry_run", str(processes)])
     assert f"{processes}, each" in report.others["processes"]
     assert sum(report.parameters.values()) > 100_000 and report.memory.total > 2**29
     # What a comment says of the steps is so.

@@ -1,7 +1,5 @@
 """Public weights become a tokenizer that computes what the public code computed."""
 
-import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -9,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+import warm
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import conv2d, group_norm, interpolate, pad, silu
@@ -406,7 +405,7 @@ def test_a_folder_that_holds_something_is_left_alone_and_said_in_one_line(tmp_pa
     convert.main([str(GOLDEN["small"]), str(tmp_path)])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     command = [sys.executable, convert.__file__, GOLDEN["vqgan"], tmp_path]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ, timeout=120)
+    done = warm.run(list(map(str, command)), tmp_path)
     assert done.returncode != 0 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "not an empty folder" in done.stderr
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,11 +1,11 @@
 """A data set as latents and codes: cached by any number of processes, killed or not, or encoded while training."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
@@ -18,7 +18,6 @@ from tokenizer.data import DataConfig, load_images, load_splits, training_batche
 from tokenizer.data_sources import digit_tables
 
 WORKER = Path(__file__).parent / "encoding_worker.py"
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet", "--multi_gpu", "--num_processes", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +64,7 @@ def test_the_cache_equals_direct_encoding_to_the_bit(cached):
 
 
 def test_two_processes_write_the_shards_of_one(folder, cached):
-    command = [*LAUNCH, "--main_process_port", "0", str(WORKER), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = warm.run([sys.executable, str(WORKER), str(folder)], folder, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert files(folder / "pair") == files(folder / "alone") and len(files(folder / "pair")) == 4
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,15 +30,6 @@ from priors import PixelCNN
 from tokenizer import VQTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCH = [
-    str(Path(sys.executable).with_name("accelerate")),
-    "launch",
-    "--quiet",
-    "--multi_gpu",
-    "--main_process_port",
-    "0",
-    "--num_processes",
-]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -60,13 +50,8 @@ def home(tmp_path_factory):
     return cwd
 
 
-def command(*options, processes=1):
-    launcher = [sys.executable] if processes == 1 else [*LAUNCH, str(processes)]
-    return [*launcher, str(ROOT / "scripts" / "evaluate.py"), *map(str, options)]
-
-
-def launch(home, *options, processes=1):
-    return subprocess.run(command(*options, processes=processes), cwd=home, capture_output=True, text=True, timeout=300)
+def command(*options):
+    return [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *map(str, options)]
 
 
 def evaluated(home, output, task, *options, name=None, processes=None):
@@ -76,7 +61,7 @@ def evaluated(home, output, task, *options, name=None, processes=None):
         with contextlib.chdir(home):
             main([*map(str, options)])
     else:
-        done = launch(home, *options, processes=processes)
+        done = warm.run(command(*options), home, processes=processes)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads((home / output / f"{name or task}.json").read_text())
 
@@ -312,9 +297,9 @@ def test_what_cannot_be_measured_is_one_clear_line(bad, arguments, text, monkeyp
 
 
 def test_a_broken_file_on_two_processes_is_an_error_and_no_wait(bad):
-    done = launch(bad, "generation", "broken", processes=2)
+    done = warm.run(command("generation", "broken"), bad, processes=2)
     assert done.returncode != 0
-    # The other process, and the launcher, add that they lost it.
+    # The other process adds that it lost it.
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "07.png cannot be decoded" in lines[0]
 

@@ -2,12 +2,12 @@
 
 import copy
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from quantizer_cases import NAMES, REFUSED, small_quantizer, small_tokenizer, total
 
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
@@ -230,11 +230,9 @@ def test_it_is_computed_in_float32_under_autocast(name):
 def test_processes_with_equal_global_batch_train_as_one(tmp_path):
     """One pair of processes trains every quantizer, as starts take longer than all of it."""
     command = [sys.executable, str(WORKER), str(tmp_path)]
-    workers = [subprocess.Popen([*command, str(rank), "2"], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    subprocess.run([*command, "0", "1"], check=True, timeout=300)
+    workers = [warm.Process([*command, *of], tmp_path) for of in (("0", "2"), ("1", "2"), ("0", "1"))]
     for worker in workers:
-        _, errors = worker.communicate(timeout=300)
-        assert worker.returncode == 0, errors
+        assert worker.wait(300) == 0, worker.output()
     alone, *together = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert sorted({key.split(" ")[0] for key in alone}) == sorted(QUANTIZERS)
     wrong = {}

@@ -1,14 +1,13 @@
 """figures.py as a user starts it, and what it makes of tokenizers without codes or with several for a token."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from images import is_png
 from matplotlib.figure import Figure
 
@@ -20,7 +19,6 @@ from pipelines.figures import NotDrawable
 from tokenizer import VQTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def test_the_script_draws_every_figure_and_writes_what_is_in_it(tmp_path):
@@ -29,10 +27,7 @@ def test_the_script_draws_every_figure_and_writes_what_is_in_it(tmp_path):
         tokenizer = VQTokenizer(1, 32, "conv", quantizer, 32, 4, hidden_channels=8, residual_channels=4)
         tokenizer.save_pretrained(tmp_path / name / "tokenizer")
     arguments = ["all", "first", "second/tokenizer", "--num_images", "20", "--shown", "2", "--output", "out"]
-    script = str(ROOT / "scripts" / "figures.py")
-    done = subprocess.run(
-        [sys.executable, script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=ENV
-    )
+    done = warm.run([sys.executable, str(ROOT / "scripts" / "figures.py"), *arguments], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     figures = {}
     for name in ("figure_1", "figure_2", "figure_3", "figure_5"):

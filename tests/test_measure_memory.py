@@ -23,7 +23,7 @@ SMALL = {
 def test_the_steps_that_are_measured_are_those_that_are_estimated(case):
     measured = measure_memory.make_steps(case, SMALL[case], 2)
     estimated = measure_memory.estimate(case, SMALL[case], 2)
-    assert len(measured["seconds"]) == 2 and measured["peak_bytes"] > 2**28
+    assert len(measured["seconds"]) == 2 and measured["peak_bytes"] > estimated["parts"]["optimiser"]
     assert estimated["bytes"] == sum(estimated["parts"].values())
     assert estimated["parts"]["optimiser"] > 2 * estimated["parts"]["weights"] * 0.9
 

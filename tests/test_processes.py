@@ -1,9 +1,9 @@
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from processes_worker import train
 
 WORKER = Path(__file__).parent / "processes_worker.py"
@@ -15,13 +15,9 @@ def results(folder, world, codes, gather="global"):
         train(folder, 0, 1, codes, gather)
     else:
         command = [sys.executable, str(WORKER), str(folder)]
-        workers = [
-            subprocess.Popen([*command, *map(str, (rank, world, codes)), gather], stderr=subprocess.PIPE, text=True)
-            for rank in range(world)
-        ]
+        workers = [warm.Process([*command, *map(str, (rank, world, codes)), gather], folder) for rank in range(world)]
         for worker in workers:
-            _, errors = worker.communicate(timeout=240)
-            assert worker.returncode == 0, errors
+            assert worker.wait(240) == 0, worker.output()
     return [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ COMMAND = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "--max_steps
 def demo(tmp_path_factory):
     """A folder in which the demo has run, and what it printed."""
     cwd = tmp_path_factory.mktemp("demo")
-    done = subprocess.run(COMMAND, cwd=cwd, capture_output=True, text=True, timeout=540)
+    done = warm.run(COMMAND, cwd, timeout=540)
     assert done.returncode == 0, done.stderr[-4000:]
     return cwd, done.stdout
 

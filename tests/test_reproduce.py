@@ -1,11 +1,11 @@
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -221,15 +221,13 @@ def test_a_table_is_trained_measured_and_taken_up_again(tmp_path, images, monkey
 
 
 def test_two_processes_make_the_table_of_one(tmp_path, images, monkeypatch):
-    """As a user launches it; rows and measurements are shared out."""
+    """Rows and measurements are shared out."""
     monkeypatch.chdir(tmp_path)
     command = ["table_12", "--data", "mnist", "--images", str(images), "--budget", "1step", "--seeds", "[0]"]
     command += ["--rows", "[vq, arcvq]", "--measure.extractor", "null", "--measure.lpips", "null"]
     reproduce.main([*command, "--output_dir", "one"])
-    accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2"]
-    script = str(Path(reproduce.__file__).resolve())
-    launched = [*accelerate, "--main_process_port", "0", script, *command, "--output_dir", "two"]
-    done = subprocess.run(launched, capture_output=True, text=True, timeout=300)
+    script = [sys.executable, str(Path(reproduce.__file__).resolve())]
+    done = warm.run([*script, *command, "--output_dir", "two"], tmp_path, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 processes" in done.stdout
     one, two = (json.loads(Path(folder, "mnist-1step/table_12-mnist.json").read_text()) for folder in ("one", "two"))

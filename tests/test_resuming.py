@@ -165,18 +165,15 @@ def test_deterministic_runs_are_the_same_bits(tmp_path):
 
 
 def test_a_kernel_that_is_not_deterministic_is_refused_in_one_line(tmp_path):
-    code = f"""
-import sys
-sys.path.insert(0, {str(warm.SCRIPTS)!r})
-import torch
+    (tmp_path / "refused.py").write_text("""
 from command_line import run_script
 from seeds import be_deterministic
 def main():
     be_deterministic()
     raise RuntimeError("foo_kernel does not have a deterministic implementation, but you set 'x'. You can turn off ...")
 run_script(main)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+""")
+    done = warm.run([sys.executable, str(tmp_path / "refused.py")], tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert (
         "foo_kernel does not have a deterministic implementation" in done.stderr and "run.deterministic" in done.stderr
@@ -225,7 +222,8 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_the_launchers_end_is_a_signal_to_save(tmp_path, processes):
     """`accelerate launch` passes no signal on to a single process, and dies of SIGTERM."""
     launcher = [str(Path(sys.executable).with_name("accelerate")), "launch"]
@@ -244,9 +242,20 @@ def test_the_launchers_end_is_a_signal_to_save(tmp_path, processes):
     assert f"step {saved.name.removeprefix('step-')} is saved" in out
 
 
+FORK_SERVER = f"""
+if __name__ == "__main__":
+    import multiprocessing, runpy
+    multiprocessing.set_start_method("forkserver", force=True)
+    runpy.run_path({SCRIPT!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.robustness
 def test_no_loader_process_outlives_a_kill(tmp_path):
+    """Nor where a server starts them, which they keep alive."""
     options = ["--data.num_workers", "2", "--data.memory_limit_gib", "0", "--optim.max_steps", "1000000"]
-    process = warm.Process([sys.executable, SCRIPT, *SMALL, *options], tmp_path)
+    (tmp_path / "train.py").write_text(FORK_SERVER)
+    process = warm.Process([sys.executable, str(tmp_path / "train.py"), *SMALL, *options], tmp_path)
     log, deadline = tmp_path / "runs/run/metrics.jsonl", time.monotonic() + 120
     while not log.exists() or not log.read_text():
         assert process.poll() is None and time.monotonic() < deadline

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -30,7 +29,6 @@ from priors.unet import make_unet
 from tokenizer.data import DataConfig, load_images
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet", "--multi_gpu"]
 STEPS = ("--sampling.num_inference_steps", 3)
 
 
@@ -51,17 +49,12 @@ def home(tmp_path_factory):
     return cwd
 
 
-def command(*options, processes=1):
-    launch = [*LAUNCH, "--main_process_port", "0", "--num_processes", processes] if processes > 1 else [sys.executable]
-    return [str(word) for word in (*launch, ROOT / "scripts" / "sample.py", *options)]
+def command(*options):
+    return [sys.executable, str(ROOT / "scripts" / "sample.py"), *map(str, options)]
 
 
 def run(home, *options, processes=1):
-    words = command(*options, processes=processes)
-    if processes > 1:
-        done = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=300)
-    else:
-        done = warm.run(words, home)
+    done = warm.run(command(*options), home, processes=processes)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -1,11 +1,11 @@
 """What a quantizer learns from statistics of the batch is the same for any number of processes."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from statistics_worker import train
 
 WORKER = Path(__file__).parent / "statistics_worker.py"
@@ -14,11 +14,10 @@ WORKER = Path(__file__).parent / "statistics_worker.py"
 @pytest.mark.slow
 def test_two_processes_with_half_the_batch_each_learn_as_one(tmp_path):
     command = [sys.executable, str(WORKER), str(tmp_path)]
-    workers = [subprocess.Popen([*command, str(rank), "2"], stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    workers = [warm.Process([*command, str(rank), "2"], tmp_path) for rank in range(2)]
     train(tmp_path, 0, 1)
     for worker in workers:
-        _, errors = worker.communicate(timeout=240)
-        assert worker.returncode == 0, errors
+        assert worker.wait(240) == 0, worker.output()
     expected, *found = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     for state in found:
         assert state.keys() == expected.keys()

@@ -25,8 +25,7 @@ def random_pair(tokens, codes, dim, dtype=torch.float64):
     return torch.randn(tokens, dim, dtype=dtype), torch.randn(codes, dim, dtype=dtype)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(
+CASES = given(
     tokens=st.integers(1, 70),
     codes=st.integers(1, 20),
     dim=st.integers(2, 9),
@@ -38,7 +37,9 @@ def random_pair(tokens, codes, dim, dtype=torch.float64):
     group=st.sampled_from([2, 3, 16]),
     seed=st.integers(0, 10**6),
 )
-def test_streaming_equals_plain(tokens, codes, dim, top_k, scale, margin, entries, candidate_cost, group, seed):
+
+
+def streaming_equals_plain(tokens, codes, dim, top_k, scale, margin, entries, candidate_cost, group, seed):
     torch.manual_seed(seed)
     latents, codebook = random_pair(tokens, codes, dim)
     options = {"scale": scale, "margin": margin, "top_k": top_k}
@@ -50,6 +51,19 @@ def test_streaming_equals_plain(tokens, codes, dim, top_k, scale, margin, entrie
         found, gradient = loss_and_gradient(arc_loss, latents, codebook, **options, tile_entries=entries)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-11)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@CASES
+def test_streaming_equals_plain(**case):
+    streaming_equals_plain(**case)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None, derandomize=True)
+@CASES
+def test_streaming_equals_plain_in_many_cases(**case):
+    streaming_equals_plain(**case)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 37])
@@ -271,6 +285,7 @@ def test_no_table_of_tokens_and_codes_is_ever_held(options, share):
     assert 4096 * 8 < most < share * 4096 * 8192 * 4
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break():
     latents, codebook = random_pair(220, 12, 4, torch.float32)  # chunks of 2
     compiled = torch.compile(arc_loss, fullgraph=True, backend="aot_eager")

@@ -1,15 +1,13 @@
 """Adversarial trainings of a narrow VQGAN tokenizer on the digits, in this process where one is enough."""
 
-import contextlib
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file
 from test_perceptual import StandIn
 
@@ -96,23 +94,10 @@ def assert_trained_alike(found, expected, began):
 
 def in_processes(folder, number, *runs, **variables):
     """Trains the runs one after the other in so many processes, with these environment variables."""
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     arguments = [word for run in runs for word in ("--", *map(str, run))][1:]
-    shared = os.environ | {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(number)} | variables
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), *arguments],
-            cwd=folder, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(number)
-    ]  # fmt: skip
-    for worker in workers:
-        _, errors = worker.communicate(timeout=240)
-        assert worker.returncode == 0, errors[-3000:]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    done = warm.run([sys.executable, str(WORKER), *arguments], folder, processes=number, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_processes_and_parts_with_equal_global_batch_train_as_one(one, home):

