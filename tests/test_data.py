@@ -22,7 +22,7 @@ from tokenizer.data import (
     load_images,
     training_batches,
 )
-from tokenizer.image_files import ImageColumn
+from tokenizer.image_column import ImageColumn
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from tokenizer.data import (
     training_batches,
 )
 from tokenizer.decoded import PIXEL_BATCH, DecodedImages, pixel_variance
+from tokenizer.image_column import ImageColumn
 from tokenizer.image_dataset import as_floats
-from tokenizer.image_files import ImageColumn
 
 IMAGES = 290  # 261 of them train: more than one batch of pixels
 

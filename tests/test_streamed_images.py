@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tokenizer import streamed_images, tar_shards
+from tokenizer import streamed_splits, tar_shards
 from tokenizer.data import (
     DataConfig,
     DataError,
@@ -303,8 +303,8 @@ def test_a_tar_is_gone_through_once_until_it_changes(tmp_path, monkeypatch):
 def test_shards_are_indexed_once_for_both_splits(tmp_path, monkeypatch, kind):
     write_shards(tmp_path, kind, "train", [2, 3])
     write_shards(tmp_path, kind, "validation", [1])
-    indexed, index = [], getattr(streamed_images, f"index_{kind}")
-    monkeypatch.setattr(streamed_images, f"index_{kind}", lambda *of: [indexed.append(of[0].path), index(*of)][1])
+    indexed, index = [], getattr(streamed_splits, f"index_{kind}")
+    monkeypatch.setattr(streamed_splits, f"index_{kind}", lambda *of: [indexed.append(of[0].path), index(*of)][1])
     assert [len(stream(tmp_path, split)) for split in ("train", "test")] == [5, 1] and len(indexed) == 3
     assert len(stream(tmp_path, label_column="label")) == 5 and len(indexed) == 6
 

@@ -15,11 +15,13 @@ from tokenizer.data_config import DataConfig
 from tokenizer.data_sources import Source, SplitTable, load_source
 from tokenizer.data_splits import DataSplits
 from tokenizer.decoded import hold_in_memory, pixel_batches
+from tokenizer.image_column import ImageColumn
 from tokenizer.image_dataset import ImageDataset
-from tokenizer.image_files import DataError, ImageColumn
+from tokenizer.image_files import DataError
 from tokenizer.image_kinds import SAMPLE, image_kind
 from tokenizer.labels import class_ids
-from tokenizer.streamed_images import StreamedImages, load_streamed
+from tokenizer.streamed_images import StreamedImages
+from tokenizer.streamed_splits import load_streamed
 
 __all__ = [
     "DataConfig",
@@ -64,7 +66,7 @@ def load_splits(config: DataConfig) -> DataSplits:
     """
     config.check()
     if config.streaming:
-        return DataSplits(*load_streamed(config))
+        return load_streamed(config)
     source = load_source(config)
     number = len(source.train.rows)
     rows, held_out_rows = np.arange(number), np.zeros(0, np.int64)

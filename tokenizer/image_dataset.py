@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from tokenizer.bad_images import BadImages, Found
 from tokenizer.framing import Framing, uniform_draws
-from tokenizer.image_files import ImageColumn, ImageError, convert
+from tokenizer.image_column import ImageColumn
+from tokenizer.image_files import ImageError, convert
 
 # Of more images than this the fingerprint reads the bytes of a part: all of ImageNet would be 140 GB before step one.
 FINGERPRINT_WHOLE = 100_000
