@@ -6,21 +6,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from pipelines.pipeline_folder import check_pipeline_folder
+from pipelines.call_arguments import check_component, check_scheduler
+from pipelines.carried_options import CarryingPipeline
+from pipelines.pipeline_folder import check_pipeline_folder, component_classes
+from priors.number_arguments import described
+from priors.unet import CompleteUNet2DModel
 from tokenizer.complete_weights import only_safetensors
 from tokenizer.model_folder import local_folder
-
-OUTPUT_TYPES = ("pil", "np", "pt")
+from tokenizer.result_folders import result_folder
 
 # A decoder's activations are some hundred times its images: 16 images of 256 px take a few GB.
 DECODED_AT_ONCE = 2**20
 
 
-class ClassConditionalPipeline(DiffusionPipeline):
+class ClassConditionalPipeline(CarryingPipeline):
     """Base of the class-conditional pipelines; a subclass registers `vqvae`, its prior, and `id2label`."""
 
     @classmethod
@@ -28,9 +30,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """Loads a folder written by `save_pretrained`, or a Hub id: its files are fetched, then the folder loads.
 
         Args:
-            pretrained_model_name_or_path: folder, or Hub id as `name/model`.
+            pretrained_model_name_or_path: folder, the run folder that it lies in, or Hub id as `name/model`.
             kwargs: of `DiffusionPipeline.from_pretrained`; `revision`, `token`, `cache_dir`, `force_download` and
-                `local_files_only` concern the Hub.
+                `local_files_only` concern the Hub. Components and options replace the folder's; a prior brings its own
+                options along.
 
         Raises:
             ValueError: a folder that does not hold this pipeline, or not its weights; nothing in it is executed.
@@ -42,14 +45,54 @@ class ClassConditionalPipeline(DiffusionPipeline):
         }
         # Components of this project are not diffusers' own: their classes are found from a local folder alone.
         patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
-        folder = local_folder(pretrained_model_name_or_path, patterns, **hub)
+        folder = result_folder(local_folder(pretrained_model_name_or_path, patterns, **hub), "pipeline", cls.__name__)
         only_safetensors(kwargs)
-        check_pipeline_folder(cls, folder, kwargs.keys(), kwargs.get("variant"))
+        check_pipeline_folder(cls, folder, kwargs.keys())
         try:
-            return super().from_pretrained(folder, **kwargs)
+            return super().from_pretrained(folder, **cls.brought(kwargs) | kwargs)
         except (OSError, LookupError) as error:  # files that are not there, or that diffusers does not understand
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{folder} cannot be loaded: {reason}") from error
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], ...]:
+        """What diffusers makes a pipeline of, also where `DiffusionPipeline.from_pretrained` has been called.
+
+        It would read pickles for a UNet2DModel, and leave missing weights at random.
+        """
+        made_of, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        if tuple(made_of.get("unet") or ()) == ("diffusers", "UNet2DModel"):
+            made_of["unet"] = (CompleteUNet2DModel.__module__, CompleteUNet2DModel.__name__)
+        return made_of, unused, hidden
+
+    @classmethod
+    def check_components(cls, components: Mapping[str, Any]) -> int:
+        """The number of classes of a pipeline of these components.
+
+        Raises:
+            TypeError: one is of another class.
+            ValueError: they do not fit to each other, or the scheduler is of another process than a diffusion.
+        """
+        for name, classes in component_classes(cls).items():
+            check_component(name, components[name], classes)
+        if "scheduler" in components:
+            check_scheduler(components["scheduler"])
+        return cls._fitting_classes(components)
+
+    @classmethod
+    def _fitting_classes(cls, components: Mapping[str, Any]) -> int:
+        """The prior's number of classes; ValueError where tokenizer and prior do not fit to each other."""
+        raise NotImplementedError
+
+    def check_ready(self) -> int:
+        """The number of classes; raises as `check_components` does, where components have been replaced by others."""
+        classes = self.check_components({name: getattr(self, name) for name in component_classes(type(self))})
+        if len(self.config.id2label) != classes:
+            raise ValueError(
+                f"id2label names {len(self.config.id2label)} classes, the {self._prior} has {classes}; "
+                f"make the pipeline with {type(self).__name__}.from_pipe(pipe, id2label=...)"
+            )
+        return classes
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -80,20 +123,20 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Raises:
             ValueError: no label, one that is no integer, or one outside [0, num_classes).
         """
+        wrong = (
+            f"class_labels must be one or more integers, got {described(class_labels)}; "
+            "get_label_ids gives those of class names"
+        )
         try:
             labels = torch.atleast_1d(torch.as_tensor(class_labels))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"class_labels must be one or more integers, got {class_labels!r}") from error
-        if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"class_labels must be one or more integers, got {class_labels!r}")
+            raise ValueError(wrong) from error
+        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.is_meta)
+        if labels.ndim != 1 or len(labels) == 0 or not whole:
+            raise ValueError(wrong)
         if outside := [label for label in labels.tolist() if not 0 <= label < num_classes]:
             raise ValueError(f"class label {outside[0]} is out of range: the classes are 0 to {num_classes - 1}")
         return labels.to(self._execution_device, torch.int64)
-
-    def check_output_type(self, output_type: str) -> None:
-        """Raises ValueError, before any time is spent, for a type of image that does not exist."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
 
     def check_generators(
         self, generator: torch.Generator | Sequence[torch.Generator] | None, num_images: int
@@ -106,7 +149,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if generator is None or isinstance(generator, torch.Generator):
             return generator
         if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
-            raise ValueError(f"generator is a torch.Generator or a list of them, got {generator!r}")
+            raise ValueError(
+                f"generator is a torch.Generator or a list of them, got {described(generator)}; "
+                "torch.Generator().manual_seed(seed) makes one"
+            )
         if len(generator) != num_images:
             raise ValueError(f"{num_images} images need {num_images} generators, or a single one, got {len(generator)}")
         return list(generator)

@@ -5,42 +5,43 @@ diffusers imports the libraries that a model_index.json names, and runs Python f
 
 import inspect
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin, schedulers
 
-from tokenizer.complete_weights import CompleteWeights
 from tokenizer.folder_config import check_arguments, read_json
-from tokenizer.model_folder import check_model_folder, check_numbers
+from tokenizer.model_folder import check_numbers
+from tokenizer.result_folders import class_in
 
 # Of timesteps, for each of which a scheduler holds numbers; diffusers' own have 1,000.
 _LARGEST_NUMBER = 100_000
 
 
-def check_pipeline_folder(
-    pipeline: type[DiffusionPipeline], folder: Path, given: Collection[str] = (), variant: str | None = None
-) -> None:
-    """Checks that a folder holds this pipeline and nothing else, and that its scheduler and diffusers' models load.
+def check_pipeline_folder(pipeline: type[DiffusionPipeline], folder: Path, given: Collection[str] = ()) -> None:
+    """Checks that a folder holds this pipeline and nothing else, and that its scheduler loads.
 
-    Those of this project check themselves while they are loaded.
+    Models are checked while they are loaded.
 
     Args:
         pipeline: its constructor's annotations say which components of which classes there are.
         folder: a local one.
         given: names of components that are not loaded from the folder.
-        variant: of the weights.
 
     Raises:
-        ValueError: another pipeline, component, class or library; code; a broken config; weights that do not fit.
+        ValueError: another pipeline, component, class or library; code; a broken config.
     """
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(f"{folder} holds no pipeline: there is no model_index.json in it")
     config = read_json(index)
     if config.get("_class_name") != pipeline.__name__:
-        raise ValueError(f"{folder} holds a {config.get('_class_name')!s:.80}, not a {pipeline.__name__}")
-    classes = _component_classes(pipeline)
+        held = class_in(index)
+        remedy = f"load it with {held}.from_pretrained" if held else "get the folder anew"
+        name = held or f"{config.get('_class_name')!r:.80}"
+        raise ValueError(f"{folder} holds a {name}, not a {pipeline.__name__}; {remedy}")
+    classes = component_classes(pipeline)
     check_arguments(pipeline, config, index, skip=tuple(classes))
     for name, value in _options(pipeline, classes).items():
         if config.get(name) is None and name not in given:
@@ -51,10 +52,11 @@ def check_pipeline_folder(
     for name, allowed in classes.items():
         chosen = _chosen(config.get(name), allowed, name, index)
         if name not in given:
-            _check_component(chosen, folder, name, variant)
+            _check_component(chosen, folder, name)
 
 
-def _component_classes(pipeline: type[DiffusionPipeline]) -> dict[str, tuple[type, ...]]:
+@cache
+def component_classes(pipeline: type[DiffusionPipeline]) -> dict[str, tuple[type, ...]]:
     """The classes that each component may be of; a scheduler may be any of diffusers'."""
     classes = {}
     for name, hint in get_type_hints(pipeline.__init__).items():
@@ -91,7 +93,7 @@ def _library(component: type) -> str:
     return "diffusers" if component.__module__.startswith("diffusers.") else component.__module__
 
 
-def _check_component(component: type, folder: Path, name: str, variant: str | None) -> None:
+def _check_component(component: type, folder: Path, name: str) -> None:
     """Raises ValueError where the component would not load."""
     place = folder / name
     if not place.is_dir():  # diffusers would take the pipeline's own folder for it
@@ -100,9 +102,6 @@ def _check_component(component: type, folder: Path, name: str, variant: str | No
         raise ValueError(f"{place} leads out of the folder, to {place.resolve()}; copy it, or pass the {name}")
     if issubclass(component, SchedulerMixin):
         _check_scheduler(component, place / "scheduler_config.json")
-    elif not issubclass(component, CompleteWeights):
-        named = place / f"diffusion_pytorch_model.{variant}.safetensors"
-        check_model_folder(component, place, variant if named.is_file() else None)
 
 
 def _check_scheduler(scheduler: type[SchedulerMixin], file: Path) -> None:

@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from priors.number_arguments import as_number, as_whole_number, described
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class CodeChoice:
         top_p: keeps the smallest set of codes whose probability reaches p.
 
     Raises:
+        TypeError: one of them is no number.
         ValueError: one of them is out of range.
     """
 
@@ -27,6 +31,13 @@ class CodeChoice:
     top_p: float | None
 
     def __post_init__(self) -> None:
+        numbers = {name: as_number(name, getattr(self, name)) for name in ("guidance_scale", "temperature")}
+        if self.top_k is not None:
+            numbers["top_k"] = as_whole_number("top_k", self.top_k)
+        if self.top_p is not None:
+            numbers["top_p"] = as_number("top_p", self.top_p)
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)  # those of numpy and torch as Python's own
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale must be at least 0 and finite, got {self.guidance_scale}")
         if not self.temperature > 0:
@@ -73,3 +84,20 @@ def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     # Scaled by the total, which is 1 but for rounding: a number near 1 then never passes the last possible code.
     threshold = uniform.double().unsqueeze(1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=probabilities.shape[1] - 1)
+
+
+def check_given_codes(given: Any, shape: tuple[int, ...], codebook_size: int) -> None:
+    """Checks codes that are to be completed, -1 where one is to be drawn.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: of another shape or type, or beyond the codebook.
+    """
+    remedy = "take them from vqvae.encode_codes, and set -1 where one is to be drawn"
+    if not isinstance(given, Tensor):
+        raise TypeError(f"given codes are a Tensor, int64 {shape}, got {described(given)}; {remedy}")
+    if tuple(given.shape) != shape or given.dtype != torch.int64:
+        raise ValueError(f"given codes are int64 {shape}, got {given.dtype} {tuple(given.shape)}; {remedy}")
+    if given.min() < -1 or given.max() >= codebook_size:
+        found = f"{given.min().item()} to {given.max().item()}"
+        raise ValueError(f"given codes are 0 to {codebook_size - 1}, or -1 to be drawn, got {found}; {remedy}")

@@ -6,7 +6,7 @@ padding: a convolution that may not see the present row or pixel is shifted by o
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -15,7 +15,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, relu
 
-from priors.code_choice import CodeChoice
+from priors.code_choice import CodeChoice, check_given_codes
 from priors.pixelcnn_cache import PixelCNNCache
 from tokenizer.complete_weights import CompleteWeights
 from tokenizer.model import VQTokenizer
@@ -184,6 +184,7 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             Codes (B, h, w) int64.
 
         Raises:
+            TypeError: an option or given codes of another type.
             ValueError: an option out of range, guidance without a null class, or given codes that do not fit.
         """
         choice = CodeChoice(guidance_scale, temperature, top_k, top_p)
@@ -192,8 +193,10 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             raise ValueError(f"{len(labels)} samples need as many generators, got {len(generators)}")
         if use_cache and any(weight.is_meta for weight in self.parameters()):
             raise ValueError("weights that are fetched layer by layer cannot be cached: sample with use_cache=False")
-        given = self._check_given(given, len(labels))
         height, width = self.config.grid_size
+        if given is not None:
+            check_given_codes(given, (len(labels), height, width), self.config.codebook_size)
+            given = given.to(self.device)
         draws = [True] * height if given is None else (given < 0).any(dim=2).any(dim=0).tolist()  # of each row
         codes = torch.zeros(len(labels), height, width, dtype=torch.int64, device=labels.device)
         # One uniform number per position, drawn per sample: a batch then equals its singles.
@@ -205,7 +208,8 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         ).to(labels.device)
         repeats = 2 if choice.is_guided else 1  # the null class's codes are the same
         conditions = torch.cat([torch.full_like(labels, self.null_label), labels]) if choice.is_guided else labels
-        with _evaluating(self):
+        # The cache reads the weights, and has no dropout: a model that several threads share is not switched for it.
+        with nullcontext() if use_cache else _evaluating(self):
             cache = PixelCNNCache(self, conditions, width, compile) if use_cache else None
             for position in progress(range(height * width)):
                 row, column = divmod(position, width)
@@ -235,18 +239,6 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
                 f"guidance_scale {choice.guidance_scale} needs a prior trained with label_dropout above 0, and this "
                 "one has no null class; train one with --prior.label_dropout 0.1, or leave the scale at 1"
             )
-
-    def _check_given(self, given: Tensor | None, batch: int) -> Tensor | None:
-        """The given codes, on the model's device."""
-        if given is None:
-            return None
-        shape = (batch, *self.config.grid_size)
-        if tuple(given.shape) != shape or given.dtype != torch.int64:
-            raise ValueError(f"given codes are int64 {shape}, got {given.dtype} {tuple(given.shape)}")
-        if given.min() < -1 or given.max() >= self.config.codebook_size:
-            found = f"{given.min().item()} to {given.max().item()}"
-            raise ValueError(f"given codes are 0 to {self.config.codebook_size - 1}, or -1 to be drawn, got {found}")
-        return given.to(self.device)
 
 
 @contextmanager

@@ -6,14 +6,16 @@ time, as in diffusers' `UNet2DModel`, or as the context of cross-attention, as i
 """
 
 from math import gcd
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from tokenizer.complete_weights import CompleteWeights
+from tokenizer.complete_weights import CompleteWeights, only_safetensors
+from tokenizer.model_folder import check_model_folder
 from tokenizer.size_limits import LARGEST_SIDE, LARGEST_SIZE, MOST_LAYERS, check_at_most
 
 
@@ -79,6 +81,20 @@ class CrossAttentionUNet(CompleteWeights, ModelMixin, ConfigMixin):
         """Noised latents (B, D, h, w), timesteps () or (B,), labels (B,) int64 -> `.sample` (B, D, h, w)."""
         context = self.class_embedding(class_labels)[:, None]  # (B, 1, class_embedding_dim)
         return self.unet(sample, timestep, encoder_hidden_states=context, return_dict=return_dict)
+
+
+class CompleteUNet2DModel(UNet2DModel):
+    """Loads diffusers' `UNet2DModel`, where its own `from_pretrained` would read pickles and leave weights at random.
+
+    What it gives is a `UNet2DModel`, and saved as one.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> UNet2DModel:
+        """Loads a local folder. Raises ValueError where its config or weights are broken, or do not fit."""
+        only_safetensors(kwargs)
+        check_model_folder(UNet2DModel, Path(pretrained_model_name_or_path), kwargs.get("variant"))
+        return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
 UNet = UNet2DModel | CrossAttentionUNet

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from chunks import LONGEST_WAIT, Chunks, Measure
+from chunks import LONGEST_WAIT, Chunks
 from command_line import ScriptParser, run_script
 from jsonargparse import Namespace
 from measuring import environment
@@ -98,7 +98,7 @@ def main(args: Sequence[str] | None = None) -> None:
         claim(output / name, chunks.folder)
         if others := [str(other) for other in output.glob("sampling-*") if other != chunks.folder]:
             print(f"note: {', '.join(others)} hold unfinished samples of other settings, code included")
-    chunks.compute(lambda: _measure(sampler, labels, config.seed))
+    chunks.compute(lambda: lambda chunk: {"images": sampler.sample(labels, config.seed, chunk)})
     if not state.is_main_process:
         return
     shown = shown_of_each_class(labels)
@@ -112,11 +112,6 @@ def main(args: Sequence[str] | None = None) -> None:
     unfinished.replace(output / "samples.json")
     chunks.remove()  # not before the images are on disk
     print(f"{len(labels)} images: {output / name}, and {output / 'grid.png'}")
-
-
-def _measure(sampler: Sampler, labels: Tensor, seed: int) -> Measure:
-    sample = sampler.for_thread(labels, seed)
-    return lambda chunk: {"images": sample(chunk)}
 
 
 def wanted_labels(pipeline: ClassConditionalPipeline, config: Namespace) -> Tensor:

@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from chunks import Chunks, sharing_weights
+from chunks import Chunks
 from diffusers.utils import logging as diffusers_logging
 from sampling import SamplingConfig, SpeedConfig, sample_batches
 from stage_one import find_pipeline, load_pipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.class_labels import ClassConditionalPipeline
 
@@ -35,7 +35,6 @@ class Sampler:
             diffusers_logging.disable_progress_bar()
         self.pipeline: ClassConditionalPipeline = load_pipeline(folder).to(PartialState().device)
         self._options = sampling.apply(self.pipeline)
-        self._speed = speed
         speed.apply(self.pipeline)
         self.facts: dict[str, Any] = {
             "classes": len(self.pipeline.class_names),
@@ -48,19 +47,18 @@ class Sampler:
             of_scheduler = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
             self.facts["scheduler"] = {"class": type(scheduler).__name__, **of_scheduler}
 
-    def for_thread(self, labels: Tensor, seed: int) -> Callable[[range], Tensor]:
-        """A function, range -> images uint8 (b, C, H, W), with networks of its own that share their weights."""
-        modules = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
-        pipeline = sharing_weights(self.pipeline, *modules)
-        self._speed.apply(pipeline)  # what is compiled is not copied
+    def sample(self, labels: Tensor, seed: int, chunk: range) -> Tensor:
+        """The images of a range, uint8 (b, C, H, W); several threads may ask for theirs at once.
 
-        def sample(chunk: range) -> Tensor:
-            seeds = range(seed + chunk.start, seed + chunk.stop)
-            wanted = labels[chunk.start : chunk.stop].tolist()
-            made = sample_batches(pipeline, wanted, seeds, len(chunk), show_progress=False, **self._options)
-            return torch.cat(list(made))
-
-        return sample
+        Args:
+            labels: of all images, (n,) int64.
+            seed: of image 0.
+            chunk: which of them.
+        """
+        seeds = range(seed + chunk.start, seed + chunk.stop)
+        wanted = labels[chunk.start : chunk.stop].tolist()
+        made = sample_batches(self.pipeline, wanted, seeds, len(chunk), show_progress=False, **self._options)
+        return torch.cat(list(made))
 
 
 def folder_fingerprint(folder: str) -> str:

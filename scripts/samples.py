@@ -74,12 +74,11 @@ class PipelineSamples:
         write(self._kept, images_of(chunks), self.labels, range(self._seed, self._seed + self.number))
 
     def _measure(self, shared_extractor: Extractor) -> Measure:
-        """The function that samples and measures the images of a range, with networks of its own thread."""
-        sample = self.sampler.for_thread(self.labels, self._seed)
+        """The function that samples and measures the images of a range, with an extractor of its own thread."""
         extractor = sharing_weights(shared_extractor.to(PartialState().device), shared_extractor)
 
         def measure(chunk: range) -> dict[str, Tensor]:
-            images = sample(chunk)
+            images = self.sampler.sample(self.labels, self._seed, chunk)
             features, logits = extractor.extract(images)
             values = {"features": features} | ({} if logits is None else {"logits": logits})
             return values | ({"images": images} if self._kept is not None or chunk.start < SHOWN else {})

@@ -99,7 +99,7 @@ class SpeedConfig:
         if "dtype" in given:
             given["dtype"] = getattr(torch, given["dtype"])
         if self.compile:
-            # Each thread compiles its copy, for whole and for last batches; after 8 PyTorch would leave it at eager.
+            # Threads that begin together compile each for itself, whole and last batches; after 8 PyTorch takes eager.
             dynamo = torch._dynamo.config
             dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * (1 + torch.get_num_threads()))
         pipeline.optimize(**given)

@@ -9,6 +9,7 @@ from pipelines.class_labels import ClassConditionalPipeline
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, ImageDataset, StreamedImages
 from tokenizer.folder_config import read_json
+from tokenizer.result_folders import class_in, what_it_holds
 
 PIPELINES: dict[str, type[ClassConditionalPipeline]] = {
     pipeline.__name__: pipeline for pipeline in (ArcVQLDMPipeline, ArcVQPixelCNNPipeline)
@@ -51,7 +52,7 @@ def find_tokenizer(folder: str) -> Path:
 def load_pipeline(folder: str) -> ClassConditionalPipeline:
     """The pipeline in a pipeline folder, or in a run folder of train_ldm.py or train_pixelcnn.py."""
     path = find_pipeline(folder)
-    return PIPELINES[_class_name(path / "model_index.json")].from_pretrained(path)
+    return PIPELINES[class_in(path / "model_index.json")].from_pretrained(path)
 
 
 def find_pipeline(folder: str) -> Path:
@@ -66,20 +67,11 @@ def _find(folder: str, index: str, places: tuple[str, ...], classes: str, script
     if not Path(folder).is_dir():
         raise ValueError(f"folder {folder!r} is not there; scripts/{script}.py writes one, or name another")
     for place in places:
-        if _class_name(Path(folder, place, index)) in classes.split(" or "):
+        if class_in(Path(folder, place, index)) in classes.split(" or "):
             return Path(folder, place)
     indices = [Path(folder, place, name) for place in ("", *ARTEFACTS) for name in ("model_index.json", "config.json")]
     for index in indices:
         if index.is_file():
             read_json(index)  # which says what is wrong with a broken one
-    held = next((f"a {held}" for held in map(_class_name, indices) if held), "nothing that this project knows")
+    held = what_it_holds(Path(folder))
     raise ValueError(f"folder {folder!r} should hold a {classes} as scripts/{script}.py writes it, but holds {held}")
-
-
-def _class_name(index: Path) -> str | None:
-    """The class that a diffusers index file names; None where there is no such file, or it is something else."""
-    try:
-        name = read_json(index).get("_class_name")
-    except ValueError:
-        return None
-    return name if isinstance(name, str) else None

@@ -20,7 +20,7 @@ def home(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("home")
     tokenizer = small_tokenizer("arc", image_size=32)
     unet = make_unet(tokenizer.latent_shape, 10, 16, (1,), num_blocks=1, head_channels=8)
-    ArcVQLDMPipeline(tokenizer, unet, make_scheduler()).save_pretrained(cwd / "pipeline")
+    ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), latent_scale=1.0).save_pretrained(cwd / "pipeline")
     return cwd
 
 

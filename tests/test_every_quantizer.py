@@ -134,7 +134,7 @@ def test_both_priors_sample_through_a_saved_pipeline_or_say_why_not(name, tmp_pa
     tokenizer = trained(name).eval()
     names = {0: "zero", 1: "one"}
     unet = make_unet(tokenizer.latent_shape, 2, 32, (1,), num_blocks=1)
-    pipelines = [ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), names)]
+    pipelines = [ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), names, 1.0)]
     if tokenizer.bottleneck.depth == 1:
         prior = PixelCNN(12, 2, tokenizer.code_shape, channels=8, num_layers=2, head_channels=8)
         pipelines.append(ArcVQPixelCNNPipeline(tokenizer, prior, names))

@@ -16,7 +16,8 @@ from priors.unet import make_unet
 def small_ldm(scheduler):
     tokenizer = small_tokenizer("arc")
     unet = make_unet(tokenizer.latent_shape, 3, 16, (1,), num_blocks=1, head_channels=8)
-    return quiet(ArcVQLDMPipeline(tokenizer, unet.eval(), scheduler.from_config(make_scheduler().config)))
+    scheduler = scheduler.from_config(make_scheduler().config)
+    return quiet(ArcVQLDMPipeline(tokenizer, unet.eval(), scheduler, latent_scale=1.0))
 
 
 def small_pixelcnn():

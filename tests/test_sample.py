@@ -45,7 +45,7 @@ def home(tmp_path_factory):
         tokenizer.decoder.conv_out.weight.mul_(20)
         unet.class_embedding.weight.mul_(5)
     ArcVQPixelCNNPipeline(tokenizer, prior, names).save_pretrained(cwd / "pixelcnn")
-    ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), names).save_pretrained(cwd / "ldm")
+    ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), names, 1.0).save_pretrained(cwd / "ldm")
     return cwd
 
 

@@ -46,8 +46,8 @@ def originals(tmp_path_factory):
     unet = make_unet((4, 4, 4), 2, 32, (1,), num_blocks=1)
     attending = make_unet((4, 4, 4), 2, 32, (1,), num_blocks=1, conditioning="cross_attention")
     prior = PixelCNN(8, 2, (4, 4), channels=4, num_layers=2, head_channels=4)
-    ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), NAMES).save_pretrained(folder / "ldm")
-    ArcVQLDMPipeline(tokenizer, attending, make_scheduler(), NAMES).save_pretrained(folder / "attending")
+    ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), NAMES, 1.0).save_pretrained(folder / "ldm")
+    ArcVQLDMPipeline(tokenizer, attending, make_scheduler(), NAMES, 1.0).save_pretrained(folder / "attending")
     ArcVQPixelCNNPipeline(tokenizer, prior, NAMES).save_pretrained(folder / "pixelcnn")
     return folder
 

@@ -4,26 +4,41 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer.model_folder import check_model_folder, local_folder
+from tokenizer.result_folders import result_folder, what_it_holds
 
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 class CompleteWeights:
     """To be named before diffusers' ModelMixin, whose `from_pretrained` trusts a folder: it reads pickles where there
-    are no safetensors, builds whatever the config says, and leaves missing tensors empty."""
+    are no safetensors, builds whatever the config says, and leaves missing tensors empty.
+
+    Attributes:
+        _result: what a run folder calls it, where it is a run's result.
+    """
+
+    _result: str | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Loads a folder, or a Hub id's, as diffusers does, from safetensors alone.
 
+        The folder of the run that has trained a tokenizer stands for the tokenizer in it.
+
         Raises:
-            ValueError: a folder whose config or weights are broken, or do not fit to each other.
+            ValueError: a folder that holds something else, or whose config or weights are broken, or do not fit to each
+                other.
         """
         hub = {name: kwargs.pop(name) for name in _HUB if name in kwargs}
         part = kwargs.pop("subfolder", None) or ""
-        patterns = [str(Path(part, name)) for name in ("*.json", "*.safetensors")]
-        folder = local_folder(pretrained_model_name_or_path, patterns, **hub) / part
         only_safetensors(kwargs)
+        patterns = [str(Path(part, name)) for name in ("*.json", "*.safetensors")]
+        whole = local_folder(pretrained_model_name_or_path, patterns, **hub)
+        folder = whole / part
+        if not part and cls._result is not None:
+            folder = result_folder(folder, cls._result, cls.__name__)
+        elif not (folder / "config.json").exists():
+            raise ValueError(f"{folder} holds no {cls.__name__}; {whole} holds {what_it_holds(whole)}")
         check_model_folder(cls, folder, kwargs.get("variant"))
         return super().from_pretrained(folder, **kwargs)
 

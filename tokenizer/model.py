@@ -89,6 +89,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
 
     _keep_in_fp32_modules = ["bottleneck"]  # noqa: RUF012 (diffusers reads this name on the class)
     _supports_gradient_checkpointing = True
+    _result = "tokenizer"
 
     @register_to_config
     def __init__(

@@ -35,6 +35,8 @@ def local_folder(name: str | Path, patterns: list[str], **hub: Any) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).is_file():
+        raise ValueError(f"{str(name)!r} is a file; name the folder that it lies in")
     try:
         return Path(snapshot_download(str(name), allow_patterns=patterns, **hub))
     except (OSError, ValueError) as error:  # no such repository, no network, or no name a repository can have

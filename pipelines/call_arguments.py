@@ -1,0 +1,139 @@
+"""What a pipeline's constructor and call are given, checked before anything is sampled: one error, one line."""
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from priors.number_arguments import as_number, described
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+# Of what a scheduler's step is given here.
+_STEP = ("model_output", "timestep", "sample")
+
+
+def check_component(name: str, component: Any, classes: tuple[type, ...]) -> None:
+    """Raises TypeError for a component of a pipeline that is of none of these classes; it may be compiled."""
+    if not isinstance(getattr(component, "_orig_mod", component), classes):
+        wanted = " or ".join(one.__name__ for one in classes)
+        loader = "from_config(pipe.scheduler.config)" if name == "scheduler" else "from_pretrained(folder)"
+        raise TypeError(
+            f"{name} must be a {wanted}, got {described(component)}; pass one, as {loader} of its class makes it"
+        )
+
+
+def check_scheduler(scheduler: SchedulerMixin) -> None:
+    """Raises ValueError for a scheduler that does not go from the noise of a variance-preserving diffusion to data.
+
+    Those of flow matching or of EDM scale latents and timesteps otherwise; inverse ones go to the noise.
+    """
+    prediction = scheduler.config.get("prediction_type", "epsilon")
+    parameters = inspect.signature(scheduler.step).parameters.values()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind == one.POSITIONAL_OR_KEYWORD]
+    timesteps = getattr(scheduler, "timesteps", None)
+    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
+        reason = "has no noise schedule of a diffusion, as flow matching has none"
+    elif prediction not in ("epsilon", "v_prediction", "sample"):
+        reason = f"has prediction_type {prediction!r}, and the UNet predicts noise or v"
+    elif not set(needed) <= set(_STEP):
+        reason = f"needs {', '.join(name for name in needed if name not in _STEP)} in each step"
+    elif timesteps is not None and timesteps[0] < timesteps[-1]:
+        reason = "goes from images to noise"
+    else:
+        return
+    raise ValueError(
+        f"scheduler {type(scheduler).__name__} {reason}; take one that goes with DDIM's config, such as "
+        "DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)"
+    )
+
+
+def as_interval(name: str, value: Any) -> tuple[float, float]:
+    """Two shares, 0 <= low <= high <= 1.
+
+    Raises:
+        TypeError: no sequence, or not of numbers.
+        ValueError: not two, or others.
+    """
+    if not isinstance(value, Sequence | np.ndarray | Tensor) or isinstance(value, str | bytes):
+        raise TypeError(f"{name} takes two shares such as (0.2, 0.8), got {described(value)}")
+    if getattr(value, "ndim", 1) != 1 or len(value) != 2:
+        raise ValueError(f"{name} takes two shares such as (0.2, 0.8), got {described(value)}")
+    low, high = (as_number(f"a share of {name}", share) for share in value)
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"{name} takes two shares, 0 <= low <= high <= 1, got {(low, high)}")
+    return low, high
+
+
+def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
+    """Checks initial noise.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: of another shape, not of floating point, or NaN or infinity in it.
+    """
+    if not isinstance(latents, Tensor):
+        raise TypeError(f"latents must be a Tensor, got {described(latents)}; take torch.from_numpy of an array")
+    if tuple(latents.shape) != shape:
+        raise ValueError(f"latents for these labels have shape {shape}, got {tuple(latents.shape)}; draw them so")
+    if not latents.is_floating_point() or latents.is_meta:
+        raise ValueError(f"latents must be floating point, got {described(latents)} on {latents.device}; draw floats")
+    if not latents.isfinite().all():
+        raise ValueError("latents hold NaN or infinity; draw noise of unit variance, as torch.randn does")
+
+
+def check_output_type(output_type: Any) -> None:
+    """Raises ValueError for a type of image that does not exist."""
+    if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type is one of {', '.join(OUTPUT_TYPES)}, got {described(output_type)}")
+
+
+def check_callback(callback: Any, tensor_inputs: Any, allowed: Collection[str]) -> None:
+    """Checks a callback, and the names of the tensors that it is given, as diffusers does.
+
+    Raises:
+        TypeError: it cannot be called, or they are no list of names.
+        ValueError: a name that is not allowed.
+    """
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"callback_on_step_end must be a function of (pipeline, step, timestep, tensors), got {described(callback)}"
+        )
+    name = "callback_on_step_end_tensor_inputs"
+    if not isinstance(tensor_inputs, list | tuple):
+        raise TypeError(f"{name} must be a list of names out of {list(allowed)}, got {described(tensor_inputs)}")
+    if unknown := [one for one in tensor_inputs if one not in allowed]:
+        raise ValueError(f"{name} must be a list of names out of {list(allowed)}, got {described(unknown[0])} in it")
+
+
+def replaced(name: str, returned: Any, present: Tensor, allowed: Collection[str]) -> Tensor:
+    """What a callback puts in the place of the tensor `name`; the present one where it returns nothing else.
+
+    Raises:
+        TypeError: it has returned neither a dict of tensors nor None.
+        ValueError: another name, or a tensor of another shape or kind.
+    """
+    remedy = f"return a dict such as {{{name!r}: {name}}}, or None"
+    if returned is None:
+        return present
+    if not isinstance(returned, Mapping):
+        raise TypeError(f"callback_on_step_end has returned {described(returned)}; {remedy}")
+    if unknown := [one for one in returned if one not in allowed]:
+        raise ValueError(f"callback_on_step_end has returned {described(unknown[0])} among its names; {remedy}")
+    value = returned.get(name, present)
+    if value is present:
+        return present
+    if not isinstance(value, Tensor):
+        raise TypeError(f"callback_on_step_end has returned {described(value)} as {name}; {remedy}")
+    wrong_kind = value.is_floating_point() != present.is_floating_point() or value.dtype == torch.bool
+    if value.shape != present.shape or wrong_kind or value.is_complex():
+        raise ValueError(
+            f"callback_on_step_end has returned {described(value)} as {name}, which are {described(present)}; {remedy}"
+        )
+    if value.is_floating_point() and not value.isfinite().all():
+        raise ValueError(f"callback_on_step_end has returned {name} with NaN or infinity; {remedy} of finite numbers")
+    return value.to(present)

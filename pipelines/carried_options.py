@@ -1,0 +1,117 @@
+"""Options that a prior takes along from pipeline to pipeline: what its images depend on and its config does not say.
+
+A pipeline is also put together from the components of another, as diffusers' `components` gives them. These options,
+which are saved in model_index.json, are therefore noted on the prior too, outside of its config and its weights; a copy
+of it takes them along.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from priors.number_arguments import described
+
+_NOTES = "_pipeline_options"
+
+
+def note(prior: nn.Module, name: str, value: Any) -> None:
+    """Notes an option of a pipeline on its prior, beside those of other pipelines of the same prior."""
+    values = noted(prior, name)
+    if value not in values:
+        setattr(prior, _NOTES, getattr(prior, _NOTES, {}) | {name: [*values, value]})
+
+
+def noted(prior: Any, name: str) -> list[Any]:
+    """All values of an option in the pipelines that have had this prior."""
+    return list(getattr(prior, _NOTES, {}).get(name, ()))
+
+
+def settled(prior: nn.Module, name: str, given: Any) -> Any:
+    """An option as it is given, or else as it is noted on the prior; None where neither says it.
+
+    Raises:
+        ValueError: it is not given, and pipelines of this prior differ in it.
+    """
+    if given is not None:
+        return given
+    values = noted(prior, name)
+    if len(values) > 1:
+        raise ValueError(
+            f"{name} is not clear: pipelines of this {type(prior).__name__} have {described(values[0])} and "
+            f"{described(values[1])}; pass {name}, pipe.config.{name} of the one that is meant"
+        )
+    return values[0] if values else None
+
+
+class CarryingPipeline(DiffusionPipeline):
+    """A pipeline whose prior carries options of the constructor to other pipelines.
+
+    A subclass names its prior and these options, and ends its constructor with `register`.
+    """
+
+    _prior: str
+    _carried: tuple[str, ...]
+
+    def register(self, components: dict[str, Any], options: dict[str, Any], said: Collection[str]) -> None:
+        """Registers components and options, and notes the options that are `said`, and no default, on the prior."""
+        self.register_modules(**components)
+        self.register_to_config(**options)
+        for name in said:
+            note(components[self._prior], name, options[name])
+        self.set_progress_bar_config()  # here, and not by whichever call comes first
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; a prior that takes the place of another brings the options along that are noted on it.
+
+        Raises:
+            ValueError: pipelines of this prior differ in one, and this pipeline's is not among them.
+        """
+        made = self._carried[0] in getattr(self, "_internal_dict", {})
+        if name != self._prior or not made or not isinstance(value, nn.Module):
+            super().__setattr__(name, value)
+            return
+        brought = {}
+        for option in self._carried:
+            own, values = self.config[option], noted(value, option)
+            brought[option] = own if not values or own in values else settled(value, option, None)
+        super().__setattr__(name, value)
+        self.register_to_config(**brought)
+        for option, own in brought.items():
+            note(value, option, own)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The components by name, of which `type(pipe)(**components)` makes a pipeline of the same images and names.
+
+        Options are among them where they are not clear from the prior, as it is in pipelines that differ in them.
+        """
+        components = super().components
+        for name in self._carried:
+            values, own = noted(components[self._prior], name), self.config[name]
+            if values and values != [own]:
+                components[name] = own
+        return components
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The options by name, but for those among the components."""
+        components = self.components
+        return {name: value for name, value in super().parameters.items() if name not in components}
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "CarryingPipeline":
+        """Makes a pipeline of another's components and options, as diffusers does: cast to `dtype`, float32 by default.
+
+        Args:
+            pipeline: of this class.
+            kwargs: components and options to be replaced; a prior brings the options along that are noted on it.
+        """
+        return super().from_pipe(pipeline, **cls.brought(kwargs) | kwargs)
+
+    @classmethod
+    def brought(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The options that a prior among these arguments brings along, where they do not say others."""
+        found = {name: noted(kwargs.get(cls._prior), name) for name in cls._carried if name not in kwargs}
+        return {name: values[0] for name, values in found.items() if len(values) == 1}

@@ -1,0 +1,59 @@
+"""Numbers that a caller gives, of Python, numpy or torch, told from what only looks like one."""
+
+import reprlib
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+_SHOWN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, range, np.generic)
+_LONGEST = 80  # characters of it
+
+
+def as_number(name: str, value: Any) -> float:
+    """A number that is given as the argument `name`: an int, a float, or one of numpy or in a tensor of one element.
+
+    Raises:
+        TypeError: anything else; text and truth values are no numbers.
+        ValueError: a number that no float holds.
+    """
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, int | float):
+        raise TypeError(f"{name} must be a number, got {described(value)}; give one such as 1.0, or leave it out")
+    try:
+        return float(plain)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be finite, got {described(value)}; give a smaller number") from error
+
+
+def as_whole_number(name: str, value: Any) -> int:
+    """A whole number that is given as the argument `name`: an int, or one of numpy or in a tensor of one element.
+
+    Raises:
+        TypeError: anything else, 10.0 among it, which may come of a division that was not meant.
+    """
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, int):
+        raise TypeError(f"{name} must be a whole number, got {described(value)}; give one such as 10, or leave it out")
+    return plain
+
+
+def described(value: Any) -> str:
+    """What a caller gave, for one line of an error."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"a {type(value).__name__} of {value.dtype} {tuple(value.shape)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is not None and not isinstance(value, _SHOWN):  # whose repr may be a whole network
+        return f"a {type(value).__name__}"
+    text = " ".join(reprlib.repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _plain(value: Any) -> Any:
+    """The Python number in a scalar of numpy or in a tensor or array of one element; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 and not value.is_meta else value
+    if isinstance(value, np.ndarray | np.generic):
+        return value.item() if value.size == 1 else value
+    return value
