@@ -190,7 +190,7 @@ def _images_of_samples(folder: Path) -> Path:
     for other, remedy in (("samples.npz", "name that file"), ("shards", "sample with --format png or npz")):
         if not (folder / "images").is_dir() and (folder / other).exists():
             raise ValueError(f"folder {str(folder)!r} holds its samples as {other}; {remedy}")
-    return folder / "images"
+    return folder / "images" if (folder / "images").is_dir() else folder
 
 
 class NpzImages(ImageSource):

@@ -13,8 +13,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from tokenizer import image_folders
 from tokenizer.data import DataConfig, DataError, load_splits
 from tokenizer.image_files import image_suffixes
 
@@ -67,6 +70,12 @@ LAYOUTS = {
     "pictures of the documentation": ([*SPLITS, "docs/{2}.png"], r"2 images beside.*docs \(2\)"),
     "strays beside the splits": ([*SPLITS, "labels.txt", "README.md", "annotations/{2}.xml"],
                                  (5, 3, CAT_DOG, r"4 unreadable names \(\.md, \.txt, \.xml\)")),
+    # Splits under another name
+    "sets": (["training_set/cats/{3}.png", "test_set/cats/{2}.png"], "training_set and test_set of .* two splits"),
+    "a prefix": (["seg_train/a/{3}.png", "seg_test/a/{2}.png", "seg_pred/{2}.png"], "seg_train and seg_test"),
+    "years": (["train2017/{3}.jpg", "val2017/{2}.jpg"], "train2017 and val2017"),
+    "domains": (["trainA/{3}.png", "trainB/{3}.png", "testA/{3}.png", "testB/{3}.png"], "trainA and testA"),
+    "years of one split": (["train2017/{5}.png", "train2018/{5}.png"], (9, 1, ("train2017", "train2018"))),
     # Deeper folders
     "images folders": (["train/cat/images/{3}.png", "train/dog/images/{2}.png", "test/cat/images/0.png"],
                        (5, 1, CAT_DOG)),
@@ -77,6 +86,8 @@ LAYOUTS = {
     "inner folders belong to the first": (["a/x/{5}.png", "a/y/{5}.png", "b/x/{10}.png"], (18, 2, ("a", "b"))),
     "one wrapper": (["archive/cat/{5}.png", "archive/dog/{5}.png"],
                     (9, 1, ("archive",), "archive holds the folders cat, dog")),
+    "one wrapper of two floors": (["data/x/cat/{5}.png", "data/x/dog/{5}.png"],
+                                  (9, 1, ("data",), "data/x holds the folders cat, dog")),
     "one class": (["train/only/{3}.png", "test/only/{2}.png"], (3, 2, ("only",))),
     "depth of one class differs": (["cat/{5}.png", "cat/more/deep/{5}.png", "dog/a/b/c/{10}.png"], (18, 2, CAT_DOG)),
     "images beside classes": (["cat/{5}.png", "dog/{5}.png", "0.png"], "1 images beside its class folders cat, dog"),
@@ -224,6 +235,60 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
         load_splits(DataConfig(name=str(folder))).train.fingerprint()
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_parquet_file_in_both_splits_is_refused(tmp_path, streaming):
+    write_parquet(tmp_path / "elsewhere.parquet", {"text": ["x"] * 3})
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}-0.parquet").symlink_to(tmp_path / "elsewhere.parquet")
+    check(tmp_path / "data", "are one file", streaming=streaming)
+
+
+def test_links_to_folders_of_shards_are_followed(tmp_path):
+    write_parquet(tmp_path / "elsewhere" / "0.parquet", {"text": ["x"] * 2})
+    write_parquet(tmp_path / "data" / "train" / "0.PARQUET", {"text": ["x"] * 3})
+    (tmp_path / "data" / "test").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    for streaming in (False, True):
+        splits = load_splits(DataConfig(name=str(tmp_path / "data"), streaming=streaming))
+        assert (len(splits.train), len(splits.held_out)) == (3, 2)
+
+
+def test_one_number_for_all_files_is_no_overlap(tmp_path, monkeypatch):
+    """As some network file systems list them."""
+    folder = make(tmp_path, ["train/{3}.png", "test/{2}.png"])
+    walk = image_folders.walk_files
+    monkeypatch.setattr(image_folders, "walk_files", lambda *of: ((*found[:3], (1, 2**32 - 1)) for found in walk(*of)))
+    check(folder, (3, 2, NONE))
+
+
+def test_a_link_in_a_circle_is_named(tmp_path):
+    folder = make(tmp_path, ["{9}.png"])
+    (folder / "x.png").symlink_to(folder / "x.png")
+    with pytest.raises(DataError, match=r"x\.png cannot be read"):
+        load_splits(DataConfig(name=str(folder))).train.fingerprint()
+
+
+def test_hidden_folders_need_not_be_readable(tmp_path, monkeypatch):
+    folder = make(tmp_path, ["{9}.png", "lost+found/x", "cat.txt"])
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    check(folder, (9, 0, NONE, "1 hidden"))
+
+
+def test_names_that_are_no_text(tmp_path):
+    folder = make(tmp_path, ["{9}.png"])
+    (folder / os.fsdecode(b"notes.t\xe9t")).touch()
+    check(folder, (9, 0, NONE, "1 unreadable name"))
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(png()["bytes"])
+    check(folder, r"caf\\udce9\.png is not UTF-8; rename")
+
+
 # Options
 
 
@@ -235,12 +300,18 @@ def test_the_held_out_split_may_have_a_name_of_its_own(tmp_path):
     check(folder, "'val' is missing: .* has the splits test, train", test_split="val")
 
 
-@pytest.mark.parametrize("name", ["images", "imagefolder", "csv", "parquet", "", "a/b/c", "data-set"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_no_name_is_no_folder(streaming):
+    with pytest.raises(DataError, match=r"data\.name is ''; set it to"):
+        load_splits(DataConfig(name="", streaming=streaming))
+
+
+@pytest.mark.parametrize("name", ["images", "imagefolder", "csv", "parquet", "a/b/c", "data-set"])
 def test_a_name_is_no_format_and_no_cached_data_set(tmp_path, monkeypatch, name):
     make(tmp_path / "here" / "images", ["{3}.png"])
     monkeypatch.chdir(tmp_path / "here" / "images")
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it was asked for"))
-    with pytest.raises(DataError, match=f"'{name}' is (neither|not there).*set data.name"):
+    with pytest.raises(DataError, match=f"'{name}' is neither.*set data.name"):
         load_splits(DataConfig(name=name))
 
 
@@ -286,6 +357,20 @@ METADATA = {
         "class folders, such as cat.*column 'label'",
     ),
     "another name for labels": (["{10}.png"], f"file_name,category\n{ROWS}", "category may hold the labels"),
+    "a column twice": (["{2}.png"], "file_name,label,label\n0.png,a,b\n1.png,a,b\n", "several columns of one name"),
+    "nothing but a header": (["{2}.png"], "file_name,label\n", "lists 0 of 2 images"),
+    "a very long name": (["{2}.png"], f"file_name,label\n{'x' * 300}.png,a\n", "1 images that are not there"),
+    "as Windows writes paths": (
+        ["x/{10}.png"],
+        "file_name,text\n" + "".join(f"x\\{n}.png,a\n" for n in range(10)),
+        (9, 1, ("x",)),
+    ),
+    "a blank label": (["{2}.png"], "file_name,label\n0.png, \n1.png,b\n", "row 0 .* no label"),
+    "one label in two spellings": (
+        ["{2}.png"],
+        "file_name,label\n0.png,caf\u00e9\n1.png,cafe\u0301\n",
+        (2, 0, ("caf\u00e9",)),
+    ),
     "a label missing": (["{2}.png"], "file_name,label\n0.png,\n1.png,3\n", "row 0 .* no label"),
     "quotes and commas": (["{2}.png"], 'file_name,label\n0.png,"a, b"\n1.png,"c\nd"\n', (2, 0, ("a, b", "c\nd"))),
 }
@@ -302,7 +387,8 @@ def test_metadata_of_each_split_and_as_json_lines(tmp_path):
         with_metadata(tmp_path, [f"{split}/{{{number}}}.png"], rows, f"{split}/metadata.jsonl")
     check(tmp_path, (3, 2, ("x", "y")))
     splits = load_splits(DataConfig(name=str(tmp_path)))
-    assert splits.train.labels.tolist() == [0, 1, 0] and splits.held_out.labels.tolist() == [0, 1]
+    assert splits.train.labels.tolist() == [0, 1, 0] and splits.held_out.labels.tolist() == [1, 0]
+    assert [Path(path).stem for path in paths_of(splits.held_out)] == ["1", "0"]  # in the order of the file
 
 
 # Channels and pixels
@@ -341,6 +427,16 @@ def test_integers_of_32_bits_in_the_range_of_8_are_refused(tmp_path, high):
     assert load_splits(DataConfig(name=str(tmp_path))).train[0]["images"].min() == 1
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_integers_of_16_bits_in_the_range_of_8_are_refused(tmp_path, suffix):
+    pixels = np.arange(16, dtype=np.uint16).reshape(4, 4) * 16
+    PIL.Image.fromarray(pixels).save(tmp_path / f"0.{suffix}")
+    with pytest.raises(DataError, match="bits up to 240"):
+        load_splits(DataConfig(name=str(tmp_path)))
+    PIL.Image.fromarray(pixels * 17).save(tmp_path / f"0.{suffix}")
+    assert load_splits(DataConfig(name=str(tmp_path))).train.channels == 1
+
+
 # Parquet
 
 
@@ -371,6 +467,11 @@ PARQUET = {
     "a name before": ({"birds-train-0": 3, "birds-test-0": 2}, (3, 2)),
     "no split": ({"part-0": 10, "part-1": 10}, (18, 2)),
     "words": ({"train station-0": 10, "test tube-0": 10}, (18, 2)),
+    "the word first": ({"train_images": 3, "test_images": 2}, "train_images and test_images of .* may be two splits"),
+    "the word in the middle": ({"birds_train_v2": 3, "birds_test_v2": 2}, "birds_train_v2 and birds_test_v2"),
+    "sizes": ({"train-256px-0": 3, "val-256px-0": 2}, "train-256px-0 and val-256px-0"),
+    "capitals": ({"trainA-0": 3, "testA-0": 2}, "trainA-0 and testA-0"),
+    "an empty file beside another": ({"train-0": 3, "train-1": 0, "test-0": 2}, (3, 2)),
     "names that end alike": (
         {"bullet-train-1": 3, "crash-test-1": 2},
         "by their splits or not: bullet train, crash test; move them",
@@ -392,6 +493,37 @@ def test_parquet_files_are_of_the_split_that_they_name(tmp_path, files, expected
     splits = load_splits(DataConfig(name=str(tmp_path)))
     assert (len(splits.train), len(splits.held_out)) == expected[:2]
     assert all(part in str(splits) for part in expected[2:])
+
+
+@pytest.mark.parametrize("name", ["photos[1]", "p*", "photo?", "a{b}"])
+def test_a_folder_of_parquet_is_no_pattern(tmp_path, name):
+    for folder, number in (("photos1", 6), ("px", 5), ("photos", 4), ("ab", 3)):
+        write_parquet(tmp_path / folder / "train.parquet", {"label": [0] * number})
+    write_parquet(tmp_path / name / "train-[0].parquet", {"label": ["x", "y"]})
+    write_parquet(tmp_path / name / "train-0.parquet", {"label": ["y"]})
+    train = load_splits(DataConfig(name=str(tmp_path / name))).train
+    assert len(train) == 3 and train.class_names == ["x", "y"]
+    assert train.labels.tolist() == [1, 0, 1] and train[2]["images"].mean() > train[1]["images"].mean()
+
+
+@pytest.mark.parametrize("dtype", [pa.dictionary(pa.int8(), pa.string()), pa.large_string(), pa.string()])
+def test_texts_may_be_stored_in_any_way(tmp_path, dtype):
+    table = pa.table({"image": [png()["bytes"]] * 3, "label": pa.array(["b", "a", "b"]).cast(dtype)})
+    pq.write_table(table, tmp_path / "train.parquet")
+    train = load_splits(DataConfig(name=str(tmp_path), image_column="image")).train
+    assert train.class_names == ["a", "b"] and train.labels.tolist() == [1, 0, 1]
+
+
+def test_a_test_split_without_labels_is_told_with_the_remedy(tmp_path):
+    write_parquet(tmp_path / "train.parquet", {"label": [0, 1]}, {"label": ["a", "b"]})
+    write_parquet(tmp_path / "test.parquet", {"label": [-1, -1]})
+    write_parquet(tmp_path / "val.parquet", {"label": [1]}, {"label": ["a", "b"]})
+    table = pq.read_table(tmp_path / "test.parquet").replace_schema_metadata(
+        pq.read_schema(tmp_path / "train.parquet").metadata
+    )
+    pq.write_table(table, tmp_path / "test.parquet")
+    check(tmp_path, "label -1, which is no class.*data.test_split")
+    assert len(load_splits(DataConfig(name=str(tmp_path), test_split="val")).held_out) == 1
 
 
 def test_parquet_files_with_class_names_in_other_orders_agree(tmp_path):

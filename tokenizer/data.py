@@ -120,6 +120,10 @@ def _columns(source: Source, config: DataConfig) -> tuple[dict[str, ImageColumn]
         table.name: ImageColumn(as_images(table.rows, image_column), image_column, table.name) for table in tables
     }
     if label_column is None:
+        if config.label_values is not None:
+            raise DataError(
+                f"data.label_values is {config.label_values}, but {owner} has no label column; leave it out"
+            )
         return images, {table.name: np.zeros(len(table.rows), np.int64) for table in tables}, ["image"]
     parts = {table.name: table.labels(label_column) for table in tables}
     return images, *class_ids(parts, label_column, config.label_values)

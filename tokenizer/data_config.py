@@ -58,6 +58,7 @@ class DataConfig:
     def check(self) -> None:
         """Raises DataError where a value is none that it can have."""
         wrong = [
+            (bool(self.name), "name", "digits, mnist, cifar10, a folder, or a data set on the Hub"),
             (self.image_size is None or self.image_size >= 1, "image_size", "1 or more"),
             (self.channels in (None, 1, 3), "channels", "1 (grey) or 3 (RGB)"),
             (self.memory_limit_gib >= 0, "memory_limit_gib", "0 (never) or more"),
@@ -69,7 +70,7 @@ class DataConfig:
         ]
         for right, option, remedy in wrong:
             if not right:
-                raise DataError(f"data.{option} is {getattr(self, option)}; set it to {remedy}")
+                raise DataError(f"data.{option} is {getattr(self, option) or repr('')}; set it to {remedy}")
         if self.resize_to and self.image_size is None:
             raise DataError(f"data.resize_to is {self.resize_to}; set data.image_size to what is to be cropped from it")
         if self.resize_to is not None and self.resize_to != 0 and self.resize_to < self.image_size:

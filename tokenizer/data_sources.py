@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 
 from tokenizer.data_config import DataConfig
 from tokenizer.image_files import BICUBIC, DataError, reason_of
-from tokenizer.image_folders import FoundFiles, find_files, folder_splits, refuse_overlap
+from tokenizer.image_folders import FoundFiles, find_files, folder_splits, refuse_overlap, refuse_shared_files
 from tokenizer.image_tables import image_table
 from tokenizer.labels import LabelPart, label_part
 from tokenizer.left_out import LeftOut, listed
@@ -132,6 +132,7 @@ def _of_parquet(folder: Path, found: FoundFiles, owner: str, config: DataConfig)
     files = {split: [folder / path for path in paths] for split, paths in shards.items()}
     held_out = _chosen(files, config)
     used = ["train"] + ([held_out] if held_out else [])
+    refuse_shared_files({split: [str(file) for file in files[split]] for split in used}, owner)
     for split in used:
         if not number_of_rows(files[split]):
             raise DataError(f"split {split!r} of {owner} has no rows; add some, or remove its files")
@@ -165,6 +166,8 @@ def _chosen(splits: Collection[str], config: DataConfig) -> str | None:
 def _what_else(found: FoundFiles) -> str:
     """What a folder without images holds, and what to do about it."""
     endings = found.left_out.endings
+    if found.metadata:
+        return f"it holds {listed(found.metadata, 3)} and no image; put the images beside it"
     if not endings:
         hidden = f", but for {found.left_out.hidden} hidden files" if found.left_out.hidden else ""
         return f"it is empty{hidden}; set data.name to a folder with images"

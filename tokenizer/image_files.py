@@ -62,7 +62,7 @@ def decode_image(encoded: bytes, where: str) -> PIL.Image.Image:
     with _reasons(where):
         image = open_image(io.BytesIO(encoded), where)
         image.load()
-        if image.mode == "I" and image.format == "TIFF":
+        if image.mode.startswith("I"):
             _check_range(image, where)
         if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
             image = PIL.ImageOps.exif_transpose(image)
@@ -77,7 +77,7 @@ def image_header(source: Path | BinaryIO, where: str) -> tuple[str, tuple[int, i
     """
     with _reasons(where), open_image(source, where) as image:
         # Of a PNG without EXIF in its header, PIL would look for it behind the pixels.
-        there = image.format != "PNG" or "exif" in image.info
+        there = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)  # PIL turns a TIFF's size
         turned = there and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
         return image.mode, image.size[::-1] if turned else image.size
 
@@ -99,12 +99,13 @@ def _reasons(where: str) -> Iterator[None]:
 
 
 def _check_range(image: PIL.Image.Image, where: str) -> None:
-    """Raise ImageError where 32-bit integers may be meant in 0..255 or in 0..65535, as which they are read."""
+    """Raise ImageError where integers of 16 or 32 bits, which are read as 0..65535, may be meant as 0..255."""
     _, high = image.getextrema()
     if 0 < high <= 255:
+        bits = 16 if "16" in image.mode else 32
         raise ImageError(
-            f"{where} has integers of 32 bits up to {high}: black in 0..65535, as which they are read; save it with 8 "
-            "bits if they are in 0..255, or with 16"
+            f"{where} has integers of {bits} bits up to {high}: black in 0..65535, as which they are read; save it "
+            "with 8 bits if they are in 0..255; remove it if it is black"
         )
 
 

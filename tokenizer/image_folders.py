@@ -9,14 +9,14 @@ import os
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from tokenizer.image_files import DataError, image_suffixes
 from tokenizer.left_out import LeftOut, listed
-from tokenizer.split_names import HELD_OUT_SPLITS, SPLITS, split_of_folder
+from tokenizer.split_names import HELD_OUT_SPLITS, SPLITS, split_of_folder, splits_by_another_name
 
 # Folders that operating systems and tools put beside a user's own.
 _HIDDEN_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -68,42 +68,73 @@ def find_files(folder: Path) -> FoundFiles:
         DataError: a folder cannot be read.
     """
     found, suffixes = FoundFiles(), image_suffixes()
-    for path, name, folders, identity in _walk(str(folder), (), (), found.left_out):
+    for path, name, folders, identity in walk_files(str(folder), (), (), found.left_out):
         if is_hidden(name) or any(map(is_hidden, folders)):
             found.left_out.hidden += 1
-        elif name in METADATA_FILES:
+            continue
+        if name.lower() in METADATA_FILES:
             found.metadata.append(path)
         elif (ending := os.path.splitext(name)[1].lower()) in suffixes:  # noqa: PTH122 (a million times)
+            _check_name(path)
             found.images.append(FoundImage(path, folders, identity))
         elif ending == ".parquet":
             found.parquet.append("/".join((*folders, name)))
         else:
-            found.left_out.endings[ending or "no ending"] += 1
+            found.left_out.endings[ending.encode("utf-8", "replace").decode() or "no ending"] += 1
     found.images.sort(key=lambda image: image.path)
     found.parquet.sort()
     return found
 
 
-def _walk(
+def _check_name(path: str) -> None:
+    """Raise DataError where a path is no text, which no table can hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        shown = path.encode("utf-8", "backslashreplace").decode()
+        raise DataError(f"the name of image {shown} is not UTF-8; rename the file or its folder") from error
+
+
+def walk_files(
     folder: str, folders: tuple[str, ...], above: tuple[tuple[int, int], ...], left_out: LeftOut
 ) -> Iterator[tuple[str, str, tuple[str, ...], tuple[int, int] | None]]:
-    """Every file below a folder: path, name, the folders on the way to it, identity; `above` are those folders' own."""
+    """Go through every file below a folder: path, name, the folders on the way to it, identity.
+
+    Args:
+        folder: to begin with.
+        folders: their names on the way to it, none at first.
+        above: their identities, none at first.
+        left_out: where links in a circle and hidden folders that cannot be read are counted.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
     try:
         status = os.stat(folder)  # noqa: PTH116 (a name may hold what a Path takes for an error of its own)
         entries = list(os.scandir(folder))
     except OSError as error:
+        if any(map(is_hidden, folders)):  # such as lost+found, which only the system reads
+            left_out.hidden += 1
+            return
         raise DataError(f"folder {folder} cannot be read: {error.strerror}; make it readable, or move it") from error
     here = (status.st_dev, status.st_ino)
     if here in above:
         left_out.others["link to a folder that it lies in"] += 1
         return
     for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry.path, (*folders, entry.name), (*above, here), left_out)
+        if _is_folder(entry):
+            yield from walk_files(entry.path, (*folders, entry.name), (*above, here), left_out)
         elif entry.is_symlink():
             yield entry.path, entry.name, folders, _identity(entry.path)
         else:
             yield entry.path, entry.name, folders, (status.st_dev, entry.inode())
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle: reading it as an image will say so
+        return False
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -132,11 +163,17 @@ class FolderSplit:
         """Say so where all images are of one class, and the folders in that may be the classes that were meant."""
         if self.classes is None or len(set(self.classes)) > 1:
             return []
-        deeper = sorted({image.folders[self.depth + 1] for image in self.images if len(image.folders) > self.depth + 1})
-        if len(deeper) < 2:
+        depth, deeper = self.depth, self._folders(self.depth + 1)
+        while len(deeper) == 1:
+            depth, deeper = depth + 1, self._folders(depth + 2)
+        if not deeper:
             return []
-        inner = "/".join(self.images[0].folders[: self.depth + 1])
+        inner = "/".join(self.images[0].folders[: depth + 1])
         return [f"one class, whose folder {inner} holds the folders {listed(deeper, 3)}: are those the classes?"]
+
+    def _folders(self, depth: int) -> list[str]:
+        """The names of the folders at a depth on the way to the images."""
+        return sorted({image.folders[depth] for image in self.images if len(image.folders) > depth})
 
 
 def folder_splits(found: FoundFiles, owner: str, test_split: str | None = None) -> dict[str, FolderSplit]:
@@ -166,6 +203,12 @@ def folder_splits(found: FoundFiles, owner: str, test_split: str | None = None) 
             folders[split].add(image.folders[0])
     if not by_split:
         _refuse_splits_below(outside, owner)
+        pair = splits_by_another_name({image.folders[0] for image in outside if image.folders})
+        if pair is not None:
+            raise DataError(
+                f"folders {pair[0]} and {pair[1]} of {owner} may be two splits; rename them to train and test, or, "
+                "where they are classes, move all classes into a folder called train"
+            )
         return {"train": _in_classes(outside, 0, owner)}
     for split, names in folders.items():
         if len(names) > 1:
@@ -223,17 +266,29 @@ def refuse_overlap(train: list[FoundImage], held_out: list[FoundImage] | None, o
     """
     seen: dict[tuple[int, int], str] = {}
     for image in train:
-        if image.identity is None:
-            continue
         if held_out is None and image.identity in seen:
-            _overlap(seen[image.identity], image.path, owner)
-        seen[image.identity] = image.path
+            _refuse_if_same(seen[image.identity], image.path, owner)
+        if image.identity is not None:
+            seen[image.identity] = image.path
     for image in held_out or []:
         if image.identity in seen:
-            _overlap(seen[image.identity], image.path, owner)
+            _refuse_if_same(seen[image.identity], image.path, owner)
 
 
-def _overlap(one: str, other: str, owner: str) -> None:
-    raise DataError(
-        f"{one} and {other} are one file, which would be trained on and held out; remove one of them from {owner}"
-    )
+def refuse_shared_files(splits: Mapping[str, Collection[str]], owner: str) -> None:
+    """Raise DataError where files of two splits are one file, by links."""
+    seen: dict[tuple[int, int], tuple[str, str]] = {}
+    for split, paths in splits.items():
+        for path in paths:
+            if (identity := _identity(path)) is not None:
+                other = seen.setdefault(identity, (split, path))
+                if other[0] != split:
+                    _refuse_if_same(other[1], path, owner)
+
+
+def _refuse_if_same(one: str, other: str, owner: str) -> None:
+    """Ask again: some file systems give all files in a listing one number."""
+    if Path(one).samefile(other):
+        raise DataError(
+            f"{one} and {other} are one file, which would be trained on and held out; remove one of them from {owner}"
+        )

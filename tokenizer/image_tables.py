@@ -20,14 +20,17 @@ def image_table(split: FolderSplit, metadata: list[str], config: DataConfig) -> 
     Raises:
         DataError: metadata that `read_metadata` refuses, or labels by folders and by metadata.
     """
-    paths = [image.path for image in split.images]
     image = datasets.Image()
+    said = read_metadata(metadata, split.images)
+    order = range(len(split.images))
+    if said is not None:
+        said, order = said  # the rows' order is that of the data set
+    paths = [split.images[index].path for index in order]
     stored = pa.StructArray.from_arrays(
         [pa.nulls(len(paths), image.pa_type.field("bytes").type), pa.array(paths, image.pa_type.field("path").type)],
         fields=list(image.pa_type),
     )
     columns, features = {"image": stored}, {"image": image}
-    said = read_metadata(metadata, split.images)
     if said is not None and "image" in said.column_names:
         said = said.drop_columns(["image"])
     class_names = sorted(set(split.classes or []))
@@ -45,7 +48,7 @@ def image_table(split: FolderSplit, metadata: list[str], config: DataConfig) -> 
             class_names = []
     if class_names:
         place = {name: label for label, name in enumerate(class_names)}
-        columns["label"] = pa.array(np.array([place[name] for name in split.classes], np.int64))
+        columns["label"] = pa.array(np.array([place[split.classes[index]] for index in order], np.int64))
         features["label"] = datasets.ClassLabel(names=class_names)
     schema = datasets.Features(features).arrow_schema
     return datasets.Dataset(pa.table(columns, schema=schema))

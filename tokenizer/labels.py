@@ -32,7 +32,16 @@ class LabelPart:
 
 def label_part(values: pyarrow.ChunkedArray, feature: object, where: str) -> LabelPart:
     """Make a part of a column and its feature in `datasets`."""
-    return LabelPart(values, feature.names if isinstance(feature, datasets.ClassLabel) else None, where)
+    return LabelPart(plain(values), feature.names if isinstance(feature, datasets.ClassLabel) else None, where)
+
+
+def plain(values: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
+    """Give texts and numbers as such, where they are stored as places in a dictionary or as views."""
+    if pyarrow.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pyarrow.types.is_string_view(values.type) or pyarrow.types.is_large_string(values.type):
+        values = values.cast(pyarrow.string())
+    return values
 
 
 def class_ids(
@@ -56,6 +65,11 @@ def class_ids(
     """
     parts = [part for of_split in splits.values() for part in of_split if len(part.values)]
     for part in parts:
+        if len(part.values) == part.values.null_count:
+            raise DataError(
+                f"{part.where} has no labels in column {column!r}; set data.test_split to a split that has, or "
+                "data.label_column to none"
+            )
         if part.values.null_count:
             row = pyarrow.compute.index(pyarrow.compute.is_null(part.values), True).as_py()
             raise DataError(f"row {row} of {part.where} has no label in column {column!r}; label or remove the row")
@@ -84,7 +98,9 @@ def _kind(part: LabelPart, column: str) -> str:
     if pyarrow.types.is_string(dtype) or pyarrow.types.is_large_string(dtype):
         return "texts"
     if not pyarrow.types.is_integer(dtype):
-        raise DataError(f"label column {column!r} holds {dtype}, not integers or texts; set data.label_column")
+        raise DataError(
+            f"label column {column!r} holds {dtype}, not integers or texts; set data.label_column, none for no classes"
+        )
     return "integers"
 
 
@@ -97,18 +113,24 @@ def _named(parts: list[LabelPart], column: str, _: str | None) -> tuple[list[np.
         wrong = values[(values < 0) | (values >= len(part.names))]
         if len(wrong):
             raise DataError(
-                f"label column {column!r} of {part.where} has label {wrong[0]}, which is no class; correct it"
+                f"label column {column!r} of {part.where} has label {wrong[0]}, which is no class; correct it, or set "
+                "data.test_split where the split has no labels"
             )
         ids.append(np.array([place[name] for name in part.names], np.int64)[values])
     return ids, class_names
 
 
 def _texts(parts: list[LabelPart], column: str, _: str | None) -> tuple[list[np.ndarray], list[str]]:
-    class_names = sorted(set().union(*(part.values.unique().to_pylist() for part in parts)))
+    texts = [pyarrow.compute.utf8_normalize(part.values.cast(pyarrow.string()), form="NFC") for part in parts]
+    for part, values in zip(parts, texts, strict=True):
+        row = pyarrow.compute.index(pyarrow.compute.utf8_trim_whitespace(values), "").as_py()
+        if row >= 0:
+            raise DataError(f"row {row} of {part.where} has no label in column {column!r}; label or remove the row")
+    class_names = sorted(set().union(*(values.unique().to_pylist() for values in texts)))
     if len(class_names) > MOST_CLASSES:
         raise DataError(f"label column {column!r} has {len(class_names):,} texts, too many for classes; name another")
     known = pyarrow.array(class_names)
-    ids = [pyarrow.compute.index_in(part.values.cast(known.type), known) for part in parts]
+    ids = [pyarrow.compute.index_in(values, known) for values in texts]
     return [labels.to_numpy().astype(np.int64) for labels in ids], class_names
 
 

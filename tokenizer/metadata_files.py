@@ -1,7 +1,7 @@
 """Files that say something of the images beside them: metadata.csv, .jsonl or .parquet with a column file_name."""
 
 import os
-from pathlib import Path
+from collections.abc import Collection
 
 import pyarrow as pa
 import pyarrow.csv
@@ -10,20 +10,21 @@ import pyarrow.parquet
 
 from tokenizer.image_files import DataError, reason_of
 from tokenizer.image_folders import FoundImage
+from tokenizer.labels import plain
 from tokenizer.left_out import listed
 
 FILE_NAME = "file_name"
 
 
-def read_metadata(files: list[str], images: list[FoundImage]) -> pa.Table | None:
-    """Read what metadata files say of images: a row for each image, in their order, without file_name.
+def read_metadata(files: list[str], images: list[FoundImage]) -> tuple[pa.Table, list[int]] | None:
+    """Read what metadata files say of images: a row for each image, without file_name, and the images' indices.
 
     Args:
         files: paths of metadata files; each speaks of the images in its own folder and in those below it.
         images: all of one split.
 
     Returns:
-        None where no file speaks of these images.
+        The rows as the files have them, and which image each is of; None where no file speaks of these images.
 
     Raises:
         DataError: a file cannot be read or has no column file_name; an image is not listed, or listed twice; a file
@@ -37,28 +38,29 @@ def read_metadata(files: list[str], images: list[FoundImage]) -> pa.Table | None
         if not of_these:
             continue
         table = _read(file)
-        paths = [os.path.normpath(f"{folder}/{name}") for name in table.column(FILE_NAME).to_pylist()]
+        paths = [_path(folder, name, place) for name in table.column(FILE_NAME).to_pylist()]
         listed_here = [path in of_these for path in paths]
-        missing = [
-            path for path, known in zip(paths, listed_here, strict=True) if not known and not Path(path).exists()
-        ]
-        if missing:
+        unknown = [path for path, known in zip(paths, listed_here, strict=True) if not known]
+        if missing := [path for path in unknown if not os.path.exists(path)]:  # noqa: PTH110 (any text may be a name)
             raise DataError(f"{file} lists {len(missing)} images that are not there, such as {missing[0]}; correct it")
         speaking.append(file)
-        tables.append(table.drop_columns([FILE_NAME]).filter(pa.array(listed_here)))
+        tables.append(table.drop_columns([FILE_NAME]).filter(pa.array(listed_here, pa.bool_())))
         rows += [place[path] for path, known in zip(paths, listed_here, strict=True) if known]
     if not tables:
         return None
     _check_rows(rows, images, listed(speaking))
     try:
-        table = pa.concat_tables(tables)
+        return pa.concat_tables(tables), rows
     except pa.ArrowException as error:
         found = f"{listed(speaking)} have other columns than each other"
         raise DataError(f"{found}: {reason_of(error)}; write them alike") from error
-    order = [0] * len(rows)
-    for row, index in enumerate(rows):
-        order[index] = row
-    return table.take(pa.array(order, pa.int64()))
+
+
+def _path(folder: str, name: str, known: Collection[str]) -> str:
+    """A file's path as it is found in its folder; on Windows it is written with other signs between folders."""
+    path = os.path.normpath(os.path.join(folder, name))  # noqa: PTH118
+    elsewhere = os.path.normpath(os.path.join(folder, name.replace("\\", "/")))  # noqa: PTH118
+    return elsewhere if path not in known and elsewhere in known else path
 
 
 def _check_rows(rows: list[int], images: list[FoundImage], files: str) -> None:
@@ -78,19 +80,29 @@ def _check_rows(rows: list[int], images: list[FoundImage], files: str) -> None:
 def _read(file: str) -> pa.Table:
     """A metadata file, its column file_name as text."""
     try:
-        if file.endswith(".csv"):
+        if file.lower().endswith(".csv"):
             options = pyarrow.csv.ConvertOptions(column_types={FILE_NAME: pa.string()})
             parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
             table = pyarrow.csv.read_csv(file, parse_options=parse, convert_options=options)
-        elif file.endswith(".jsonl"):
+        elif file.lower().endswith(".jsonl"):
             table = pyarrow.json.read_json(file)
         else:
             table = pyarrow.parquet.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file} cannot be read: {reason_of(error)}; correct or remove it") from error
+    if len(set(table.column_names)) < len(table.column_names):
+        raise DataError(f"{file} has several columns of one name: {listed(table.column_names)}; rename them")
     if FILE_NAME not in table.column_names:
         there = listed(table.column_names)
         raise DataError(f"{file} has no column file_name, only {there}; call the column of the images' paths so")
-    if table.column(FILE_NAME).null_count:
+    columns = {name: plain(table.column(name)) for name in table.column_names}
+    try:
+        columns[FILE_NAME] = columns[FILE_NAME].cast(pa.string())
+    except pa.ArrowException as error:
+        raise DataError(f"column {FILE_NAME} of {file} holds {table.schema.field(FILE_NAME).type}, no paths") from error
+    if columns[FILE_NAME].null_count:
         raise DataError(f"{file} has rows without a file_name; fill them in, or remove them")
-    return table.set_column(table.column_names.index(FILE_NAME), FILE_NAME, table.column(FILE_NAME).cast(pa.string()))
+    for name, values in columns.items():
+        if pa.types.is_null(values.type):  # no value is there to tell the type
+            columns[name] = values.cast(pa.string())
+    return pa.table(columns)

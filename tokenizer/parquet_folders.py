@@ -1,5 +1,6 @@
 """A folder of parquet files -> a table of each split; which files are a split's is said by `split_names`."""
 
+import glob
 from pathlib import Path
 
 import datasets
@@ -16,15 +17,19 @@ def load_parquet(files: list[Path], split: str) -> datasets.Dataset:
     Raises:
         DataError: a file is broken, or its columns are not those of the first.
     """
-    for file in files:
-        _metadata(file)
+    files = [file for file in files if _metadata(file).num_rows]
     try:
-        return datasets.load_dataset("parquet", data_files={"files": [str(file) for file in files]}, split="files")
+        # `datasets` takes names for patterns.
+        paths = [glob.escape(str(file)) for file in files]
+        table = datasets.load_dataset("parquet", data_files={"files": paths}, split="files")
     except Exception as error:  # what builders raise is of many unrelated classes
         raise DataError(
             f"the parquet files of split {split!r}, such as {files[0]}, cannot be read together: {reason_of(error)}; "
             "write them with the same columns"
         ) from error
+    if len(table) != number_of_rows(files):
+        raise DataError(f"{files[0].parent} has a name that stands for other folders too; rename it")
+    return table
 
 
 def number_of_rows(files: list[Path]) -> int:
@@ -37,7 +42,10 @@ def parquet_labels(files: list[Path], column: str) -> list[LabelPart]:
     parts = []
     for file in files:
         try:
-            feature = datasets.Features.from_arrow_schema(pq.read_schema(file))[column]
+            schema = pq.read_schema(file)
+            if column not in schema.names:
+                raise DataError(f"{file} has no column {column!r}, as other files have; write them alike")
+            feature = datasets.Features.from_arrow_schema(schema)[column]
             values = pq.read_table(file, columns=[column]).column(column)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise DataError(f"column {column!r} of {file} cannot be read: {reason_of(error)}; replace it") from error

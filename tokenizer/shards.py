@@ -3,14 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
 from tokenizer.image_files import DataError, reason_of
-from tokenizer.image_folders import is_hidden
+from tokenizer.image_folders import is_hidden, refuse_shared_files, walk_files
 from tokenizer.left_out import LeftOut, listed
 from tokenizer.split_names import shards_by_split
 
@@ -91,6 +92,13 @@ class Shard(ABC):
         """
 
 
+def _found(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
+    """What is known of each file below a folder, by its place; of a folder here links are followed."""
+    if not isinstance(filesystem, LocalFileSystem) or not Path(root).is_dir():
+        return filesystem.find(root, detail=True)
+    return {path: filesystem.info(path) for path, *_ in walk_files(root, (), (), LeftOut())}
+
+
 def find_shards(
     name: str, suffixes: Sequence[str], test_split: str | None = None
 ) -> tuple[dict[str, list[ShardFile]], LeftOut]:
@@ -106,7 +114,9 @@ def find_shards(
     """
     try:
         filesystem, root = fsspec.core.url_to_fs(str(name))
-        found = filesystem.find(root, detail=True)
+        found = _found(filesystem, root)
+    except DataError:
+        raise
     except Exception as error:  # each file system raises errors of its own
         raise DataError(f"shards of {name!r} cannot be listed: {reason_of(error)}; correct data.name") from error
     files: dict[str, ShardFile] = {}
@@ -115,7 +125,7 @@ def find_shards(
         path = place.removeprefix(root).lstrip("/")
         if any(map(is_hidden, path.split("/"))):
             left_out.hidden += 1
-        elif place.endswith(tuple(suffixes)):
+        elif place.lower().endswith(tuple(suffixes)):
             version = " ".join(str(info[key]) for key in ("mtime", "blob_id", "ETag", "LastModified") if key in info)
             files[path] = ShardFile(filesystem.unstrip_protocol(place), path, info["size"], version)
         else:
@@ -127,6 +137,10 @@ def find_shards(
             f"{name!r} holds no {kinds} files{there}; data.streaming needs a folder or an address of such shards"
         )
     by_split = shards_by_split(list(files), repr(name), test_split)
+    if isinstance(filesystem, LocalFileSystem):
+        refuse_shared_files(
+            {split: [f"{root}/{path}" for path in paths] for split, paths in by_split.items()}, repr(name)
+        )
     return {split: [files[path] for path in paths] for split, paths in by_split.items()}, left_out
 
 

@@ -7,6 +7,7 @@ A shard is of the split whose folder it lies in, or whose name stands last in it
 import re
 from collections import defaultdict
 from collections.abc import Collection
+from pathlib import PurePosixPath
 
 from tokenizer.image_files import DataError
 from tokenizer.left_out import listed
@@ -87,6 +88,12 @@ def shards_by_split(paths: list[str], owner: str, test_split: str | None) -> dic
         if split is not None:
             before[split].add(words)
     unnamed = by_split.pop(None, [])
+    pair = splits_by_another_name([PurePosixPath(path).name.partition(".")[0] for path in unnamed])
+    if pair is not None:
+        raise DataError(
+            f"the shards {pair[0]} and {pair[1]} of {owner} may be two splits; call them train-... and test-..., or "
+            "move them into folders train and test; where they are one split, into a folder train"
+        )
     if unnamed and by_split:
         raise DataError(
             f"shard {unnamed[0]} of {owner} is of no split, as {listed(sorted(by_split))} are; name it train-..., "
@@ -99,6 +106,19 @@ def shards_by_split(paths: list[str], owner: str, test_split: str | None) -> dic
             "test, or rename them"
         )
     return dict(by_split) or {"train": unnamed}
+
+
+def splits_by_another_name(names: Collection[str]) -> tuple[str, str] | None:
+    """Find two names that differ only in a word for a train and for a held-out split: training_set and test_set."""
+    found: dict[tuple[str, ...], dict[bool, str]] = defaultdict(dict)
+    for name in sorted(names):
+        apart = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[0-9])(?=[A-Za-z])", "-", name).casefold()
+        words = [word for word in re.split(r"[\W_]+", apart) if word]
+        for place, word in enumerate(words):
+            if word in SPLITS:
+                rest = (*words[:place], "", *words[place + 1 :])
+                found[rest].setdefault(SPLITS[word] == "train", name)
+    return next(((pair[True], pair[False]) for pair in found.values() if len(pair) == 2), None)
 
 
 def held_out_split(found: Collection[str], test_split: str | None, owner: str) -> str | None:
@@ -114,7 +134,9 @@ def held_out_split(found: Collection[str], test_split: str | None, owner: str) -
     """
     if test_split is None:
         return next((name for name in HELD_OUT_SPLITS if name in found), None)
-    if (name := split_name(test_split)) not in found:
+    wanted = split_name(test_split).casefold()
+    name = next((name for name in found if name.casefold() == wanted), None)
+    if name is None:
         there = f"{owner} has the splits {', '.join(found)}" if found else f"{owner} has none"
         raise DataError(f"data.test_split {test_split!r} is missing: {there}; set it to one of them")
     return name

@@ -66,8 +66,15 @@ def load_streamed(config: DataConfig) -> DataSplits:
 def _index(files: tuple[ShardFile, ...], config: DataConfig) -> tuple[Shard, ...]:
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         return tuple(
-            pool.map(lambda file: index_tar(file) if file.url.endswith(".tar") else index_parquet(file, config), files)
+            pool.map(
+                lambda file: index_tar(file) if file.url.lower().endswith(".tar") else index_parquet(file, config),
+                files,
+            )
         )
+
+
+def _is_tar(file: ShardFile) -> bool:
+    return file.url.lower().endswith(".tar")
 
 
 def _classes(shards: Sequence[Shard], config: DataConfig) -> tuple[list[str], np.ndarray | None]:
