@@ -61,6 +61,10 @@ class RunConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"run.seed must not be negative, and below 2^63, got {self.seed}")
         check_name(self.name)
+        if not self.output_dir.strip():
+            raise ValueError(
+                "run.output_dir is empty, as an unset variable is; name a folder, or . for the present one"
+            )
 
 
 @dataclass(frozen=True)
