@@ -134,7 +134,7 @@ def make_unet(
     if conditioning not in ("embedding", "cross_attention"):
         raise ValueError(f"unet.conditioning is embedding or cross_attention, got {conditioning!r}")
     if channels < 2 or channels % 2:
-        raise ValueError(f"channels must be even, got {channels}")
+        raise ValueError(f"unet.channels must be even and at least 2, got {channels}")
     if not channel_multipliers or min(num_blocks, head_channels, *channel_multipliers) < 1:
         raise ValueError(
             "unet.num_blocks, unet.head_channels and every one of unet.channel_multipliers must be at least 1, got "

@@ -101,6 +101,8 @@ def main(args: Sequence[str] | None = None) -> None:
         least = 0 if name == "warmup" else 1
         if getattr(config, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    if config.threads is not None and config.threads < 1:
+        raise ValueError(f"threads must be at least 1, or None for one per core, got {config.threads}")
     tables = make_tables(config)
     known = {name for cases in tables.values() for name in cases}
     chosen = known if config.cases is None else set(config.cases.split(","))

@@ -47,6 +47,9 @@ def features(args: Sequence[str]) -> None:
     config = parser.parse(args)
     if Path(config.output).exists():
         raise ValueError(f"{config.output!r} exists; name another file")
+    check_means(config.seed)
+    if config.num_images < 1:
+        raise ValueError(f"num_images must be at least 1, got {config.num_images}")
     images = announced_splits(DataConfig(**config.data.as_dict())).train
     use_all_cores()
     settings = {field.name: config[field.name] for field in fields(ExtractorConfig) if field.name in config}
@@ -83,12 +86,19 @@ def reduce(args: Sequence[str]) -> None:
     output = Path(config.output)
     if output.exists():
         raise ValueError(f"{config.output!r} exists; name another folder")
+    check_means(config.seed)
     use_all_cores()
     tokenizer = load_tokenizer(config.folder)
     unfinished = output.with_name(f".{output.name}.tmp")
     reduced_codebook(tokenizer, config.codebook_size, config.seed).save_pretrained(unfinished)
     unfinished.rename(output)  # whole, or not at all
     print(f"tokenizer with {config.codebook_size:,} of {tokenizer.config.codebook_size:,} codes: {output}")
+
+
+def check_means(seed: int) -> None:
+    """Raises ValueError for a seed that scikit-learn's k-means does not take."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be at least 0 and below 2^32, got {seed}")
 
 
 VERBS = {"features": features, "reduce": reduce}

@@ -20,6 +20,7 @@ from fault_inputs import try_inputs
 from fault_runs import FaultTraining, fault_trainings, kills
 from fault_states import FAULTS, FaultyRun, training_for
 from fault_table import fault_tables
+from jsonargparse import Namespace
 from provenance import machine, provenance
 from safetensors.torch import load_file
 
@@ -50,6 +51,19 @@ def make_parser() -> ScriptParser:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of what is broken")
     parser.add_argument("--output", type=str, default="runs/faults.json")
     return parser
+
+
+def check(config: Namespace) -> None:
+    """Raises ValueError for options that cannot work, before time is spent."""
+    for name in ("trials", "inputs"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if not config.sections:
+        raise ValueError(f"sections must be some of {', '.join(get_args(Section))}, got none")
+    try:
+        re.compile(config.trainings)
+    except re.error as error:
+        raise ValueError(f"trainings is no regular expression: {error}, got {config.trainings!r:.80}") from error
 
 
 def killed(home: Path, trainings: Sequence[FaultTraining], trials: int, pattern: str, seed: int) -> dict[str, Any]:
@@ -140,7 +154,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Measures the sections asked for, and writes them."""
     parser = make_parser()
     config = parser.parse(args)
+    check(config)
     output = Path(config.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         trainings = fault_trainings(home)
@@ -164,7 +180,6 @@ def _write(output: Path, section: str, rows: dict[str, Any], protocol: dict[str,
         rows = {name: row | {key: protocol[key] for key in ("command", "commit")} for name, row in rows.items()}
         rows = content.get(section, {}).get("rows", {}) | rows
     content[section] = {"protocol": protocol, "rows": rows}
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(content, indent=2) + "\n")
 
 

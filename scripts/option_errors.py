@@ -11,6 +11,8 @@ _WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: 
 
 # As far apart a word may be from the one that was meant, in difflib's ratio.
 _CLOSE = 0.7
+# As far where nothing else than a slip of the hand is likely; below it a whole word of a name says more.
+_TYPO = 0.8
 
 
 class OptionErrors:
@@ -91,9 +93,10 @@ class OptionErrors:
         among = of_section or self._names
         found = [name for name in self._names if given in (name, name.replace(".", "_"))]
         found = found or [name for name in self._names if lasts[name] == last]
+        found = found or _closest(last, {lasts[name]: name for name in reversed(among)}, _TYPO)
+        found = found or [name for name in among if set(last.split("_")) <= set(lasts[name].split("_"))]
         found = found or _closest(last, {lasts[name]: name for name in reversed(among)})
         found = found or ([] if of_section else _closest(given, {name: name for name in self._names}))
-        found = found or [name for name in among if set(last.split("_")) <= set(lasts[name].split("_"))]
         found = found or [name for name in _parents(given) if name in self._names]
         if found:
             return f"did you mean {' or '.join(f'--{name}' for name in found[:3])}?"
@@ -160,9 +163,9 @@ def _described(hint: Any) -> str:
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _closest(word: str, named: Mapping[str, str]) -> list[str]:
+def _closest(word: str, named: Mapping[str, str], cutoff: float = _CLOSE) -> list[str]:
     """What the closest of some words stands for, where one is close."""
-    return [named[one] for one in difflib.get_close_matches(word, named, n=1, cutoff=_CLOSE)]
+    return [named[one] for one in difflib.get_close_matches(word, named, n=1, cutoff=cutoff)]
 
 
 def _takes_names(action: argparse.Action) -> bool:

@@ -14,6 +14,9 @@ from tokenizer import VQTokenizer
 # Of each network of this project, whatever its quantizer.
 _OURS = ("encoder.network.conv_in.weight", "encoder.conv_down.weight")
 
+# ema, EMA-1, ema2, net_ema, emaModel, modelEMA, EMAModel; not schema.
+_EMA = re.compile(r"((?<![A-Za-z])(ema|Ema|EMA)|(?<=[a-z])(Ema|EMA))(?![a-z])")
+
 
 class PublicTensors(NamedTensors):
     """A public model's tensors in a file of which they may be a part, under whatever prefix.
@@ -94,6 +97,9 @@ class PublicTensors(NamedTensors):
         }
         beside_table = _first(self.codebook)
         over = [name for name in self.tensors if name not in wanted]
+        # Counts and sums of an EMA are buffers; what has a weight is a layer, or another table, that makes the codes.
+        layers = [name for name in over if name.startswith(beside_table) and name.endswith((".weight", ".bias"))]
+        self._none(f"makes its codes not of {self.codebook} alone, as is done here, but also of", layers)
         self.left_out.update(name for name in over if name.startswith(beside_table))
         self._none("lacks", [name for name in wanted if name not in self.tensors])
         self._none("has tensors without a place here:", [name for name in over if not name.startswith(beside_table)])
@@ -226,7 +232,7 @@ def _other_averages(tensors: dict[str, Tensor]) -> str:
 
 
 def _says_ema(part: str) -> bool:
-    return re.search(r"(^|_)ema(_|$)", part, re.IGNORECASE) is not None
+    return _EMA.search(part) is not None
 
 
 def _first(name: str) -> str:

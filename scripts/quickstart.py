@@ -22,6 +22,7 @@ from sampling import read_final_samples, reconstruct
 from stage_one import load_tokenizer
 from torch.utils.data import Subset
 
+from pipelines.distributions import INCEPTION_SCORE_SPLITS, NEIGHBOURS
 from pipelines.pictures import plot_curves, read_metrics, save_class_samples
 from pipelines.report import Picture, Section, write_report
 from tokenizer.data import DataConfig, load_images
@@ -40,6 +41,9 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--num_images", type=int, default=500, help="images that are generated to be measured")
     config = parser.parse(args)
+    least = max(NEIGHBOURS + 1, INCEPTION_SCORE_SPLITS)
+    if config.num_images < least:  # or it would be told after the trainings
+        raise ValueError(f"num_images must be at least {least}, got {config.num_images}")
     began = time.monotonic()
     runs = Path(config.output_dir)
     tokenizer, ldm, pixelcnn = (str(runs / name) for name in ("tokenizer", "ldm", "pixelcnn"))

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from jsonargparse import Namespace
+from run_record import ARTEFACTS
 
 # Share of the steps over which the schedule `cooldown` falls.
 _COOLDOWN = 0.2
 
 # Of file systems it is 255 bytes; a folder that is begun anew gets an ending.
 _LONGEST_NAME = 200
+
+# What a run keeps in its folder.
+_OWN_FOLDERS = ("checkpoints", "samples", "tensorboard", *ARTEFACTS)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,14 @@ class RunConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"run.seed must not be negative, and below 2^63, got {self.seed}")
         check_name(self.name)
+        if not self.output_dir.strip():
+            raise ValueError(
+                "run.output_dir is empty, as an unset variable is; name a folder, or . for the present one"
+            )
+        folder = Path(self.output_dir, self.name)
+        for place, parent in zip((folder, *folder.parents), folder.parents, strict=False):
+            if place.name in _OWN_FOLDERS and (parent / "config.yaml").is_file():  # which that run deletes or replaces
+                raise ValueError(f"run.name {self.name!r} leads into {place}, the run {parent}'s own; name another")
 
 
 @dataclass(frozen=True)

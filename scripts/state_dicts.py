@@ -20,6 +20,9 @@ from tokenizer.weight_files import HEAD, format_of, not_weights
 # By which a file of torch.save begins that is no zip: magic number, version, machine, contents.
 _PICKLES = 4
 
+# Bytes of an archive's member.
+_AT_ONCE = 2**20
+
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a file by name, and its metadata. The container is known by its contents, whatever its ending.
@@ -81,8 +84,26 @@ def _zip_problem(file: Path) -> str | None:
     if any(name.endswith("/constants.pkl") for name in names):
         return "it is a program of TorchScript; save its state_dict() alone"
     if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
-        return None
+        return _zip_damage(file)
     return f"it is a zip archive of {', '.join(names[:3])!r:.80}, not of torch.save; unpack it, and name the file in it"
+
+
+def _zip_damage(file: Path) -> str | None:
+    """Which member is not what was written, by the checksums, which torch does not look at; None where all are."""
+    damaged = []
+    with zipfile.ZipFile(file) as archive:
+        # torch.serialization.set_crc32_options(False) stores zeros in their place.
+        members = [member for member in archive.infolist() if member.CRC]
+        for member in members:
+            try:
+                with archive.open(member) as content:
+                    while content.read(_AT_ONCE):
+                        pass
+            except Exception:  # zipfile and zlib raise errors of many classes on what is broken
+                damaged.append(member.filename)
+    if not damaged:
+        return None
+    return f"it is damaged, as by a download with gaps: {damaged[0]} is not what was written; get it anew"
 
 
 def _safetensors_problem(file: Path, error: Exception) -> str | None:

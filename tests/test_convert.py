@@ -308,6 +308,21 @@ def test_what_has_no_codes_is_told_by_what_it_has(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "beside"),
+    [
+        ("vqgan", "quantize.embedding_proj.weight"),
+        ("vqgan", "quantize.embedding_2.weight"),
+        ("vqgan", "quantize.proj.bias"),
+        ("small", "_vq_vae._embedding.weight"),
+        ("small", "_vq_vae.project_in.weight"),
+    ],
+)
+def test_codes_that_are_made_of_more_than_the_table_are_refused_by_the_layer(tmp_path, kind, beside):
+    save_file(weights(kind) | {beside: torch.zeros(4)}, tmp_path / "a.safetensors")
+    assert beside in refused(tmp_path, tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("network", ["conv", "vqgan"])
 @pytest.mark.parametrize("quantizer", ["arc", "hvq", "vae"])
 def test_a_tokenizer_of_this_project_needs_no_conversion(tmp_path, network, quantizer):
@@ -363,6 +378,22 @@ def test_a_file_cut_off_anywhere_is_told_as_such(tmp_path, form):
     for length in lengths:
         cut.write_bytes(content[:length])
         assert "cut off" in refused(tmp_path, cut), length
+
+
+@pytest.mark.parametrize("gap", [1, 4096])
+def test_a_checkpoint_with_a_gap_in_its_middle_is_told_as_damaged(tmp_path, gap):
+    torch.save(weights("vqgan"), tmp_path / "whole.pt")
+    content = bytearray((tmp_path / "whole.pt").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + gap] = bytes(255 - byte for byte in content[middle : middle + gap])
+    (tmp_path / "damaged.pt").write_bytes(content)
+    assert "damaged" in refused(tmp_path, tmp_path / "damaged.pt")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(weights("small"), tmp_path / "unchecked.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    convert.main([str(tmp_path / "unchecked.pt"), str(tmp_path / "out")])  # nothing to compare with is no damage
 
 
 INSTEAD = {
@@ -519,7 +550,10 @@ def test_averages_that_cannot_be_all_are_refused(tmp_path):
         convert.main([str(tmp_path / "last.ckpt"), str(tmp_path / name)])
 
 
-@pytest.mark.parametrize("names", [("model", "ema"), ("state_dict", "state_dict_ema"), ("net", "net_ema")])
+@pytest.mark.parametrize(
+    "names",
+    [("model", "ema"), ("state_dict", "state_dict_ema"), ("net", "net_ema"), ("net", "EMA-1"), ("net", "emaModel")],
+)
 def test_of_two_entries_the_averaged_one_is_taken_when_asked_for(tmp_path, capsys, names):
     plain = weights("small")
     averages = {name: value + 1 for name, value in plain.items()}

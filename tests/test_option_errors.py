@@ -9,8 +9,12 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
+import benchmark
+import codebook
 import convert
 import evaluate
+import faults
+import quickstart
 import sample
 import train_ldm
 import train_pixelcnn
@@ -103,6 +107,7 @@ def test_a_name_with_a_letter_less_or_more_or_another_or_without_its_section_mea
         (train_tokenizer, ["--Optim.LR", "1"], ["did you mean --optim.lr?"]),
         (train_tokenizer, ["\N{EN DASH}optim.lr", "1"], ["did you mean --optim.lr?"]),
         (train_tokenizer, ["-lr", "1"], ["did you mean --optim.lr?"]),
+        (train_tokenizer, ["--steps", "9"], ["--optim.max_steps"]),
         (train_tokenizer, ["--run.seed", "1.5"], ["--run.seed takes a whole number", "'1.5'"]),
         (train_tokenizer, ["--run.other_settings", "goon"], ["--run.other_settings", "did you mean go_on?"]),
         (train_tokenizer, ["--run.compile", "1"], ["--run.compile takes true or false"]),
@@ -157,6 +162,36 @@ def test_names_within_an_option_of_names_are_its_own(tmp_path):
 def test_every_script_refuses_an_unknown_option_by_its_name(name, capsys):
     first = ["reduce", "runs/none"] if name == "codebook" else []
     assert "--outptu" in said(capsys, importlib.import_module(name), *first, "--outptu", "x")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "texts"),
+    [
+        (codebook, ["features", "--num_images", "-5"], ["num_images", "-5"]),
+        (codebook, ["features", "--seed", "-1"], ["seed", "-1"]),
+        (codebook, ["reduce", "nowhere", "--codebook_size", "4", "--seed", str(2**32)], ["seed", str(2**32)]),
+        (faults, ["--trials", "0"], ["trials", "0"]),
+        (faults, ["--inputs", "-2"], ["inputs", "-2"]),
+        (faults, ["--sections", "[]"], ["sections", "kills"]),
+        (faults, ["--trainings", "gan("], ["trainings", "gan("]),
+        (benchmark, ["quantizers", "--threads", "0"], ["threads", "0"]),
+        (quickstart, ["--num_images", "3"], ["num_images", "3"]),
+        (train_tokenizer, ["--run.output_dir", " "], ["run.output_dir", "empty"]),
+        (train_pixelcnn, ["--run.output_dir="], ["run.output_dir", "empty"]),
+        (train_tokenizer, ["--data.num_workers", "-1"], ["data.num_workers", "-1"]),
+        (train_tokenizer, ["--data.num_workers", "-1", "--dry_run", "1"], ["data.num_workers", "-1"]),
+        (evaluate, ["statistics", "--data.num_workers", "-7"], ["data.num_workers", "-7"]),
+    ],
+    ids=lambda value: " ".join(map(str, value))[:60] if isinstance(value, list) else "",
+)
+def test_a_number_out_of_range_is_told_by_its_name_before_anything_is_made(
+    script, arguments, texts, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as error:
+        script.main(arguments)
+    line = str(error.value)
+    assert all(text in line for text in texts) and "\n" not in line and list(tmp_path.iterdir()) == []
 
 
 def test_a_script_in_its_own_process_says_it_in_one_line(tmp_path):

@@ -107,6 +107,18 @@ def test_a_run_has_a_folder_inside_that_of_all_runs(name, tmp_path):
     assert (tmp_path / "runs") in (tmp_path / "runs" / name).resolve().parents
 
 
+@pytest.mark.parametrize("own", ["tokenizer", "pipeline", "checkpoints", "samples", "tensorboard"])
+def test_a_run_is_not_put_where_another_keeps_its_result(own, tmp_path):
+    RunConfig(f"mnist/{own}", str(tmp_path)).check()
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "config.yaml").write_text("run: {name: mnist}")
+    for output_dir, name in ((tmp_path, f"mnist/{own}"), (tmp_path, f"mnist/{own}/b"), (tmp_path / "mnist", own)):
+        with pytest.raises(ValueError, match=r"run\.name") as error:
+            RunConfig(name, str(output_dir)).check()
+        assert str(tmp_path / "mnist" / own) in str(error.value)
+    RunConfig("mnist/other", str(tmp_path)).check()
+
+
 @pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
 def test_a_name_that_leads_out_of_it_or_nowhere_is_one_line_that_names_it(name):
     with pytest.raises(ValueError, match=r"^run\.name .* run\.output_dir") as error:

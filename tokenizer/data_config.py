@@ -61,6 +61,7 @@ class DataConfig:
             (bool(self.name), "name", "digits, mnist, cifar10, a folder, or a data set on the Hub"),
             (self.image_size is None or self.image_size >= 1, "image_size", "1 or more"),
             (self.channels in (None, 1, 3), "channels", "1 (grey) or 3 (RGB)"),
+            (self.num_workers >= 0, "num_workers", "0 (the main process decodes) or more"),
             (self.memory_limit_gib >= 0, "memory_limit_gib", "0 (never) or more"),
             (self.crop in ("center", "random"), "crop", "center or random"),
             (self.shuffle_buffer >= 1, "shuffle_buffer", "1 (only blocks are shuffled) or more"),
