@@ -71,7 +71,8 @@ class DataConfig:
         ]
         for right, option, remedy in wrong:
             if not right:
-                raise DataError(f"data.{option} is {getattr(self, option) or repr('')}; set it to {remedy}")
+                value = getattr(self, option)
+                raise DataError(f"data.{option} is {value if value != '' else repr(value)}; set it to {remedy}")
         if self.resize_to and self.image_size is None:
             raise DataError(f"data.resize_to is {self.resize_to}; set data.image_size to what is to be cropped from it")
         if self.resize_to is not None and self.resize_to != 0 and self.resize_to < self.image_size:
