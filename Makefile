@@ -1,24 +1,51 @@
-# demo: both stages on the embedded digits and a report. test, lint: what .ci/run runs. test-all: the slow tests too.
+# demo: both stages on the embedded digits and a report.
+# test: the quick tests. test-all: these, and the slow ones. lint: ruff. Both and test-newest are what .ci/run runs.
+# robustness: kills, inputs broken at random, limits of memory and time.
+# test-newest: the quick tests with the newest versions that pyproject.toml allows, in an environment of their own.
+# lock: makes these the versions that all other targets install, once the tests pass with them.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+NEWEST := .venv-newest
+LOCK := .ci/constraints.txt
+PYTEST := python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all robustness lint test-newest lock
 
 demo: $(VENV)/.installed
-	$(BIN)/python scripts/quickstart.py
+	$(VENV)/bin/python scripts/quickstart.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(VENV)/bin/$(PYTEST)
 
-test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m ''
+test-all: test
+	$(VENV)/bin/$(PYTEST) -m 'slow and not robustness'
+
+robustness: $(VENV)/.installed
+	$(VENV)/bin/$(PYTEST) -m robustness
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
-$(VENV)/.installed: pyproject.toml
+# Where the newest versions are the locked ones, `make test` has run their tests.
+test-newest:
+	rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --editable '.[dev]'
+	{ echo '# Written by `make lock` on Linux with Python 3.11, the oldest that is supported.'; \
+	$(NEWEST)/bin/python -m pip list --format freeze --exclude-editable --exclude pip | sed 's/+.*//'; \
+	} > $(NEWEST)/versions.txt
+	@if cmp --silent $(NEWEST)/versions.txt $(LOCK); then \
+	echo 'the newest versions are those of $(LOCK): nothing to try'; \
+	else diff $(LOCK) $(NEWEST)/versions.txt; $(NEWEST)/bin/$(PYTEST); fi
+
+# With another Python pip takes versions that the oldest may not have.
+lock:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] == (3, 11) else "make lock PYTHON=python3.11")'
+	$(MAKE) test-newest
+	cp $(NEWEST)/versions.txt $(LOCK)
+
+$(VENV)/.installed: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(LOCK)
 	touch $@

@@ -246,7 +246,7 @@ def test_histories_are_a_line_for_each_seed_in_its_rows_colour(figures):
         plot_histories({}, [], "x.png")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # what libraries say of each other
 def test_a_table_is_a_png(tmp_path):
     plot_table(["vq"], {"psnr": {"vq": [1.0, 2.0]}}, {"psnr": {"vq": 3.0}}, tmp_path / "table.png")
     assert is_png(tmp_path / "table.png")

@@ -160,7 +160,7 @@ def test_codebook_panels_show_norms_usage_and_ordered_distances(tmp_path, figure
     assert is_png(tmp_path / "codebook.png")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # what libraries say of each other
 @pytest.mark.parametrize("size", [1, 2, 2000])
 def test_codebooks_of_any_size(tmp_path, figures, size):
     counts = torch.arange(size) + 1
@@ -189,7 +189,7 @@ def test_codebooks_that_do_not_fit_are_refused(tmp_path, codebook, counts, messa
     assert not (tmp_path / "x.png").exists()
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # what libraries say of each other
 def test_curves_of_records_with_differing_names(tmp_path, figures):
     metrics = [
         {"step": 1, "loss": 10.0, "lr": 1e-5, "arc": 0.0},

@@ -271,7 +271,7 @@ def test_no_table_of_tokens_and_codes_is_ever_held(options, share):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal live, most
             result = func(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            for tensor in result if isinstance(result, tuple | list) else [result]:
                 if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in seen:
                     seen.add(storage)
                     live += storage.nbytes()
