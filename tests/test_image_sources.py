@@ -44,7 +44,7 @@ def test_training_and_evaluation_read_the_same_files_as_the_same_pixels(tmp_path
     generator = np.random.default_rng(0)
     sideways = Image.Exif()
     sideways[0x0112] = 6
-    files = {"b.JPG": {"exif": sideways}, "a/c.Png": {}, "a.webp": {"lossless": True}, "x/y/z.avif": {}, "d.bmp": {}}
+    files = {"b.JPG": {"exif": sideways}, "a/c.Png": {}, "a.webp": {"lossless": True}, "x/y/z.tif": {}, "d.bmp": {}}
     for number, (name, options) in enumerate(files.items()):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shape = (6, 6, 3) if number else (6, 6)
