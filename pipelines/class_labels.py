@@ -49,7 +49,7 @@ class ClassConditionalPipeline(CarryingPipeline):
         only_safetensors(kwargs)
         check_pipeline_folder(cls, folder, kwargs.keys())
         try:
-            return super().from_pretrained(folder, **cls.brought(kwargs) | kwargs)
+            return super().from_pretrained(folder, **kwargs)
         except (OSError, LookupError) as error:  # files that are not there, or that diffusers does not understand
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{folder} cannot be loaded: {reason}") from error
