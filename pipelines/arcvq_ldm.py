@@ -7,12 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from pipelines.call_arguments import as_interval, check_callback, check_latents, check_output_type, replaced
+from pipelines.call_arguments import (
+    as_interval,
+    check_callback,
+    check_latents,
+    check_output_type,
+    check_whole_way,
+    replaced,
+)
 from pipelines.carried_options import settled
 from pipelines.class_labels import ClassConditionalPipeline, check_id2label
 from priors.diffusion import guide
@@ -115,12 +122,7 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         num_inference_steps = as_whole_number("num_inference_steps", num_inference_steps)
         if not 1 <= num_inference_steps <= most:
             raise ValueError(f"num_inference_steps must be between 1 and {most}, got {described(num_inference_steps)}")
-        undone = most % num_inference_steps
-        if isinstance(self.scheduler, DDIMScheduler) and undone > most / 20:
-            raise ValueError(
-                f"diffusers' DDIM goes {most // num_inference_steps} timesteps in each of {num_inference_steps} steps, "
-                f"and would leave {undone} of {most} undone, as noise; take a number that divides {most}"
-            )
+        check_whole_way(self.scheduler, num_inference_steps)
         eta = as_number("eta", eta)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be between 0 and 1, got {eta}")

@@ -5,18 +5,28 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    CogVideoXDDIMScheduler,
     DDIMInverseScheduler,
+    DDIMParallelScheduler,
     DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
     IPNDMScheduler,
     LCMScheduler,
+    PNDMScheduler,
     RePaintScheduler,
+    ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.schedulers import ScoreSdeVpScheduler
 from pipeline_calls import latent_diffusion, pixelcnn, sample, seeded
 
 from priors.diffusion import make_scheduler
@@ -292,11 +302,13 @@ def test_what_a_callback_returns_may_be_of_another_type(ldm, px):
 
 def other_schedulers():
     ours = make_scheduler().config
+    continuous = {"prediction_type": "v_prediction", "timestep_type": "continuous", "sigma_min": 0.01, "sigma_max": 10}
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     yield from (FlowMatchEulerDiscreteScheduler(), FlowMatchHeunDiscreteScheduler(), EDMEulerScheduler())
     yield from (kind.from_config(ours, **flow) for kind in (DPMSolverMultistepScheduler, UniPCMultistepScheduler))
     yield from (kind.from_config(ours) for kind in (DDIMInverseScheduler, DPMSolverMultistepInverseScheduler))
-    yield from (RePaintScheduler.from_config(ours), IPNDMScheduler())
+    yield from (RePaintScheduler.from_config(ours), IPNDMScheduler(), ScoreSdeVpScheduler(), ScoreSdeVeScheduler())
+    yield from (CogVideoXDDIMScheduler.from_config(ours), EulerDiscreteScheduler.from_config(ours, **continuous))
 
 
 @pytest.mark.parametrize("scheduler", list(other_schedulers()), ids=lambda scheduler: type(scheduler).__name__)
@@ -308,6 +320,33 @@ def test_a_scheduler_of_another_process(passes, ldm, scheduler):
     refused(ValueError, lambda: few(ldm), *said)
     ldm.scheduler = ours
     assert passes == []
+
+
+WHOLE_WAY = [DDIMScheduler, DDIMParallelScheduler, PNDMScheduler, DDPMScheduler, EulerDiscreteScheduler]
+WHOLE_WAY += [HeunDiscreteScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler]
+
+
+@pytest.mark.parametrize("kind", WHOLE_WAY, ids=lambda kind: kind.__name__)
+def test_a_scheduler_goes_the_whole_way_from_noise_to_images_or_is_refused(monkeypatch, kind):
+    pipe, left = latent_diffusion(), []
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    alphas = make_scheduler().alphas_cumprod
+
+    def exact(noised, timestep, labels):  # the noise, where the only image there is has latents of 0.7
+        alpha = alphas[round(float(timestep))]
+        return UNet2DOutput(sample=(noised - alpha.sqrt() * 0.7) / (1 - alpha).sqrt())
+
+    monkeypatch.setattr(pipe.unet, "forward", exact)
+    for steps in (20, 27, 300, 600):
+        left.clear()
+        watched = {"callback_on_step_end": lambda *args: left.append((args[3]["latents"] - 0.7).abs().max().item())}
+        try:
+            few(pipe, num_inference_steps=steps, guidance_scale=1.0, **watched)
+        except ValueError as error:
+            assert kind.__name__ in str(error) and "num_inference_steps that divide 1000" in str(error)
+            assert steps in (300, 600) and left == []
+        else:
+            assert left[-1] < 0.3
 
 
 def test_a_number_of_steps_that_the_scheduler_cannot_do(ldm, passes):
