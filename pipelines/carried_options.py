@@ -131,3 +131,9 @@ class CarryingPipeline(DiffusionPipeline):
         """What diffusers makes a pipeline of, from a folder's index; a prior that is passed has its own options."""
         made_of, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
         return made_of | {name: Preset(made_of[name]) for name in cls._carried if name in made_of}, unused, hidden
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
+        """What diffusers' loader takes for an argument without a warning."""
+        allowed = super()._get_signature_types()
+        return allowed | {name: (*allowed[name], Preset) for name in cls._carried}
