@@ -1,5 +1,8 @@
 """What a pipeline cannot use is one TypeError or ValueError that names it, in one line, before anything is sampled."""
 
+import types
+
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -29,6 +32,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.schedulers import ScoreSdeVpScheduler
 from pipeline_calls import latent_diffusion, pixelcnn, sample, seeded
 
+from pipelines.class_labels import ClassConditionalPipeline
 from priors.diffusion import make_scheduler
 from tokenizer import VQTokenizer
 
@@ -187,12 +191,94 @@ def test_what_is_no_output_type(ldm, px, passes, output_type):
 
 @pytest.mark.parametrize(
     "labels",
-    ["hen", None, {0: 1}, [10**30], torch.tensor([1j]), object(), np.array(["a"]), torch.ones(1, device="meta")],
+    [
+        *("hen", None, {0: 1}, [2.0**70], torch.tensor([1j]), object(), np.array(["a"]), torch.ones(1, device="meta")),
+        *(
+            ["1"],
+            b"01",
+            True,
+            [True, 2],
+            [2, np.True_],
+            np.array([True]),
+            np.array([0, True], object),
+            {0, 1},
+            iter([0]),
+        ),
+        *([], (), np.array([], int), torch.zeros(0, dtype=int), np.zeros((1, 1), int), [[0]], [[0, 1], [2]], [1, None]),
+        *(
+            [1.0],
+            [0, 1.0],
+            np.float32(1),
+            torch.tensor(1.0),
+            [torch.tensor(1.5)],
+            torch.tensor([1], dtype=torch.bfloat16),
+        ),
+        *(torch.tensor([0, 1]).to_sparse(), torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.quint8)),
+        torch.nested.nested_tensor([torch.tensor([0, 1])]),
+    ],
 )
 def test_what_is_no_class_label(ldm, px, passes, labels):
     for pipe in (ldm, px):
         refused(ValueError, lambda pipe=pipe: pipe(labels), "class_labels", "get_label_ids")
     assert passes == []
+
+
+@pytest.mark.parametrize("outside", [-1, 3, 2**63, 10**30, np.uint64(2**64 - 1), np.int64(-1)], ids=str)
+def test_a_label_of_no_class(ldm, px, passes, outside):
+    for pipe in (ldm, px):
+        refused(
+            ValueError, lambda pipe=pipe: pipe([0, outside]), f"class label {int(outside)} is out of range", "0 to 2"
+        )
+    assert passes == []
+
+
+def test_class_labels_may_be_any_row_of_whole_numbers(ldm, px):
+    numbers = [2, 1, 0]
+    rows = [
+        tuple(numbers),
+        range(2, -1, -1),
+        np.arange(3)[::-1],
+        np.array(numbers, object),
+        list(map(np.int8, numbers)),
+    ]
+    rows += [np.array(numbers, kind) for kind in (np.uint8, np.uint64, np.dtype(">i4"))]
+    rows += [torch.tensor(numbers, dtype=kind) for kind in (torch.uint8, torch.int32, torch.uint32, torch.uint64)]
+    rows += [
+        list(torch.tensor(numbers)),
+        tuple(map(np.array, numbers)),
+        datasets.Dataset.from_dict({"a": numbers})["a"],
+    ]
+    for pipe in (ldm, px):
+        for row in rows:
+            assert pipe.check_labels(row, 3).tolist() == numbers
+        for one in (2, np.int64(2), np.array(2), torch.tensor(2)):
+            assert pipe.check_labels(one, 3).tolist() == [2]
+
+
+def test_a_name_of_several_classes_is_not_guessed():
+    names = {0: "crane", 1: "machine, crane", 2: "hen, bird", 3: "tit, bird", 4: "cock", 5: "cock"}
+    pipe = types.SimpleNamespace(class_names=names)
+
+    def ids(asked):
+        return ClassConditionalPipeline.get_label_ids(pipe, asked)
+
+    assert ids(["crane", "machine", "hen", "tit, bird"]) == [0, 1, 2, 3] and ids(()) == []
+    assert ids(np.array(["machine", "tit"])) == [1, 3]
+    refused(ValueError, lambda: ids("bird"), "'bird'", "[2, 3]")
+    refused(ValueError, lambda: ids(["hen", "cock"]), "'cock'", "[4, 5]")
+    refused(ValueError, lambda: ids("x" * 10**4), "unknown class")
+    for wrong in (5, None, [5], [["hen"]], [None], b"hen", {"hen"}):
+        refused(TypeError, lambda wrong=wrong: ids(wrong), "class names")
+
+
+WRONG_NAMES = [{0.0: "a", 1.0: "b", 2.0: "c"}, {0.2: "a", 1: "b", 2: "c"}, {False: "a", True: "b", 2: "c"}]
+WRONG_NAMES += [{0: "a", "0": "b", 1: "c", 2: "d"}, {0: None, 1: "b", 2: "c"}, {0: ["a"], 1: "b", 2: "c"}, {None: "a"}]
+WRONG_NAMES += [["a", "b", "c"], "abc", {"a": 0, "b": 1, "c": 2}, {"-1": "a", "0": "b", "1": "c"}]
+
+
+@pytest.mark.parametrize("names", WRONG_NAMES, ids=repr)
+def test_names_that_are_not_those_of_all_classes(ldm, names):
+    refused(ValueError, lambda: type(ldm)(**ldm.components, id2label=names), "id2label")
 
 
 CODES = torch.full((2, 4, 4), -1)
