@@ -15,6 +15,7 @@ from torch import Tensor
 from pipelines.call_arguments import (
     as_interval,
     check_callback,
+    check_evaluating,
     check_latents,
     check_output_type,
     check_whole_way,
@@ -171,10 +172,12 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
 
         Raises:
             TypeError: an option of another type, or a component that has been replaced by another thing.
-            ValueError: labels, generators, latents or an option that do not fit. Either comes before anything is
-                sampled, but for what a callback returns.
+            ValueError: labels, generators, latents or an option that do not fit, or a UNet in training mode that has
+                dropout. Either comes before anything is sampled, but for what a callback returns, and for latents or
+                images that are not finite, which of type `pt` are NaN.
         """
         null = self.check_ready()
+        check_evaluating("unet", self.unet)
         labels = self.check_labels(class_labels, null)
         generator = self.check_generators(generator, len(labels))
         check_output_type(output_type)
@@ -193,9 +196,11 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
 
         on_step = None if callback_on_step_end is None else called_back
         latents = self._denoise(labels, latents, generator, *options, on_step)
+        finite = latents.isfinite().flatten(1).all(dim=1)[:, None, None, None]
         latents = (latents / self.config.latent_scale).to(self.vqvae.dtype)
         images = self.in_slices(lambda part: self.vqvae.decode(part).sample, latents)
-        output = self.to_output(images, output_type)
+        # A tokenizer takes NaN for some code of its codebook, and would hide that there are no latents.
+        output = self.to_output(images.where(finite, torch.nan), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 

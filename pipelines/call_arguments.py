@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import CogVideoXDDIMScheduler, DDIMParallelScheduler, DDIMScheduler, PNDMScheduler, SchedulerMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from priors.number_arguments import as_number, described
 
@@ -100,10 +100,25 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
         raise TypeError(f"latents must be a Tensor, got {described(latents)}; take torch.from_numpy of an array")
     if tuple(latents.shape) != shape:
         raise ValueError(f"latents for these labels have shape {shape}, got {tuple(latents.shape)}; draw them so")
-    if not latents.is_floating_point() or latents.is_meta:
+    if not latents.is_floating_point() or latents.is_meta or latents.layout != torch.strided:
         raise ValueError(f"latents must be floating point, got {described(latents)} on {latents.device}; draw floats")
-    if not latents.isfinite().all():
+    if not latents.float().isfinite().all():  # as they are taken, and as those of 8 bits can be asked
         raise ValueError("latents hold NaN or infinity; draw noise of unit variance, as torch.randn does")
+
+
+def check_evaluating(name: str, prior: nn.Module) -> None:
+    """Raises ValueError where dropout would leave out units at random: in a prior in training mode."""
+    if any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in prior.modules()):
+        raise ValueError(f"the {name} is in training mode, and has dropout; call pipe.{name}.eval() before")
+
+
+def check_finite(images: np.ndarray) -> None:
+    """Raises ValueError for images that are NaN, which would be painted black."""
+    if not np.isfinite(images).all():
+        raise ValueError(
+            "images that are not finite: lower guidance_scale if it is large, take dtype=torch.bfloat16 or float32 if "
+            "it is float16, or else train the networks again, which hold NaN"
+        )
 
 
 def check_output_type(output_type: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from pipelines.call_arguments import check_component, check_scheduler
+from pipelines.call_arguments import check_component, check_finite, check_scheduler
 from pipelines.carried_options import CarryingPipeline
 from pipelines.pipeline_folder import check_pipeline_folder, component_classes
 from priors.number_arguments import as_whole_number, described
@@ -143,7 +143,7 @@ class ClassConditionalPipeline(CarryingPipeline):
             raise ValueError(wrong)
         if outside := [label for label in labels if not 0 <= label < num_classes]:
             raise ValueError(f"class label {outside[0]} is out of range: the classes are 0 to {num_classes - 1}")
-        return torch.tensor(labels, device=self._execution_device)
+        return torch.tensor(labels).to(self._execution_device)
 
     def check_generators(
         self, generator: torch.Generator | Sequence[torch.Generator] | None, num_images: int
@@ -171,11 +171,17 @@ class ClassConditionalPipeline(CarryingPipeline):
 
     @staticmethod
     def to_output(images: Tensor, output_type: str) -> Any:
-        """Images (B, C, H, W) about [-1, 1] -> PIL images, or NHWC numpy or NCHW torch arrays in [0, 1], float32."""
-        images = (images.float() / 2 + 0.5).clamp(0, 1)
+        """Images (B, C, H, W) about [-1, 1] -> PIL images, or NHWC numpy or NCHW torch arrays in [0, 1], float32.
+
+        Raises:
+            ValueError: NaN or infinity in them; but in torch arrays, for which the device is not waited.
+        """
+        images = images.float().nan_to_num(torch.nan, torch.nan, torch.nan)  # infinity would pass for white
+        images = (images / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
         array: np.ndarray = images.cpu().permute(0, 2, 3, 1).numpy()
+        check_finite(array)
         return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
 
 

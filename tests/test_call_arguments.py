@@ -30,10 +30,11 @@ from diffusers import (
 )
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.schedulers import ScoreSdeVpScheduler
-from pipeline_calls import latent_diffusion, pixelcnn, sample, seeded
+from pipeline_calls import image_tokenizer, latent_diffusion, pixelcnn, sample, seeded
 
 from pipelines.class_labels import ClassConditionalPipeline
 from priors.diffusion import make_scheduler
+from priors.unet import make_unet
 from tokenizer import VQTokenizer
 
 NOISE = torch.randn(2, 4, 4, 4, generator=seeded(0)[0])
@@ -170,6 +171,60 @@ def test_latents_may_be_of_any_float_type(ldm):
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         noise = NOISE.to(dtype)
         assert torch.equal(few(ldm, latents=noise), few(ldm, latents=noise.float()))
+
+
+@pytest.mark.parametrize("latents", [NOISE.to_sparse(), torch.full((2, 4, 4, 4), 1e300, dtype=torch.float64)])
+def test_latents_that_become_none(ldm, passes, latents):
+    refused(ValueError, lambda: few(ldm, latents=latents), "latents")
+    assert passes == []
+
+
+@pytest.mark.parametrize("part", ["unet", "vqvae"])
+@pytest.mark.parametrize("quantizer", ["vae", "arc"])  # one of which hides NaN in codes
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_networks_that_have_diverged_paint_no_images(part, quantizer, value):
+    pipe = latent_diffusion()
+    pipe.vqvae = image_tokenizer(quantizer)
+    network = pipe.unet.conv_out if part == "unet" else pipe.vqvae.decoder.conv_out
+    with torch.no_grad():
+        network.bias[0] = value
+    for output_type in ("np", "pil"):
+        refused(ValueError, lambda: few(pipe, output_type=output_type), "not finite", "guidance_scale")  # noqa: B023
+    assert few(pipe, output_type="pt").isnan().all()
+
+
+def spoiled_in_place(latents):
+    latents[0] = torch.nan
+
+
+def test_guidance_beyond_all_numbers_paints_no_images(ldm):
+    beyond = {"guidance_scale": 1e38, "num_inference_steps": 4}
+    refused(ValueError, lambda: few(ldm, **beyond, output_type="pil"), "not finite", "guidance_scale")
+    noise = NOISE.clone()
+    alone = few(ldm, latents=noise)
+    spoil = {"callback_on_step_end": lambda pipe, index, step, given: spoiled_in_place(given["latents"])}
+    assert few(ldm, latents=noise, **spoil)[0].isnan().all() and alone.isfinite().all()
+
+
+@pytest.mark.parametrize("conditioning", ["embedding", "cross_attention"])
+def test_dropout_of_a_unet_in_training_mode_changes_no_image(conditioning):
+    pipe = latent_diffusion(conditioning)
+    expected = few(pipe)
+    pipe.unet.train()
+    assert torch.equal(few(pipe), expected)  # it has no dropout
+    unet = make_unet((4, 4, 4), 3, 16, (1,), 1, head_channels=8, dropout=0.5, conditioning=conditioning)
+    unet.load_state_dict(pipe.unet.state_dict())
+    pipe.unet = unet
+    refused(ValueError, lambda: few(pipe), "training mode", "pipe.unet.eval()")
+    pipe.unet.eval()
+    assert torch.equal(few(pipe), expected)
+
+
+def test_dropout_of_a_prior_in_training_mode_changes_no_rate():
+    pipe, images = pixelcnn(dropout=0.5), torch.zeros(2, 1, 16, 16)
+    pipe.bits_per_dimension(images, [0, 1])
+    pipe.prior.train()
+    refused(ValueError, lambda: pipe.bits_per_dimension(images, [0, 1]), "training mode", "pipe.prior.eval()")
 
 
 WRONG = [0, "seed", [0, 1], torch.Generator, [None, None], iter(seeded(0, 1)), np.random.default_rng()]
