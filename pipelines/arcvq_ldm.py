@@ -98,7 +98,12 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
             dtype: of the UNet, such as torch.bfloat16; the latents between steps and the tokenizer stay as they are.
             channels_last: the layout that convolutions on GPUs want.
             compile: through torch.compile at its first call for each number of images, which takes a minute or so.
+
+        Raises:
+            TypeError: a dtype that is none of torch's of floating point.
         """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be one of floating point such as torch.bfloat16, got {described(dtype)}")
         # Module's own methods: diffusers' warn of layers to be kept in float32, of which there are none.
         torch.nn.Module.to(self.unet, dtype=dtype)
         if channels_last:

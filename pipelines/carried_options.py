@@ -122,7 +122,19 @@ class CarryingPipeline(DiffusionPipeline):
         Args:
             pipeline: of this class.
             kwargs: components and options to be replaced; a prior brings the options along that are noted on it.
+
+        Raises:
+            TypeError: no pipeline.
+            ValueError: one that lacks components of this class, which are not passed either.
         """
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise TypeError(f"from_pipe takes a pipeline, got {described(pipeline)}; load one with from_pretrained")
+        needed = [
+            one for one in cls._get_signature_keys(cls)[0] if one not in pipeline.components and one not in kwargs
+        ]
+        if needed:
+            names = f"{', '.join(sorted(needed))} of a {cls.__name__}"
+            raise ValueError(f"a {type(pipeline).__name__} has no {names}; pass them as well, or load that pipeline")
         found = {name: Preset(pipeline.config[name]) for name in cls._carried if name in pipeline.config}
         return super().from_pipe(pipeline, **found | kwargs)
 

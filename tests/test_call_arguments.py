@@ -33,6 +33,7 @@ from diffusers.schedulers import ScoreSdeVpScheduler
 from pipeline_calls import image_tokenizer, latent_diffusion, pixelcnn, sample, seeded
 
 from pipelines.class_labels import ClassConditionalPipeline
+from priors import PixelCNN
 from priors.diffusion import make_scheduler
 from priors.unet import make_unet
 from tokenizer import VQTokenizer
@@ -225,6 +226,33 @@ def test_dropout_of_a_prior_in_training_mode_changes_no_rate():
     pipe.bits_per_dimension(images, [0, 1])
     pipe.prior.train()
     refused(ValueError, lambda: pipe.bits_per_dimension(images, [0, 1]), "training mode", "pipe.prior.eval()")
+
+
+@pytest.mark.parametrize("folder", [None, 0, 3.5, b"runs", ["runs"], VQTokenizer])
+def test_what_is_no_folder(ldm, px, folder):
+    for kind in (type(ldm), type(px), VQTokenizer, PixelCNN):
+        refused(TypeError, lambda kind=kind: kind.from_pretrained(folder), "a folder or Hub id", type(folder).__name__)
+
+
+def test_a_name_that_is_empty_is_not_the_working_directory(ldm, px, tmp_path, monkeypatch):
+    ldm.save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for kind in (type(ldm), VQTokenizer, PixelCNN):
+        refused(ValueError, lambda kind=kind: kind.from_pretrained(""), "empty", "'.'")
+    type(ldm).from_pretrained(".")
+
+
+def test_a_pipeline_is_made_of_what_has_its_components(ldm, px):
+    for wrong in (None, "runs/ldm", ldm.unet, type(ldm), ldm.components):
+        refused(TypeError, lambda wrong=wrong: type(ldm).from_pipe(wrong), "from_pipe", "from_pretrained")
+    refused(ValueError, lambda: type(px).from_pipe(ldm), "ArcVQLDMPipeline has no prior")
+    refused(ValueError, lambda: type(ldm).from_pipe(px), "ArcVQPixelCNNPipeline has no scheduler, unet")
+    assert torch.equal(few(type(px).from_pipe(ldm, vqvae=px.vqvae, prior=px.prior)), few(px))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8, np.float16, float, 16, torch.bool])
+def test_a_pipeline_is_not_optimized_for_what_is_no_type(ldm, dtype):
+    refused(TypeError, lambda: ldm.optimize(dtype), "dtype", "torch.bfloat16")
 
 
 WRONG = [0, "seed", [0, 1], torch.Generator, [None, None], iter(seeded(0, 1)), np.random.default_rng()]
