@@ -7,12 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from pipelines.call_arguments import as_interval, check_callback, check_latents, check_output_type, replaced
+from pipelines.call_arguments import (
+    as_interval,
+    check_callback,
+    check_evaluating,
+    check_latents,
+    check_output_type,
+    check_whole_way,
+    replaced,
+)
 from pipelines.carried_options import settled
 from pipelines.class_labels import ClassConditionalPipeline, check_id2label
 from priors.diffusion import guide
@@ -90,7 +98,12 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
             dtype: of the UNet, such as torch.bfloat16; the latents between steps and the tokenizer stay as they are.
             channels_last: the layout that convolutions on GPUs want.
             compile: through torch.compile at its first call for each number of images, which takes a minute or so.
+
+        Raises:
+            TypeError: a dtype that is none of torch's of floating point.
         """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be one of floating point such as torch.bfloat16, got {described(dtype)}")
         # Module's own methods: diffusers' warn of layers to be kept in float32, of which there are none.
         torch.nn.Module.to(self.unet, dtype=dtype)
         if channels_last:
@@ -115,12 +128,7 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         num_inference_steps = as_whole_number("num_inference_steps", num_inference_steps)
         if not 1 <= num_inference_steps <= most:
             raise ValueError(f"num_inference_steps must be between 1 and {most}, got {described(num_inference_steps)}")
-        undone = most % num_inference_steps
-        if isinstance(self.scheduler, DDIMScheduler) and undone > most / 20:
-            raise ValueError(
-                f"diffusers' DDIM goes {most // num_inference_steps} timesteps in each of {num_inference_steps} steps, "
-                f"and would leave {undone} of {most} undone, as noise; take a number that divides {most}"
-            )
+        check_whole_way(self.scheduler, num_inference_steps)
         eta = as_number("eta", eta)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be between 0 and 1, got {eta}")
@@ -169,10 +177,12 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
 
         Raises:
             TypeError: an option of another type, or a component that has been replaced by another thing.
-            ValueError: labels, generators, latents or an option that do not fit. Either comes before anything is
-                sampled, but for what a callback returns.
+            ValueError: labels, generators, latents or an option that do not fit, or a UNet in training mode that has
+                dropout. Either comes before anything is sampled, but for what a callback returns, and for latents or
+                images that are not finite, which of type `pt` are NaN.
         """
         null = self.check_ready()
+        check_evaluating("unet", self.unet)
         labels = self.check_labels(class_labels, null)
         generator = self.check_generators(generator, len(labels))
         check_output_type(output_type)
@@ -191,9 +201,11 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
 
         on_step = None if callback_on_step_end is None else called_back
         latents = self._denoise(labels, latents, generator, *options, on_step)
+        finite = latents.isfinite().flatten(1).all(dim=1)[:, None, None, None]
         latents = (latents / self.config.latent_scale).to(self.vqvae.dtype)
         images = self.in_slices(lambda part: self.vqvae.decode(part).sample, latents)
-        output = self.to_output(images, output_type)
+        # A tokenizer takes NaN for some code of its codebook, and would hide that there are no latents.
+        output = self.to_output(images.where(finite, torch.nan), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 

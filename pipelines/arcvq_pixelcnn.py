@@ -7,7 +7,7 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
-from pipelines.call_arguments import check_callback, check_output_type, replaced
+from pipelines.call_arguments import check_callback, check_evaluating, check_output_type, replaced
 from pipelines.carried_options import settled
 from pipelines.class_labels import ClassConditionalPipeline, check_id2label
 from priors.code_choice import CodeChoice
@@ -76,12 +76,17 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         Args:
             images: (B, C, H, W) in [-1, 1].
             class_labels: class ids, one per image.
+
+        Raises:
+            TypeError: images that are no tensor.
+            ValueError: labels that do not fit, or a prior in training mode that has dropout.
         """
         labels = self.check_labels(class_labels, self.check_ready())
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a Tensor (B, C, H, W) in [-1, 1], got {described(images)}")
         if len(labels) != len(images):
             raise ValueError(f"{len(images)} images need as many class_labels, got {len(labels)}")
+        check_evaluating("prior", self.prior)
         codes = self.vqvae.encode_codes(images.to(self._execution_device, self.vqvae.dtype))
         return self.prior.bits_per_code(codes, labels) * codes[0].numel() / images[0].numel()
 
@@ -124,7 +129,7 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         Raises:
             TypeError: an option of another type, or a component that has been replaced by another thing.
             ValueError: labels, generators or an option that do not fit. Either comes before anything is sampled, but
-                for what a callback returns.
+                for what a callback returns, and for images that are not finite, which of type `pt` are NaN.
         """
         labels = self.check_labels(class_labels, self.check_ready())
         generator = self.check_generators(generator, len(labels))

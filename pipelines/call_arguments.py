@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
-from torch import Tensor
+from diffusers import CogVideoXDDIMScheduler, DDIMParallelScheduler, DDIMScheduler, PNDMScheduler, SchedulerMixin
+from torch import Tensor, nn
 
 from priors.number_arguments import as_number, described
 
@@ -15,6 +15,9 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 
 # Of what a scheduler's step is given here.
 _STEP = ("model_output", "timestep", "sample")
+
+# They go as many timesteps in each step as the whole number of (all timesteps / steps).
+_STRIDES = (DDIMScheduler, DDIMParallelScheduler, CogVideoXDDIMScheduler, PNDMScheduler)
 
 
 def check_component(name: str, component: Any, classes: tuple[type, ...]) -> None:
@@ -33,11 +36,17 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
     Those of flow matching or of EDM scale latents and timesteps otherwise; inverse ones go to the noise.
     """
     prediction = scheduler.config.get("prediction_type", "epsilon")
-    parameters = inspect.signature(scheduler.step).parameters.values()
+    parameters = inspect.signature(getattr(scheduler, "step", lambda: None)).parameters.values()
     needed = [one.name for one in parameters if one.default is one.empty and one.kind == one.POSITIONAL_OR_KEYWORD]
     timesteps = getattr(scheduler, "timesteps", None)
     if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
         reason = "has no noise schedule of a diffusion, as flow matching has none"
+    elif not hasattr(scheduler, "step"):
+        reason = "has no step from one timestep to the next"
+    elif scheduler.config.get("snr_shift_scale", 1) != 1:
+        reason = f"shifts the noise schedule by snr_shift_scale {scheduler.config.snr_shift_scale}"
+    elif scheduler.config.get("timestep_type", "discrete") != "discrete":
+        reason = f"has timestep_type {scheduler.config.timestep_type!r}, and the UNet takes those of its training"
     elif prediction not in ("epsilon", "v_prediction", "sample"):
         reason = f"has prediction_type {prediction!r}, and the UNet predicts noise or v"
     elif not set(needed) <= set(_STEP):
@@ -50,6 +59,17 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         f"scheduler {type(scheduler).__name__} {reason}; take one that goes with DDIM's config, such as "
         "DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)"
     )
+
+
+def check_whole_way(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
+    """Raises ValueError where so many steps of equal whole strides end far from the data."""
+    most = scheduler.config.num_train_timesteps
+    undone = most % num_inference_steps
+    if isinstance(scheduler, _STRIDES) and undone > most / 20:
+        raise ValueError(
+            f"{type(scheduler).__name__} goes {most // num_inference_steps} timesteps in each of {num_inference_steps} "
+            f"steps, and would leave {undone} of {most} undone, as noise; take num_inference_steps that divide {most}"
+        )
 
 
 def as_interval(name: str, value: Any) -> tuple[float, float]:
@@ -80,10 +100,25 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
         raise TypeError(f"latents must be a Tensor, got {described(latents)}; take torch.from_numpy of an array")
     if tuple(latents.shape) != shape:
         raise ValueError(f"latents for these labels have shape {shape}, got {tuple(latents.shape)}; draw them so")
-    if not latents.is_floating_point() or latents.is_meta:
+    if not latents.is_floating_point() or latents.is_meta or latents.layout != torch.strided:
         raise ValueError(f"latents must be floating point, got {described(latents)} on {latents.device}; draw floats")
-    if not latents.isfinite().all():
+    if not latents.float().isfinite().all():  # as they are taken, and as those of 8 bits can be asked
         raise ValueError("latents hold NaN or infinity; draw noise of unit variance, as torch.randn does")
+
+
+def check_evaluating(name: str, prior: nn.Module) -> None:
+    """Raises ValueError where dropout would leave out units at random: in a prior in training mode."""
+    if any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in prior.modules()):
+        raise ValueError(f"the {name} is in training mode, and has dropout; call pipe.{name}.eval() before")
+
+
+def check_finite(images: np.ndarray) -> None:
+    """Raises ValueError for images that are NaN, which would be painted black."""
+    if not np.isfinite(images).all():
+        raise ValueError(
+            "images that are not finite: lower guidance_scale if it is large, take dtype=torch.bfloat16 or float32 if "
+            "it is float16, or else train the networks again, which hold NaN"
+        )
 
 
 def check_output_type(output_type: Any) -> None:

@@ -5,7 +5,8 @@ which are saved in model_index.json, are therefore noted on the prior too, outsi
 of it takes them along.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -14,6 +15,13 @@ from torch import nn
 from priors.number_arguments import described
 
 _NOTES = "_pipeline_options"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An option's value that is not given but found, in a folder or a pipeline: what a prior says comes before it."""
+
+    value: Any
 
 
 def note(prior: nn.Module, name: str, value: Any) -> None:
@@ -28,21 +36,31 @@ def noted(prior: Any, name: str) -> list[Any]:
     return list(getattr(prior, _NOTES, {}).get(name, ()))
 
 
-def settled(prior: nn.Module, name: str, given: Any) -> Any:
+def settled(prior: Any, name: str, given: Any) -> Any:
     """An option as it is given, or else as it is noted on the prior; None where neither says it.
+
+    A `Preset` counts where nothing is noted on the prior, or where it is among what is noted.
 
     Raises:
         ValueError: it is not given, and pipelines of this prior differ in it.
     """
-    if given is not None:
+    preset = given.value if isinstance(given, Preset) else None
+    if given is not None and not isinstance(given, Preset):
         return given
     values = noted(prior, name)
+    if preset is not None and (not values or _as_saved(preset) in map(_as_saved, values)):
+        return preset
     if len(values) > 1:
         raise ValueError(
             f"{name} is not clear: pipelines of this {type(prior).__name__} have {described(values[0])} and "
             f"{described(values[1])}; pass {name}, pipe.config.{name} of the one that is meant"
         )
     return values[0] if values else None
+
+
+def _as_saved(value: Any) -> Any:
+    """As JSON has it, whose keys are text."""
+    return {str(key): one for key, one in value.items()} if isinstance(value, Mapping) else value
 
 
 class CarryingPipeline(DiffusionPipeline):
@@ -72,10 +90,7 @@ class CarryingPipeline(DiffusionPipeline):
         if name != self._prior or not made or not isinstance(value, nn.Module):
             super().__setattr__(name, value)
             return
-        brought = {}
-        for option in self._carried:
-            own, values = self.config[option], noted(value, option)
-            brought[option] = own if not values or own in values else settled(value, option, None)
+        brought = {option: settled(value, option, Preset(self.config[option])) for option in self._carried}
         super().__setattr__(name, value)
         self.register_to_config(**brought)
         for option, own in brought.items():
@@ -107,11 +122,30 @@ class CarryingPipeline(DiffusionPipeline):
         Args:
             pipeline: of this class.
             kwargs: components and options to be replaced; a prior brings the options along that are noted on it.
+
+        Raises:
+            TypeError: no pipeline.
+            ValueError: one that lacks components of this class, which are not passed either.
         """
-        return super().from_pipe(pipeline, **cls.brought(kwargs) | kwargs)
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise TypeError(f"from_pipe takes a pipeline, got {described(pipeline)}; load one with from_pretrained")
+        needed = [
+            one for one in cls._get_signature_keys(cls)[0] if one not in pipeline.components and one not in kwargs
+        ]
+        if needed:
+            names = f"{', '.join(sorted(needed))} of a {cls.__name__}"
+            raise ValueError(f"a {type(pipeline).__name__} has no {names}; pass them as well, or load that pipeline")
+        found = {name: Preset(pipeline.config[name]) for name in cls._carried if name in pipeline.config}
+        return super().from_pipe(pipeline, **found | kwargs)
 
     @classmethod
-    def brought(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The options that a prior among these arguments brings along, where they do not say others."""
-        found = {name: noted(kwargs.get(cls._prior), name) for name in cls._carried if name not in kwargs}
-        return {name: values[0] for name, values in found.items() if len(values) == 1}
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], ...]:
+        """What diffusers makes a pipeline of, from a folder's index; a prior that is passed has its own options."""
+        made_of, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        return made_of | {name: Preset(made_of[name]) for name in cls._carried if name in made_of}, unused, hidden
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
+        """What diffusers' loader takes for an argument without a warning."""
+        allowed = super()._get_signature_types()
+        return allowed | {name: (*allowed[name], Preset) for name in cls._carried}

@@ -1,5 +1,6 @@
 """What both pipelines share: class names, checked labels, one generator per image, loading from a folder or the Hub."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from pipelines.call_arguments import check_component, check_scheduler
+from pipelines.call_arguments import check_component, check_finite, check_scheduler
 from pipelines.carried_options import CarryingPipeline
 from pipelines.pipeline_folder import check_pipeline_folder, component_classes
-from priors.number_arguments import described
+from priors.number_arguments import as_whole_number, described
 from priors.unet import CompleteUNet2DModel
 from tokenizer.complete_weights import only_safetensors
 from tokenizer.model_folder import local_folder
@@ -49,7 +50,7 @@ class ClassConditionalPipeline(CarryingPipeline):
         only_safetensors(kwargs)
         check_pipeline_folder(cls, folder, kwargs.keys())
         try:
-            return super().from_pretrained(folder, **cls.brought(kwargs) | kwargs)
+            return super().from_pretrained(folder, **kwargs)
         except (OSError, LookupError) as error:  # files that are not there, or that diffusers does not understand
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{folder} cannot be loaded: {reason}") from error
@@ -103,19 +104,29 @@ class ClassConditionalPipeline(CarryingPipeline):
         """Class names -> class ids; of a name with commas, as ImageNet's, each part is a name too.
 
         Raises:
-            ValueError: a name that is no class of this pipeline.
+            TypeError: no names.
+            ValueError: a name that is no class of this pipeline, or that several have.
         """
-        ids: dict[str, int] = {}
-        for label, full_name in self.class_names.items():
-            ids.setdefault(full_name.strip(), label)
-        for label, full_name in self.class_names.items():  # after all full names: a synonym never hides one
-            for synonym in full_name.split(","):
-                ids.setdefault(synonym.strip(), label)
-        names = [names] if isinstance(names, str) else list(names)
-        if unknown := [name for name in names if name not in ids]:
-            shown = ", ".join(list(self.class_names.values())[:10])
-            raise ValueError(f"unknown class {unknown[0]!r}; the pipeline has {len(self.class_names)}: {shown}, ...")
-        return [ids[name] for name in names]
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, Sequence | np.ndarray) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"names must be class names, got {described(names)}; ids need no get_label_ids")
+        whole, parts = defaultdict(list), defaultdict(list)
+        for label, name in self.class_names.items():
+            whole[name.strip()].append(label)
+            for part in dict.fromkeys(part.strip() for part in name.split(",")):
+                parts[part].append(label)
+        found = [whole.get(name) or parts.get(name, []) for name in names]  # a synonym never hides a whole name
+        for name, ids in zip(names, found, strict=True):
+            if not ids:
+                shown = ", ".join(list(self.class_names.values())[:10])
+                raise ValueError(
+                    f"unknown class {described(name)}; the pipeline has {len(self.class_names)}: {shown}, ..."
+                )
+            if len(ids) > 1:
+                raise ValueError(
+                    f"{described(name)} names several classes, {ids}; pass the id of the one that is meant"
+                )
+        return [ids[0] for ids in found]
 
     def check_labels(self, class_labels: int | Sequence[int] | Tensor, num_classes: int) -> Tensor:
         """Class ids as (B,) int64 on the pipeline's device.
@@ -127,16 +138,12 @@ class ClassConditionalPipeline(CarryingPipeline):
             f"class_labels must be one or more integers, got {described(class_labels)}; "
             "get_label_ids gives those of class names"
         )
-        try:
-            labels = torch.atleast_1d(torch.as_tensor(class_labels))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(wrong) from error
-        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.is_meta)
-        if labels.ndim != 1 or len(labels) == 0 or not whole:
+        labels = _whole_numbers(class_labels)
+        if not labels:
             raise ValueError(wrong)
-        if outside := [label for label in labels.tolist() if not 0 <= label < num_classes]:
+        if outside := [label for label in labels if not 0 <= label < num_classes]:
             raise ValueError(f"class label {outside[0]} is out of range: the classes are 0 to {num_classes - 1}")
-        return labels.to(self._execution_device, torch.int64)
+        return torch.tensor(labels).to(self._execution_device)
 
     def check_generators(
         self, generator: torch.Generator | Sequence[torch.Generator] | None, num_images: int
@@ -164,22 +171,51 @@ class ClassConditionalPipeline(CarryingPipeline):
 
     @staticmethod
     def to_output(images: Tensor, output_type: str) -> Any:
-        """Images (B, C, H, W) about [-1, 1] -> PIL images, or NHWC numpy or NCHW torch arrays in [0, 1], float32."""
-        images = (images.float() / 2 + 0.5).clamp(0, 1)
+        """Images (B, C, H, W) about [-1, 1] -> PIL images, or NHWC numpy or NCHW torch arrays in [0, 1], float32.
+
+        Raises:
+            ValueError: NaN or infinity in them; but in torch arrays, for which the device is not waited.
+        """
+        images = images.float().nan_to_num(torch.nan, torch.nan, torch.nan)  # infinity would pass for white
+        images = (images / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
         array: np.ndarray = images.cpu().permute(0, 2, 3, 1).numpy()
+        check_finite(array)
         return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+
+
+def _whole_numbers(value: Any) -> list[int] | None:
+    """One whole number or several in a row, of Python, numpy or torch; None for anything else, truth values too."""
+    if isinstance(value, Tensor):
+        if value.is_meta or value.is_nested or value.is_quantized or value.layout != torch.strided:
+            return None
+        value = value.detach().cpu().numpy() if value.dtype != torch.bfloat16 else None
+    elif hasattr(value, "__array__"):  # of pandas as well
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return np.atleast_1d(value).tolist() if value.dtype.kind in "iu" and value.ndim < 2 else None
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes | bytearray):
+        try:
+            return [as_whole_number("a label", one) for one in value]
+        except TypeError:
+            return None
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def check_id2label(id2label: Mapping[int | str, str] | None, num_classes: int) -> dict[int, str]:
     """Class ids 0 to `num_classes` - 1 with their names; without names, the numbers are the names."""
     if id2label is not None and not isinstance(id2label, Mapping):
         raise ValueError(f"id2label maps class ids to names, got {id2label!r:.80}")
-    try:
-        names = {int(label): str(name) for label, name in (id2label or {}).items()}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"id2label must name the classes 0 to {num_classes - 1}: {error!s:.80}") from error
+    names = {}
+    for label, name in (id2label or {}).items():
+        number = int(label) if isinstance(label, str) and label.strip().isdecimal() else label
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or int(number) in names:
+            reason = f"got {described(label)}" + (" twice" if number in names else "")
+            raise ValueError(f"id2label must name the classes 0 to {num_classes - 1}, each once, by id: {reason}")
+        if not isinstance(name, str | int | np.integer) or isinstance(name, bool):
+            raise ValueError(f"id2label must give class {number} a name, got {described(name)}")
+        names[int(number)] = str(name)
     if names and sorted(names) != list(range(num_classes)):
         raise ValueError(f"id2label must name the classes 0 to {num_classes - 1}, got {sorted(names)[:5]} ...")
     return names or {label: str(label) for label in range(num_classes)}

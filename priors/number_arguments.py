@@ -40,6 +40,8 @@ def as_whole_number(name: str, value: Any) -> int:
 
 def described(value: Any) -> str:
     """What a caller gave, for one line of an error."""
+    if isinstance(value, Tensor) and value.is_nested:  # which has no shape
+        return "a nested Tensor"
     if isinstance(value, Tensor | np.ndarray):
         return f"a {type(value).__name__} of {value.dtype} {tuple(value.shape)}"
     if isinstance(value, type):
@@ -53,7 +55,7 @@ def described(value: Any) -> str:
 def _plain(value: Any) -> Any:
     """The Python number in a scalar of numpy or in a tensor or array of one element; anything else as it is."""
     if isinstance(value, Tensor):
-        return value.item() if value.numel() == 1 and not value.is_meta else value
+        return value.item() if not (value.is_meta or value.is_nested) and value.numel() == 1 else value
     if isinstance(value, np.ndarray | np.generic):
         return value.item() if value.size == 1 else value
     return value

@@ -1,25 +1,41 @@
 """What a pipeline cannot use is one TypeError or ValueError that names it, in one line, before anything is sampled."""
 
+import types
+
+import datasets
 import numpy as np
 import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    CogVideoXDDIMScheduler,
     DDIMInverseScheduler,
+    DDIMParallelScheduler,
     DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
     IPNDMScheduler,
     LCMScheduler,
+    PNDMScheduler,
     RePaintScheduler,
+    ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
 )
-from pipeline_calls import latent_diffusion, pixelcnn, sample, seeded
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.schedulers import ScoreSdeVpScheduler
+from pipeline_calls import image_tokenizer, latent_diffusion, pixelcnn, sample, seeded
 
+from pipelines.class_labels import ClassConditionalPipeline
+from priors import PixelCNN
 from priors.diffusion import make_scheduler
+from priors.unet import make_unet
 from tokenizer import VQTokenizer
 
 NOISE = torch.randn(2, 4, 4, 4, generator=seeded(0)[0])
@@ -158,6 +174,87 @@ def test_latents_may_be_of_any_float_type(ldm):
         assert torch.equal(few(ldm, latents=noise), few(ldm, latents=noise.float()))
 
 
+@pytest.mark.parametrize("latents", [NOISE.to_sparse(), torch.full((2, 4, 4, 4), 1e300, dtype=torch.float64)])
+def test_latents_that_become_none(ldm, passes, latents):
+    refused(ValueError, lambda: few(ldm, latents=latents), "latents")
+    assert passes == []
+
+
+@pytest.mark.parametrize("part", ["unet", "vqvae"])
+@pytest.mark.parametrize("quantizer", ["vae", "arc"])  # one of which hides NaN in codes
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_networks_that_have_diverged_paint_no_images(part, quantizer, value):
+    pipe = latent_diffusion()
+    pipe.vqvae = image_tokenizer(quantizer)
+    network = pipe.unet.conv_out if part == "unet" else pipe.vqvae.decoder.conv_out
+    with torch.no_grad():
+        network.bias[0] = value
+    for output_type in ("np", "pil"):
+        refused(ValueError, lambda: few(pipe, output_type=output_type), "not finite", "guidance_scale")  # noqa: B023
+    assert few(pipe, output_type="pt").isnan().all()
+
+
+def spoiled_in_place(latents):
+    latents[0] = torch.nan
+
+
+def test_guidance_beyond_all_numbers_paints_no_images(ldm):
+    beyond = {"guidance_scale": 1e38, "num_inference_steps": 4}
+    refused(ValueError, lambda: few(ldm, **beyond, output_type="pil"), "not finite", "guidance_scale")
+    noise = NOISE.clone()
+    alone = few(ldm, latents=noise)
+    spoil = {"callback_on_step_end": lambda pipe, index, step, given: spoiled_in_place(given["latents"])}
+    assert few(ldm, latents=noise, **spoil)[0].isnan().all() and alone.isfinite().all()
+
+
+@pytest.mark.parametrize("conditioning", ["embedding", "cross_attention"])
+def test_dropout_of_a_unet_in_training_mode_changes_no_image(conditioning):
+    pipe = latent_diffusion(conditioning)
+    expected = few(pipe)
+    pipe.unet.train()
+    assert torch.equal(few(pipe), expected)  # it has no dropout
+    unet = make_unet((4, 4, 4), 3, 16, (1,), 1, head_channels=8, dropout=0.5, conditioning=conditioning)
+    unet.load_state_dict(pipe.unet.state_dict())
+    pipe.unet = unet
+    refused(ValueError, lambda: few(pipe), "training mode", "pipe.unet.eval()")
+    pipe.unet.eval()
+    assert torch.equal(few(pipe), expected)
+
+
+def test_dropout_of_a_prior_in_training_mode_changes_no_rate():
+    pipe, images = pixelcnn(dropout=0.5), torch.zeros(2, 1, 16, 16)
+    pipe.bits_per_dimension(images, [0, 1])
+    pipe.prior.train()
+    refused(ValueError, lambda: pipe.bits_per_dimension(images, [0, 1]), "training mode", "pipe.prior.eval()")
+
+
+@pytest.mark.parametrize("folder", [None, 0, 3.5, b"runs", ["runs"], VQTokenizer])
+def test_what_is_no_folder(ldm, px, folder):
+    for kind in (type(ldm), type(px), VQTokenizer, PixelCNN):
+        refused(TypeError, lambda kind=kind: kind.from_pretrained(folder), "a folder or Hub id", type(folder).__name__)
+
+
+def test_a_name_that_is_empty_is_not_the_working_directory(ldm, px, tmp_path, monkeypatch):
+    ldm.save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for kind in (type(ldm), VQTokenizer, PixelCNN):
+        refused(ValueError, lambda kind=kind: kind.from_pretrained(""), "empty", "'.'")
+    type(ldm).from_pretrained(".")
+
+
+def test_a_pipeline_is_made_of_what_has_its_components(ldm, px):
+    for wrong in (None, "runs/ldm", ldm.unet, type(ldm), ldm.components):
+        refused(TypeError, lambda wrong=wrong: type(ldm).from_pipe(wrong), "from_pipe", "from_pretrained")
+    refused(ValueError, lambda: type(px).from_pipe(ldm), "ArcVQLDMPipeline has no prior")
+    refused(ValueError, lambda: type(ldm).from_pipe(px), "ArcVQPixelCNNPipeline has no scheduler, unet")
+    assert torch.equal(few(type(px).from_pipe(ldm, vqvae=px.vqvae, prior=px.prior)), few(px))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8, np.float16, float, 16, torch.bool])
+def test_a_pipeline_is_not_optimized_for_what_is_no_type(ldm, dtype):
+    refused(TypeError, lambda: ldm.optimize(dtype), "dtype", "torch.bfloat16")
+
+
 WRONG = [0, "seed", [0, 1], torch.Generator, [None, None], iter(seeded(0, 1)), np.random.default_rng()]
 
 
@@ -177,12 +274,94 @@ def test_what_is_no_output_type(ldm, px, passes, output_type):
 
 @pytest.mark.parametrize(
     "labels",
-    ["hen", None, {0: 1}, [10**30], torch.tensor([1j]), object(), np.array(["a"]), torch.ones(1, device="meta")],
+    [
+        *("hen", None, {0: 1}, [2.0**70], torch.tensor([1j]), object(), np.array(["a"]), torch.ones(1, device="meta")),
+        *(
+            ["1"],
+            b"01",
+            True,
+            [True, 2],
+            [2, np.True_],
+            np.array([True]),
+            np.array([0, True], object),
+            {0, 1},
+            iter([0]),
+        ),
+        *([], (), np.array([], int), torch.zeros(0, dtype=int), np.zeros((1, 1), int), [[0]], [[0, 1], [2]], [1, None]),
+        *(
+            [1.0],
+            [0, 1.0],
+            np.float32(1),
+            torch.tensor(1.0),
+            [torch.tensor(1.5)],
+            torch.tensor([1], dtype=torch.bfloat16),
+        ),
+        *(torch.tensor([0, 1]).to_sparse(), torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.quint8)),
+        torch.nested.nested_tensor([torch.tensor([0, 1])]),
+    ],
 )
 def test_what_is_no_class_label(ldm, px, passes, labels):
     for pipe in (ldm, px):
         refused(ValueError, lambda pipe=pipe: pipe(labels), "class_labels", "get_label_ids")
     assert passes == []
+
+
+@pytest.mark.parametrize("outside", [-1, 3, 2**63, 10**30, np.uint64(2**64 - 1), np.int64(-1)], ids=str)
+def test_a_label_of_no_class(ldm, px, passes, outside):
+    for pipe in (ldm, px):
+        refused(
+            ValueError, lambda pipe=pipe: pipe([0, outside]), f"class label {int(outside)} is out of range", "0 to 2"
+        )
+    assert passes == []
+
+
+def test_class_labels_may_be_any_row_of_whole_numbers(ldm, px):
+    numbers = [2, 1, 0]
+    rows = [
+        tuple(numbers),
+        range(2, -1, -1),
+        np.arange(3)[::-1],
+        np.array(numbers, object),
+        list(map(np.int8, numbers)),
+    ]
+    rows += [np.array(numbers, kind) for kind in (np.uint8, np.uint64, np.dtype(">i4"))]
+    rows += [torch.tensor(numbers, dtype=kind) for kind in (torch.uint8, torch.int32, torch.uint32, torch.uint64)]
+    rows += [
+        list(torch.tensor(numbers)),
+        tuple(map(np.array, numbers)),
+        datasets.Dataset.from_dict({"a": numbers})["a"],
+    ]
+    for pipe in (ldm, px):
+        for row in rows:
+            assert pipe.check_labels(row, 3).tolist() == numbers
+        for one in (2, np.int64(2), np.array(2), torch.tensor(2)):
+            assert pipe.check_labels(one, 3).tolist() == [2]
+
+
+def test_a_name_of_several_classes_is_not_guessed():
+    names = {0: "crane", 1: "machine, crane", 2: "hen, bird", 3: "tit, bird", 4: "cock", 5: "cock"}
+    pipe = types.SimpleNamespace(class_names=names)
+
+    def ids(asked):
+        return ClassConditionalPipeline.get_label_ids(pipe, asked)
+
+    assert ids(["crane", "machine", "hen", "tit, bird"]) == [0, 1, 2, 3] and ids(()) == []
+    assert ids(np.array(["machine", "tit"])) == [1, 3]
+    refused(ValueError, lambda: ids("bird"), "'bird'", "[2, 3]")
+    refused(ValueError, lambda: ids(["hen", "cock"]), "'cock'", "[4, 5]")
+    refused(ValueError, lambda: ids("x" * 10**4), "unknown class")
+    for wrong in (5, None, [5], [["hen"]], [None], b"hen", {"hen"}):
+        refused(TypeError, lambda wrong=wrong: ids(wrong), "class names")
+
+
+WRONG_NAMES = [{0.0: "a", 1.0: "b", 2.0: "c"}, {0.2: "a", 1: "b", 2: "c"}, {False: "a", True: "b", 2: "c"}]
+WRONG_NAMES += [{0: "a", "0": "b", 1: "c", 2: "d"}, {0: None, 1: "b", 2: "c"}, {0: ["a"], 1: "b", 2: "c"}, {None: "a"}]
+WRONG_NAMES += [["a", "b", "c"], "abc", {"a": 0, "b": 1, "c": 2}, {"-1": "a", "0": "b", "1": "c"}]
+
+
+@pytest.mark.parametrize("names", WRONG_NAMES, ids=repr)
+def test_names_that_are_not_those_of_all_classes(ldm, names):
+    refused(ValueError, lambda: type(ldm)(**ldm.components, id2label=names), "id2label")
 
 
 CODES = torch.full((2, 4, 4), -1)
@@ -292,11 +471,13 @@ def test_what_a_callback_returns_may_be_of_another_type(ldm, px):
 
 def other_schedulers():
     ours = make_scheduler().config
+    continuous = {"prediction_type": "v_prediction", "timestep_type": "continuous", "sigma_min": 0.01, "sigma_max": 10}
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     yield from (FlowMatchEulerDiscreteScheduler(), FlowMatchHeunDiscreteScheduler(), EDMEulerScheduler())
     yield from (kind.from_config(ours, **flow) for kind in (DPMSolverMultistepScheduler, UniPCMultistepScheduler))
     yield from (kind.from_config(ours) for kind in (DDIMInverseScheduler, DPMSolverMultistepInverseScheduler))
-    yield from (RePaintScheduler.from_config(ours), IPNDMScheduler())
+    yield from (RePaintScheduler.from_config(ours), IPNDMScheduler(), ScoreSdeVpScheduler(), ScoreSdeVeScheduler())
+    yield from (CogVideoXDDIMScheduler.from_config(ours), EulerDiscreteScheduler.from_config(ours, **continuous))
 
 
 @pytest.mark.parametrize("scheduler", list(other_schedulers()), ids=lambda scheduler: type(scheduler).__name__)
@@ -308,6 +489,33 @@ def test_a_scheduler_of_another_process(passes, ldm, scheduler):
     refused(ValueError, lambda: few(ldm), *said)
     ldm.scheduler = ours
     assert passes == []
+
+
+WHOLE_WAY = [DDIMScheduler, DDIMParallelScheduler, PNDMScheduler, DDPMScheduler, EulerDiscreteScheduler]
+WHOLE_WAY += [HeunDiscreteScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler]
+
+
+@pytest.mark.parametrize("kind", WHOLE_WAY, ids=lambda kind: kind.__name__)
+def test_a_scheduler_goes_the_whole_way_from_noise_to_images_or_is_refused(monkeypatch, kind):
+    pipe, left = latent_diffusion(), []
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    alphas = make_scheduler().alphas_cumprod
+
+    def exact(noised, timestep, labels):  # the noise, where the only image there is has latents of 0.7
+        alpha = alphas[round(float(timestep))]
+        return UNet2DOutput(sample=(noised - alpha.sqrt() * 0.7) / (1 - alpha).sqrt())
+
+    monkeypatch.setattr(pipe.unet, "forward", exact)
+    for steps in (20, 27, 300, 600):
+        left.clear()
+        watched = {"callback_on_step_end": lambda *args: left.append((args[3]["latents"] - 0.7).abs().max().item())}
+        try:
+            few(pipe, num_inference_steps=steps, guidance_scale=1.0, **watched)
+        except ValueError as error:
+            assert kind.__name__ in str(error) and "num_inference_steps that divide 1000" in str(error)
+            assert steps in (300, 600) and left == []
+        else:
+            assert left[-1] < 0.3
 
 
 def test_a_number_of_steps_that_the_scheduler_cannot_do(ldm, passes):

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
 from pipeline_calls import NAMES, latent_diffusion, pixelcnn, quiet, sample
 
 from pipelines import ArcVQLDMPipeline
@@ -110,17 +110,50 @@ def test_parts_that_are_loaded_one_by_one_need_the_scale(tmp_path, conditioning)
     check_same(ArcVQLDMPipeline(*parts, NAMES, index["latent_scale"]), pipe)
 
 
-def test_a_unet_that_takes_anothers_place_brings_its_scale_and_names(tmp_path):
-    pipe = latent_diffusion(latent_scale=30.0)
-    other = latent_diffusion(id2label={0: "a", 1: "b", 2: "c"}, latent_scale=50.0)
+def swaps(pipe, folder, other):
+    """Every way to put another pipeline's UNet and tokenizer in the place of a pipeline's."""
+    parts = {"unet": other.unet, "vqvae": other.vqvae}
+
+    def set_on(pipe):
+        pipe.vqvae, pipe.unet = other.vqvae, other.unet
+        return pipe
+
+    def registered(pipe):
+        pipe.register_modules(**parts)
+        return pipe
+
+    return {
+        "own loader": lambda: ArcVQLDMPipeline.from_pretrained(folder, **parts),
+        "diffusers' loader": lambda: DiffusionPipeline.from_pretrained(folder, **parts),
+        "from_pipe": lambda: ArcVQLDMPipeline.from_pipe(pipe, **parts),
+        "set": lambda: set_on(ArcVQLDMPipeline.from_pretrained(folder)),
+        "registered": lambda: registered(ArcVQLDMPipeline.from_pretrained(folder)),
+    }
+
+
+SWAPS = ["own loader", "diffusers' loader", "from_pipe", "set", "registered"]
+OTHERS = {0: "a", 1: "b", 2: "c"}
+
+
+@pytest.mark.parametrize("way", SWAPS)
+def test_a_unet_that_takes_anothers_place_brings_its_scale_and_names(tmp_path, way):
+    pipe, other = latent_diffusion(latent_scale=30.0), latent_diffusion(id2label=OTHERS, latent_scale=50.0)
     pipe.save_pretrained(tmp_path)
-    swapped = [
-        ArcVQLDMPipeline.from_pretrained(tmp_path, unet=other.unet, vqvae=other.vqvae),
-        ArcVQLDMPipeline.from_pipe(pipe, unet=other.unet, vqvae=other.vqvae),
-    ]
-    pipe.unet, pipe.vqvae = other.unet, other.vqvae
-    for one in (*swapped, pipe, type(pipe)(**pipe.components)):
+    made = swaps(pipe, tmp_path, other)[way]()
+    for one in (made, type(made)(**made.components)):
         check_same(one, other)
+
+
+@pytest.mark.parametrize("way", SWAPS)
+def test_a_unet_of_several_scales_takes_no_place_in_a_pipeline_of_a_third(tmp_path, way):
+    pipe, other = latent_diffusion(latent_scale=30.0), latent_diffusion(latent_scale=50.0)
+    pipe.save_pretrained(tmp_path)
+    by_hand(other, latent_scale=70.0)
+    with pytest.raises(ValueError, match=r"latent_scale is not clear.* 50\.0 and 70\.0"):
+        swaps(pipe, tmp_path, other)[way]()
+    by_hand(other, latent_scale=30.0, id2label=OTHERS)  # of which the pipeline's own is one, and so are its names
+    made = swaps(pipe, tmp_path, other)[way]()
+    assert made.config.latent_scale == 30.0 and made.class_names == NAMES
 
 
 def test_a_unet_of_no_pipeline_is_taken_for_the_pipelines_own():

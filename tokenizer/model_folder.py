@@ -6,6 +6,7 @@ A folder that somebody else has made must not run code, and must not take more m
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,17 @@ def local_folder(name: str | Path, patterns: list[str], **hub: Any) -> Path:
     """A folder, or the one that files of a Hub id which match `patterns` are fetched to.
 
     Raises:
-        ValueError: there is no such folder, and the Hub did not give it.
+        TypeError: no path.
+        ValueError: there is no such folder, and the Hub did not give it; or none is named.
     """
+    if not isinstance(name, str | PathLike):
+        raise TypeError(
+            f"a folder or Hub id is a text or a Path, got a {type(name).__name__}; name what is to be loaded"
+        )
+    if not str(name):  # a variable that is not set; Path would take it for the working directory
+        raise ValueError(
+            "the name of the folder is empty; name the folder, or the Hub id, '.' for the working directory"
+        )
     if Path(name).is_dir():
         return Path(name)
     if Path(name).is_file():
