@@ -1,6 +1,8 @@
 """Trainings that are killed, starved and told NaN end as if nothing had happened; broken inputs are refused."""
 
+import errno
 import json
+import os
 import resource
 
 import fault_inputs
@@ -47,7 +49,7 @@ STATUS = {
 }
 SAID = {
     "full disk (ulimit -f)": "the disk is full, or a file may not grow so large; mend that and start",
-    "checkpoints read-only": "Permission denied: ",
+    "checkpoints read-only": f"{os.strerror(errno.EACCES)}: ",
     "run folder renamed": "",
     "flipped byte in the newest checkpoint": "step-20 is damaged (",
     "newest checkpoint half written": "step-20 is damaged (optimizer.bin has ",

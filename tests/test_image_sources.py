@@ -255,7 +255,7 @@ def test_files_that_claim_to_be_png_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"image .*000\.png is too large: 5x6, more than 29 pixels"):
         FolderImages(folder)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 14)
-    with pytest.raises(ValueError, match=r"image .*000\.png is too large: Image size \(30 pixels\)"):
+    with pytest.raises(ValueError, match=r"image .*000\.png is too large: "):
         FolderImages(folder)
     monkeypatch.undo()
     frames = [Image.fromarray(np.full((6, 5), value, np.uint8)) for value in (1, 200)]

@@ -42,3 +42,28 @@ def test_with_gather_local_each_process_has_its_own_arc_loss(tmp_path):
     found = results(tmp_path, 2, 7, gather="local")[0]
     torch.testing.assert_close(found["loss codebook"], expected["loss codebook"], rtol=1e-6, atol=1e-7)
     assert abs(found["loss arc"] - expected["loss arc"]) > 0.01
+
+
+ENDS = """
+import sys
+from command_line import run_script
+from torch import distributed
+
+def main():
+    distributed.init_process_group("gloo", init_method="file://meet", rank=0, world_size=1)
+    if sys.argv[1:]:
+        sys.exit(int(sys.argv[1]))
+
+try:
+    run_script(main)
+finally:
+    print(distributed.is_initialized())
+"""
+
+
+@pytest.mark.parametrize("status", [0, 143])
+def test_a_script_that_has_ended_has_parted_from_the_others(tmp_path, status):
+    """Or the threads of the exchange may abort it: one in three trainings of two processes ended with status 1."""
+    (tmp_path / "ends.py").write_text(ENDS.replace("file://", f"file://{tmp_path}/"))
+    done = warm.run([sys.executable, str(tmp_path / "ends.py"), *([str(status)] if status else [])], tmp_path)
+    assert done.returncode == status and done.stdout == "False\n", done.stderr
