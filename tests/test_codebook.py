@@ -213,7 +213,8 @@ def test_features_are_made_trained_with_and_reduced(here, weights, capsys, monke
         codebook.main([*make_features, "73", "--output", "more.safetensors"])
 
     # What is printed are the options to train with.
-    options = capsys.readouterr().out.splitlines()[1].removeprefix("to train with it: ").split()
+    said = "to train with it: "
+    (options,) = [line.removeprefix(said).split() for line in capsys.readouterr().out.splitlines() if said in line]
     small = ["--model.hidden_channels", "8", "--model.codebook_dim", "4", "--optim.batch_size", "8"]
     small += ["--optim.warmup_steps", "0", "--optim.max_steps", "2", "--run.name", "lc"]
     train_tokenizer.main([*options, *small])
