@@ -214,7 +214,8 @@ def test_features_are_made_trained_with_and_reduced(here, weights, capsys, monke
 
     # What is printed are the options to train with.
     said = "to train with it: "
-    (options,) = [line.removeprefix(said).split() for line in capsys.readouterr().out.splitlines() if said in line]
+    lines = capsys.readouterr().out.splitlines()
+    options = next(line for line in lines if line.startswith(said)).removeprefix(said).split()
     small = ["--model.hidden_channels", "8", "--model.codebook_dim", "4", "--optim.batch_size", "8"]
     small += ["--optim.warmup_steps", "0", "--optim.max_steps", "2", "--run.name", "lc"]
     train_tokenizer.main([*options, *small])
