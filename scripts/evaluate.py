@@ -136,7 +136,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 refuse_unused(config, parser.get_defaults(), (*UNUSED[task], *of_files), f"of {task}, {folder}")
             if state.is_main_process:
                 note_other_data(folder, DataConfig(**config.data.as_dict()))
-            output = output_folder(folder, config)
+            output = output_folder(folder, config, has_model=source is None)
             evaluate = evaluate_reconstruction if task == RECONSTRUCTION else evaluate_generation
             measured = evaluate(folder if source is None else source, config, output)
             if measured is not None:
@@ -196,12 +196,22 @@ def image_source(folder: str) -> ImageSource | None:
     return images
 
 
-def output_folder(folder: str, config: Namespace) -> Path:
-    """Where the results are written: within a saved folder or run, but beside a file or folder of images."""
+def output_folder(folder: str, config: Namespace, has_model: bool) -> Path:
+    """Choose where the results are written: within a saved folder or run, but beside a file or folder of images.
+
+    Nothing is written into the data set, where a picture would be one of its images: of images in it, the results go
+    to runs/evaluation.
+    """
     path = Path(folder)
-    beside = path.with_name(f"{path.stem if path.is_file() else path.name}-evaluation")
-    output = Path(config.output or (path / "evaluation" if image_source(folder) is None else beside))
-    return output / Path(folder).name if config.output and config.task == "all" else output
+    if config.output:
+        return Path(config.output, path.name) if config.task == "all" else Path(config.output)
+    if has_model:
+        return path / "evaluation"
+    name = path.stem if path.is_file() else path.name
+    beside = path.with_name(f"{name}-evaluation")
+    if beside.resolve().is_relative_to(Path(config.data.name).expanduser().resolve()):
+        return Path("runs/evaluation", f"{path.resolve().parent.name}-{name}")
+    return beside
 
 
 def result_name(task: str, config: Namespace) -> str:

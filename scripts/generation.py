@@ -73,6 +73,8 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
         per_class = samples.labels.bincount(minlength=samples.facts.get("classes", 0))
         counted["samples_per_class"] = [per_class.min().item(), per_class.max().item()]
     numbers = _numbers(chunks, extractor, protocol, samples.labels, reference)
+    if samples.labels is not None and samples.are_digits and extractor.name.startswith(DIGITS):
+        numbers[f"class_accuracy[{extractor.name}]"] = class_accuracy(chunks.column("logits"), samples.labels)
     samples.write_images(chunks)
     return Measured(facts | samples.facts | reference.facts | counted, numbers, chunks)
 
@@ -91,8 +93,6 @@ def _numbers(
     for metric, value in found.items():
         name = metric_name(metric, extractor)
         numbers[number_name(name, protocol, number, protocol.asked, ["unbalanced"] if unbalanced else [])] = value
-    if labels is not None and extractor.name.startswith(DIGITS):
-        numbers[f"class_accuracy[{extractor.name}]"] = class_accuracy(logits, labels)
     numbers["samples"] = number
     if "reference_images" in reference.facts:
         numbers["reference_images"] = reference.facts["reference_images"]

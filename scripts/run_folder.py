@@ -64,6 +64,7 @@ class RunFolder:
     def describe(self, settings: dict[str, Any], inputs: dict[str, str], data: str) -> None:
         """Write down what the run is, and what its data set was found to be, on the main process."""
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        self._note_other_data(data)
         as_text = {
             name: yaml.safe_dump(content, sort_keys=False)
             for name, content in (("config.yaml", settings), ("inputs.yaml", inputs))
@@ -103,6 +104,12 @@ class RunFolder:
 
         on_main(self._accelerator, write)
         return target
+
+    def _note_other_data(self, data: str) -> None:
+        """Say what the data set was found to be before, where that is not what it is now."""
+        before = self.path / "data.txt"
+        if before.is_file() and (was := before.read_text(encoding="utf-8", errors="replace").strip()) != data:
+            print(f"note: {self.path} has had other {was}")
 
     @property
     def _is_main(self) -> bool:

@@ -33,6 +33,7 @@ class PipelineSamples:
         labels: int64 (number,).
         image_size: (height, width).
         facts: what they depend on.
+        are_digits: whether class i is the digit i, which the digits' classifier knows.
     """
 
     def __init__(self, folder: str, config: Namespace, output: Path):
@@ -45,6 +46,7 @@ class PipelineSamples:
         self.image_size = (side, side)
         self._seed, self._batch_size, self._output = config.seed, config.batch_size, output
         self.facts: dict[str, Any] = {"seed": config.seed, "labels": config.labels} | self.sampler.facts
+        self.are_digits = list(self.pipeline.class_names.values()) == [str(digit) for digit in range(10)]
         self._form = config.save_images
         self._kept = None if self._form is None else output / FORMATS[self._form][0]
 
@@ -96,6 +98,7 @@ class FileSamples:
         self.labels: Tensor | None = getattr(self.source, "labels", None)
         self.image_size = source.image_size
         self._output = output
+        self.are_digits = config.data.name == "digits"
         self.facts = {"samples_fingerprint": self.source.fingerprint, "sample_size": source.image_size}
 
     def measured(self, extractor: Extractor) -> Chunks:

@@ -47,3 +47,27 @@ def test_a_dry_run_says_what_it_reads(home):
 def test_an_evaluation_says_what_it_reads(home):
     printed = output(home, "evaluate", "reconstruction", "runs/tokenizer", "--data.image_size", 16)
     assert printed.count(LINE) == 1 and printed.index(LINE) < printed.index("psnr")
+
+
+def test_a_run_that_goes_on_with_other_held_out_images_says_so(home):
+    train = ["train_tokenizer", *SMALL["tokenizer"], "--optim.batch_size", "8", "--run.name", "again"]
+    for split, number in (("train", 9), ("test", 2)):
+        for index in range(number):
+            file = home / "other" / split / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.new("RGB", (16, 16), (index * 20, 0, 0)).save(file)
+    for steps, said in ((1, False), (2, True)):
+        options = ["--optim.max_steps", steps, "--optim.warmup_steps", 0, "--data.name", "other"]
+        done = warm.run(command(*train, *options), home)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("note: runs/again has had other data: 9 train, 2 held out" in done.stdout) == said
+        PIL.Image.new("RGB", (16, 16)).save(home / "other" / "test" / "new.png")
+
+
+def test_an_evaluation_writes_nothing_into_the_data_set(home):
+    folder = home / "photos" / "cat"
+    before = sorted(home.glob("photos/**/*"))
+    options = ["--extractor", "digits-classifier", "--resize", "32", "--reference", "train"]
+    assert "class_accuracy" not in output(home, "evaluate", "generation", str(folder), *options)
+    assert sorted(home.glob("photos/**/*")) == before
+    assert (home / "runs" / "evaluation" / "photos-cat" / "generation.png").is_file()

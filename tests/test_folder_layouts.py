@@ -81,7 +81,7 @@ LAYOUTS = {
                        (5, 1, CAT_DOG)),
     "train below each class": (["cat/train/{10}.png", "dog/train/{10}.png"], (18, 2, CAT_DOG)),
     "splits below each class": (["cat/train/{3}.png", "cat/test/{2}.png", "dog/train/{2}.png"],
-                                "splits test, train of.* lie in cat, not at its top"),
+                                "splits test, train of.* lie in cat, not at its top; move them up"),
     "splits below one folder": (["archive/Train/a/{3}.png", "archive/VAL/a/{2}.png"], "lie in archive.*data.name"),
     "inner folders belong to the first": (["a/x/{5}.png", "a/y/{5}.png", "b/x/{10}.png"], (18, 2, ("a", "b"))),
     "one wrapper": (["archive/cat/{5}.png", "archive/dog/{5}.png"],

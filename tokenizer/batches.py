@@ -175,7 +175,9 @@ def check_shares(num_samples: int, batch_size: int, rank: int, world_size: int) 
     """Raises DataError unless every process can have its share of a batch."""
     batch = f"batch size {batch_size}"
     if not 1 <= batch_size <= num_samples:
-        raise DataError(f"{batch} is not in 1..{num_samples}, the number of images; set it to one of these")
+        raise DataError(
+            f"{batch} is not in 1..{num_samples}, the number of images; set optim.batch_size to one of these"
+        )
     if batch_size % world_size:
         raise DataError(f"{batch} is not a multiple of {world_size}, the number of processes; make it one")
     if not 0 <= rank < world_size:

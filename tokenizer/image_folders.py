@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tokenizer.image_files import DataError, image_suffixes
 from tokenizer.left_out import LeftOut, listed
-from tokenizer.split_names import HELD_OUT_SPLITS, SPLITS, split_of_folder, splits_by_another_name
+from tokenizer.split_names import SPLITS, split_of_folder, splits_by_another_name
 
 # Folders that operating systems and tools put beside a user's own.
 _HIDDEN_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -251,12 +251,15 @@ def _refuse_splits_below(images: list[FoundImage], owner: str) -> None:
         for depth, name in enumerate(image.folders[1:], start=1):
             if name.casefold() in SPLITS:
                 below[image.folders[:depth]].add(SPLITS[name.casefold()])
-    for place, splits in sorted(below.items()):
-        if "train" in splits and splits & set(HELD_OUT_SPLITS):
-            raise DataError(
-                f"the splits {', '.join(sorted(splits))} of {owner} lie in {'/'.join(place)}, not at its top; set "
-                f"data.name to that folder, or move them up: <split>/<class>/<image>"
-            )
+    places = [place for place, splits in sorted(below.items()) if "train" in splits and len(splits) > 1]
+    if places:
+        splits = ", ".join(sorted(below[places[0]]))
+        within = listed(["/".join(place) for place in places], 3)
+        alone = all(image.folders[: len(places[0])] == places[0] for image in images)
+        remedy = "set data.name to that folder, or move them up" if alone else "move them up"
+        raise DataError(
+            f"the splits {splits} of {owner} lie in {within}, not at its top; {remedy}: <split>/<class>/<image>"
+        )
 
 
 def refuse_overlap(train: list[FoundImage], held_out: list[FoundImage] | None, owner: str) -> None:
