@@ -160,6 +160,7 @@ def test_a_header_of_more_pixels_than_fit_is_refused_before_they_are_decoded(mon
     assert decode_image(encoded(noise(0, (63, 1))), "x").width == 63
 
 
+@pytest.mark.slow
 def test_what_pil_warns_of_is_neither_printed_nor_raised(tmp_path):
     (tmp_path / "warns.py").write_text(
         "import io, warnings, PIL.Image\n"

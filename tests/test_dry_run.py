@@ -68,6 +68,7 @@ def test_imagenet_without_imagenet(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_saves_memory_is_seen_to():
     def others(*options):
         memory = train_tokenizer.main([*IMAGENET, *SMALL, "--run.mixed_precision", "no", *options, "--dry_run"]).memory

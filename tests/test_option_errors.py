@@ -194,6 +194,7 @@ def test_a_number_out_of_range_is_told_by_its_name_before_anything_is_made(
     assert all(text in line for text in texts) and "\n" not in line and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_script_in_its_own_process_says_it_in_one_line(tmp_path):
     command = [sys.executable, str(warm.SCRIPTS / "sample.py"), "--sampling.guidance_scale", "nan"]
     done = warm.run(command, tmp_path)
