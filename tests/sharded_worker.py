@@ -34,3 +34,4 @@ if __name__ == "__main__":
 
     Run.complete = until_stop
     train_ldm.main(sys.argv[1:])
+    torch.distributed.destroy_process_group()  # as a script does: its threads may abort a process that ends beside them
