@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Process:
         finally:
             del os.environ["PYTHONPATH"]
             os.environ |= {} if before is None else {"PYTHONPATH": before}
-        self._output = [tempfile.NamedTemporaryFile(delete=False) for _ in range(2)]  # noqa: SIM115
+        self._output = [tempfile.NamedTemporaryFile(dir=_outputs().name, delete=False) for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self._output]
         environment = dict(os.environ if env is None else env)
         self._process = context.Process(target=_run, args=(script, arguments, str(cwd), environment, *names))
@@ -69,6 +70,12 @@ class Process:
     def output(self) -> tuple[str, str]:
         """What it has written to stdout and stderr."""
         return tuple(Path(file.name).read_text() for file in self._output)
+
+
+@cache
+def _outputs() -> tempfile.TemporaryDirectory:
+    """Where processes write, until this one ends."""
+    return tempfile.TemporaryDirectory(prefix="arcvq-warm-")
 
 
 def start(command: list[str], cwd: Path, processes: int = 1, env: dict[str, str] | None = None) -> list[Process]:
