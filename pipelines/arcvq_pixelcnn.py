@@ -69,7 +69,7 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
 
     @torch.no_grad()
     def bits_per_dimension(self, images: Tensor, class_labels: int | Sequence[int] | Tensor) -> Tensor:
-        """What the prior asks for an image's codes, in bits per pixel and channel, (B,) float32.
+        """Compute the prior's code length of each image, in bits per pixel and channel, (B,) float32.
 
         It is a rate and no likelihood of the pixels, of which the tokenizer loses some.
 

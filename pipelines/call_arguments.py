@@ -1,4 +1,4 @@
-"""What a pipeline's constructor and call are given, checked before anything is sampled: one error, one line."""
+"""Check the arguments of a pipeline's constructor and call before anything is sampled: one error, one line."""
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
@@ -146,7 +146,7 @@ def check_callback(callback: Any, tensor_inputs: Any, allowed: Collection[str]) 
 
 
 def replaced(name: str, returned: Any, present: Tensor, allowed: Collection[str]) -> Tensor:
-    """What a callback puts in the place of the tensor `name`; the present one where it returns nothing else.
+    """Return the tensor that a callback puts in the place of `name`, or the present one.
 
     Raises:
         TypeError: it has returned neither a dict of tensors nor None.

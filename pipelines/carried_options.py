@@ -1,4 +1,4 @@
-"""Options that a prior takes along from pipeline to pipeline: what its images depend on and its config does not say.
+"""Carry the options that images depend on, such as the latent scale, along with the prior from pipeline to pipeline.
 
 A pipeline is also put together from the components of another, as diffusers' `components` gives them. These options,
 which are saved in model_index.json, are therefore noted on the prior too, outside of its config and its weights; a copy
@@ -140,12 +140,12 @@ class CarryingPipeline(DiffusionPipeline):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], ...]:
-        """What diffusers makes a pipeline of, from a folder's index; a prior that is passed has its own options."""
+        """Mark a folder's options as presets, so that a prior that is passed keeps its own."""
         made_of, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
         return made_of | {name: Preset(made_of[name]) for name in cls._carried if name in made_of}, unused, hidden
 
     @classmethod
     def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
-        """What diffusers' loader takes for an argument without a warning."""
+        """Let diffusers' loader take a `Preset` for a carried option without a warning."""
         allowed = super()._get_signature_types()
         return allowed | {name: (*allowed[name], Preset) for name in cls._carried}

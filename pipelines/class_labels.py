@@ -1,4 +1,4 @@
-"""What both pipelines share: class names, checked labels, one generator per image, loading from a folder or the Hub."""
+"""Check class labels, make one generator per image, and load from a folder or the Hub, for both pipelines."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -57,9 +57,9 @@ class ClassConditionalPipeline(CarryingPipeline):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], ...]:
-        """What diffusers makes a pipeline of, also where `DiffusionPipeline.from_pretrained` has been called.
+        """Load the UNet as a `CompleteUNet2DModel`, also through `DiffusionPipeline.from_pretrained`.
 
-        It would read pickles for a UNet2DModel, and leave missing weights at random.
+        diffusers would read pickles for a UNet2DModel, and leave missing weights at random.
         """
         made_of, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
         if tuple(made_of.get("unet") or ()) == ("diffusers", "UNet2DModel"):

@@ -53,7 +53,7 @@ def effective_rank(matrix: Tensor, rounding: float = 0.0) -> float:
 
 
 def _rounding(table: Tensor) -> float:
-    """What the subtraction of a mean may leave of a table of equal codes."""
+    """Bound the rounding that subtracting the mean leaves of a table of equal codes."""
     return torch.finfo(torch.float64).eps * table.numel() * table.abs().max().item()
 
 

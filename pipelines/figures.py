@@ -32,7 +32,7 @@ class NotDrawable(ValueError):
 
 @dataclass(frozen=True)
 class TokenizerTensors:
-    """What figures 1 to 3 are drawn of.
+    """Hold the data that figures 1 to 3 are drawn of.
 
     Attributes:
         name: of the tokenizer.

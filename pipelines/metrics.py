@@ -229,7 +229,7 @@ def generation_metrics(
 
 
 def metric_name(metric: str, extractor: Extractor) -> str:
-    """What a number of `distribution_metrics` is called with this extractor."""
+    """Name a number of `distribution_metrics` as measured with this extractor."""
     if extractor.is_fid:
         return "fid" if metric == "frechet_distance" else metric
     return f"{metric}[{extractor.name}]"

@@ -69,13 +69,13 @@ def component_classes(pipeline: type[DiffusionPipeline]) -> dict[str, tuple[type
 
 
 def _options(pipeline: type[DiffusionPipeline], components: Collection[str]) -> dict[str, str]:
-    """What the index says beside the components, and the type of each."""
+    """List the options that the index holds beside the components, with the type of each."""
     parameters = list(inspect.signature(pipeline).parameters.values())
     return {one.name: str(one.annotation) for one in parameters if one.name not in components}
 
 
 def _chosen(value: Any, allowed: tuple[type, ...], name: str, index: Path) -> type:
-    """The class that the index names, if it is one of those."""
+    """Return the class that the index names, if it is an allowed one."""
     known = {(_library(one), one.__name__): one for one in allowed if one is not SchedulerMixin}
     if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
         if SchedulerMixin in allowed and value[0] == "diffusers":
@@ -89,12 +89,12 @@ def _chosen(value: Any, allowed: tuple[type, ...], name: str, index: Path) -> ty
 
 
 def _library(component: type) -> str:
-    """What diffusers writes for it."""
+    """Return the library that diffusers names in an index for this component."""
     return "diffusers" if component.__module__.startswith("diffusers.") else component.__module__
 
 
 def _check_component(component: type, folder: Path, name: str) -> None:
-    """Raises ValueError where the component would not load."""
+    """Raise ValueError where the component would not load."""
     place = folder / name
     if not place.is_dir():  # diffusers would take the pipeline's own folder for it
         raise ValueError(f"{folder} has no folder {name}; get it anew, or pass the {name}")

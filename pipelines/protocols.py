@@ -99,7 +99,7 @@ def jpeg(images: Tensor) -> Tensor:
 
 
 def number_name(metric: str, protocol: Protocol, images: int, asked: int, remarks: Sequence[str] = ()) -> str:
-    """What a number is called: a protocol that alters the images stands in its name, and a count below what is asked.
+    """Name a number: a protocol that alters the images stands in its name, and a count below what is asked.
 
     psnr; psnr[official_jpeg]; fid@5000 for the FID of 5,000 images where 50,000 are asked for; rfid for the FID of
     reconstructions. `remarks` say in what else it is not what the protocol asks for.

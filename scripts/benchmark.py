@@ -57,7 +57,7 @@ PRECISION_RECALL_CASES = ("ours", "torch-fidelity")
 
 @dataclass(frozen=True)
 class Case:
-    """What one process measures: `arguments` of the function that benchmark_cases.py has for the `group`.
+    """Describe what one process measures: `arguments` of the function that benchmark_cases.py has for the `group`.
 
     `items` are tokens, or images sampled, per run; `keep_freed_memory` is how our scripts set the allocator; a run is
     counted as `times` of it.

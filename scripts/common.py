@@ -1,4 +1,4 @@
-"""What the training scripts share: the run folder, the randomness of a step, EMA, resuming.
+"""Run a training: the run folder, the randomness of a step, EMA, resuming.
 
     runs/<name>/config.yaml          the resolved configuration, as --config takes it
     runs/<name>/data.txt             what the data set was found to be
@@ -42,7 +42,7 @@ _ALL_RANKS = 1 << 32
 
 
 def _began(name: str) -> str:
-    """What counts the steps before a module joined."""
+    """Name the buffer that counts the steps before a module joined."""
     return f"{name}_began"
 
 

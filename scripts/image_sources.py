@@ -18,8 +18,8 @@ from torch import Tensor
 from pipelines.metrics import to_uint8
 from pipelines.protocols import Protocol
 from tokenizer.data import ImageDataset
+from tokenizer.found_files import find_files
 from tokenizer.image_files import check_file, convert, decode_image, image_header, read_file
-from tokenizer.image_folders import find_files
 from tokenizer.image_kinds import is_grey
 from tokenizer.labels import MOST_CLASSES
 

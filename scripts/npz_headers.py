@@ -1,4 +1,4 @@
-"""What an npz says of the arrays in it, read and checked before the arrays are."""
+"""Read and check the headers of an npz file's arrays before the arrays are read."""
 
 import math
 import zipfile
@@ -16,7 +16,7 @@ _SAVE_IMAGES = "save images with numpy.savez"
 
 @dataclass(frozen=True)
 class Header:
-    """What an npz says of one of its arrays; `offset` is that of its data where they are stored as they are."""
+    """Describe one array of an npz file; `offset` is that of its data where they are stored uncompressed."""
 
     shape: tuple[int, ...]
     by_columns: bool

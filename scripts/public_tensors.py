@@ -226,7 +226,7 @@ def _lit_emas(tensors: dict[str, Tensor], place: _Place) -> list[_LitEma]:
 
 
 def _other_averages(tensors: dict[str, Tensor]) -> str:
-    """What averages of something else a file has, in words."""
+    """Say in words which other averaged weights a file has."""
     names = [name for name in tensors if any(map(_says_ema, name.split(".")[:-1]))]
     return f" (of another, {names[0]!r:.80})" if names else ""
 

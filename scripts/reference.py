@@ -132,7 +132,7 @@ def _read_arrays(path: str) -> tuple[list[str], dict[str, np.ndarray]]:
 
 
 def _moments(path: str, found: dict[str, np.ndarray]) -> FeatureMoments:
-    """What the arrays say. ValueError for what are no mean and covariance of two images or more."""
+    """Read the mean and covariance from the arrays. ValueError unless two images or more can have them."""
     mean, covariance = (_as_float64(found[name]) for name in ("mu", "sigma"))
     for name, values in {"mu": mean, "sigma": covariance}.items():
         if not values.isfinite().all():

@@ -22,6 +22,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from pipelines.features import digit_classifier  # noqa: E402
+
 torch.set_num_threads(1)
 
 
@@ -51,3 +53,15 @@ def fixed_seed():
 def has_bfloat16():
     """Whether the processor computes in bfloat16; another one converts in between, and rounds otherwise."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.fixture(scope="session")
+def classifier_cache(tmp_path_factory):
+    """A folder with the trained digit classifier, the same one for all workers, to be copied to where a script looks.
+
+    A test of what the classifier is trains its own.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "classifier"
+    digit_classifier(folder)
+    return folder

@@ -199,6 +199,7 @@ def here(tmp_path, monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 def test_features_are_made_trained_with_and_reduced(here, weights, capsys, monkeypatch):
     file, digest = weights
     monkeypatch.setattr(train_tokenizer, "PREVIEW_IMAGES", 4)

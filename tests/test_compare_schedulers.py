@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from priors.unet import make_unet
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, classifier_cache):
     cwd = tmp_path_factory.mktemp("home")
+    shutil.copytree(classifier_cache, cwd / "runs" / "cache")
     tokenizer = small_tokenizer("arc", image_size=32)
     unet = make_unet(tokenizer.latent_shape, 10, 16, (1,), num_blocks=1, head_channels=8)
     ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), latent_scale=1.0).save_pretrained(cwd / "pipeline")

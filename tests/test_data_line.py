@@ -1,5 +1,7 @@
 """What a data set was found to be is said by every script that reads one, before it starts, and kept with a run."""
 
+import shutil
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -13,9 +15,10 @@ LINE = (
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, classifier_cache):
     """A folder of images, and all three trainings of one step on it."""
     home = tmp_path_factory.mktemp("home")
+    shutil.copytree(classifier_cache, home / "runs" / "cache")
     for number in range(20):
         file = home / "photos" / ("cat", "dog")[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)

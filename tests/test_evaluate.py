@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import signal
 import sys
 import time
@@ -34,9 +35,11 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, classifier_cache):
     """A working directory with a tokenizer and a pipeline of random weights, whose images are not all alike."""
     cwd = tmp_path_factory.mktemp("home")
+    for cache in ("runs/cache", "cache-2", "cache-3", "originals", "fresh"):
+        shutil.copytree(classifier_cache, cwd / cache)
     torch.manual_seed(0)
     tokenizer = VQTokenizer(in_channels=1, codebook_size=32, codebook_dim=4, hidden_channels=8, residual_channels=4)
     prior = PixelCNN(32, 10, (8, 8), channels=8, num_layers=3, head_channels=16)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokenizer import image_folders
+from tokenizer import found_files
 from tokenizer.data import DataConfig, DataError, load_splits
 from tokenizer.image_files import image_suffixes
 
@@ -256,8 +256,8 @@ def test_links_to_folders_of_shards_are_followed(tmp_path):
 def test_one_number_for_all_files_is_no_overlap(tmp_path, monkeypatch):
     """As some network file systems list them."""
     folder = make(tmp_path, ["train/{3}.png", "test/{2}.png"])
-    walk = image_folders.walk_files
-    monkeypatch.setattr(image_folders, "walk_files", lambda *of: ((*found[:3], (1, 2**32 - 1)) for found in walk(*of)))
+    walk = found_files.walk_files
+    monkeypatch.setattr(found_files, "walk_files", lambda *of: ((*found[:3], (1, 2**32 - 1)) for found in walk(*of)))
     check(folder, (3, 2, NONE))
 
 

@@ -131,6 +131,7 @@ def test_the_estimate_is_what_the_allocator_counts(make, step):
     assert sum(tensors(make, step).values()) == pytest.approx(measured(make, step), rel=0.02)
 
 
+@pytest.mark.slow
 def test_autocast_and_checkpoints_take_less_as_they_do_in_truth(has_bfloat16):
     def autocast_step(module, optimizer, images):
         with torch.autocast("cpu", torch.bfloat16):

@@ -11,6 +11,7 @@ import warm
 ROOT = Path(__file__).resolve().parent.parent
 
 
+pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "--max_steps", "4", "--num_images", "20"]
 
 
@@ -42,7 +43,6 @@ def test_the_demo_goes_from_images_to_a_report(demo):
         assert results[name]["protocol"]["command"].replace("'", "&#x27;") in page
 
 
-@pytest.mark.slow
 def test_a_second_start_trains_nothing(demo):
     cwd, _ = demo
     before = (cwd / "runs/quickstart/numbers.json").read_text()

@@ -220,6 +220,7 @@ def test_a_table_is_trained_measured_and_taken_up_again(tmp_path, images, monkey
         reproduce.main([*command, "--mixed_precision", "bf16"])
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_table_of_one(tmp_path, images, monkeypatch):
     """Rows and measurements are shared out."""
     monkeypatch.chdir(tmp_path)

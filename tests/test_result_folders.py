@@ -126,6 +126,7 @@ for name, options in (("ldm", {"num_inference_steps": 3}), ("pixelcnn", {})):
 """
 
 
+@pytest.mark.slow
 def test_diffusers_own_class_loads_a_pipeline_in_a_fresh_process(runs, tmp_path):
     command = [sys.executable, "-c", DIFFUSERS_OWN, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}

@@ -65,11 +65,14 @@ def of_what_starts_anew(done):
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    {
-        "EMA": (["--ema_decay", 0.9], "EMA"),
-        "adversary": ([*GAN, "--adversarial.pretrain_steps", 2, "--adversarial.lecam_weight", 0.1], "discriminator"),
-    }.values(),
-    ids=["EMA", "adversary"],
+    [
+        pytest.param(["--ema_decay", 0.9], "EMA", id="EMA", marks=pytest.mark.slow),
+        pytest.param(
+            [*GAN, "--adversarial.pretrain_steps", 2, "--adversarial.lecam_weight", 0.1],
+            "discriminator",
+            id="adversary",
+        ),
+    ],
 )
 def test_a_part_is_switched_on_and_off_in_a_line_each(begun, tmp_path, options, named):
     shutil.copytree(begun / "runs", tmp_path / "other" / "runs")

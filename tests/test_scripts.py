@@ -60,9 +60,10 @@ def training(stage, folder, steps, *options):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, classifier_cache):
     """A working directory in which the three trainings have been run, one after the other, as the README says."""
     cwd = tmp_path_factory.mktemp("home")
+    shutil.copytree(classifier_cache, cwd / "runs" / "cache")
     for stage in SMALL:
         run(*training(stage, "runs", 60, "--run.checkpoint_every", 20), cwd=cwd)
     return cwd
@@ -119,6 +120,7 @@ def test_the_tokenizers_codebook_is_inside_the_ball_of_its_step(home):
     assert norms.max() <= np.exp(3e-4 * 60) * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_repeats_the_final_samples_bit_for_bit(home):
     code = """
 import numpy as np, torch
@@ -210,7 +212,7 @@ def test_another_seed_gives_other_weights(home):
     assert not torch.equal(weights["encoder.conv_in.weight"], expected["encoder.conv_in.weight"])
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "pixelcnn", SLOW_LDM])
+@pytest.mark.parametrize("stage", [pytest.param("tokenizer", marks=pytest.mark.slow), "pixelcnn", SLOW_LDM])
 def test_two_processes_train_and_save(home, stage):
     started = {"launcher": TWO_PROCESSES} if stage == "tokenizer" else {"processes": 2}
     done = run(*training(stage, "pair", 6), cwd=home, **started)

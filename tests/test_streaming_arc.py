@@ -257,7 +257,14 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(arc_loss(latents, codebook), latents, create_graph=True)
 
 
-@pytest.mark.parametrize("options, share", [({}, 1 / 8), ({"tile_entries": 8192}, 1 / 64), ({"top_k": 60}, 1 / 2)])
+@pytest.mark.parametrize(
+    "options, share",
+    [
+        ({}, 1 / 8),
+        pytest.param({"tile_entries": 8192}, 1 / 64, marks=pytest.mark.slow),
+        ({"top_k": 60}, 1 / 2),
+    ],
+)
 def test_no_table_of_tokens_and_codes_is_ever_held(options, share):
     latents, codebook = random_pair(4096, 8192, 4, torch.float32)
     latents.requires_grad_()

@@ -11,13 +11,15 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from tokenizer.data_config import DataConfig
+from tokenizer.folder_splits import folder_splits
+from tokenizer.found_files import FoundFiles, find_files
 from tokenizer.image_files import BICUBIC, DataError, reason_of
-from tokenizer.image_folders import FoundFiles, find_files, folder_splits, refuse_overlap, refuse_shared_files
 from tokenizer.image_tables import image_table
 from tokenizer.labels import LabelPart, label_part
 from tokenizer.left_out import LeftOut, listed
 from tokenizer.parquet_folders import load_parquet, number_of_rows, parquet_labels
 from tokenizer.split_names import held_out_split, shards_by_split, split_name
+from tokenizer.split_overlap import refuse_overlap, refuse_shared_files
 
 HUB_IDS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 

@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from tokenizer.columns import find_columns
 from tokenizer.data_config import DataConfig
+from tokenizer.folder_splits import FolderSplit
 from tokenizer.image_files import DataError
-from tokenizer.image_folders import FolderSplit
 from tokenizer.metadata_files import read_metadata
 
 

@@ -8,8 +8,8 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from tokenizer.found_files import FoundImage
 from tokenizer.image_files import DataError, reason_of
-from tokenizer.image_folders import FoundImage
 from tokenizer.labels import plain
 from tokenizer.left_out import listed
 

@@ -10,10 +10,11 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
+from tokenizer.found_files import is_hidden, walk_files
 from tokenizer.image_files import DataError, reason_of
-from tokenizer.image_folders import is_hidden, refuse_shared_files, walk_files
 from tokenizer.left_out import LeftOut, listed
 from tokenizer.split_names import shards_by_split
+from tokenizer.split_overlap import refuse_shared_files
 
 
 @dataclass(frozen=True)
