@@ -171,9 +171,9 @@ def test_compiled_trains_as_eager_does(one, train, monkeypatch):
         compile_module(module, backend="aot_eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 4)  # of a function; a graph for each step were 5
-    found = weights(train("compiled", *GAN, "--run.compile", "true"))
+    # At most 4 graphs of a function: one for each step would be 5. monkeypatch would delete the limits afterwards.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=4):
+        found = weights(train("compiled", *GAN, "--run.compile", "true"))
     assert sorted(compiled) == ["PatchDiscriminator", "VQTokenizer"]
     assert_trained_alike(found, weights(one), weights(one, 1))
 
