@@ -39,7 +39,7 @@ def as_whole_number(name: str, value: Any) -> int:
 
 
 def described(value: Any) -> str:
-    """What a caller gave, for one line of an error."""
+    """Describe what a caller gave, for one line of an error."""
     if isinstance(value, Tensor) and value.is_nested:  # which has no shape
         return "a nested Tensor"
     if isinstance(value, Tensor | np.ndarray):

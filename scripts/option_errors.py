@@ -1,4 +1,4 @@
-"""What is said of a wrong option: of an unknown one the name that was meant, of a wrong value what the option takes."""
+"""Explain a wrong option: of an unknown one the name that was meant, of a wrong value what the option takes."""
 
 import argparse
 import difflib
@@ -133,7 +133,7 @@ class OptionErrors:
 
 
 def takes(action: argparse.Action) -> str:
-    """What values an option takes, in words."""
+    """Say in words which values an option takes."""
     if action.choices:
         return f"one of {', '.join(map(str, action.choices))}"
     hint = getattr(action, "_typehint", None) or action.type
@@ -164,7 +164,7 @@ def _described(hint: Any) -> str:
 
 
 def _closest(word: str, named: Mapping[str, str], cutoff: float = _CLOSE) -> list[str]:
-    """What the closest of some words stands for, where one is close."""
+    """Return what the closest of some words stands for, where one is close."""
     return [named[one] for one in difflib.get_close_matches(word, named, n=1, cutoff=cutoff)]
 
 

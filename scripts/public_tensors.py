@@ -241,6 +241,6 @@ def _first(name: str) -> str:
 
 
 def _kind(name: str) -> str:
-    """What the name of a tensor begins with."""
+    """Return the first part of a tensor's name."""
     match = re.match(r"loss\.[^.]+|[^.]+", name)
     return match[0] if match else name

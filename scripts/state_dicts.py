@@ -139,7 +139,7 @@ def _pickle_problem(file: Path, error: Exception) -> str | None:
 
 
 def _load(file: Path) -> Any:
-    """What torch.save has written, of tensors and plain values alone; raises as torch.load.
+    """Read what torch.save has written, of tensors and plain values alone; raises as torch.load.
 
     For Lightning's classes, which its checkpoints name beside the weights, there are dictionaries.
     """

@@ -166,7 +166,7 @@ def _chosen(splits: Collection[str], config: DataConfig) -> str | None:
 
 
 def _what_else(found: FoundFiles) -> str:
-    """What a folder without images holds, and what to do about it."""
+    """Say what a folder without images holds, and what to do about it."""
     endings = found.left_out.endings
     if found.metadata:
         return f"it holds {listed(found.metadata, 3)} and no image; put the images beside it"

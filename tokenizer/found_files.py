@@ -33,7 +33,7 @@ class FoundImage(NamedTuple):
 
 @dataclass
 class FoundFiles:
-    """What lies in a folder, sorted by path.
+    """Hold what lies in a folder, sorted by path.
 
     Attributes:
         images: files whose name ends as an image's.

@@ -16,7 +16,7 @@ SAMPLE = 2048
 
 @dataclass(frozen=True)
 class ImageKind:
-    """What all images of a data set are read as.
+    """Hold the size and channels that all images of a data set are read with.
 
     Attributes:
         image_size: side of the square.

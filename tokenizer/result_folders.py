@@ -1,4 +1,4 @@
-"""What a folder holds of this project's, and where in a run folder the result lies."""
+"""Find the result in a run folder, and say what another folder holds instead."""
 
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,7 @@ def result_folder(folder: Path, result: str, wanted: str) -> Path:
 
 
 def what_it_holds(folder: Path) -> str:
-    """What a folder holds in place of what was looked for, and how it is loaded, for an error."""
+    """Say for an error what a folder holds in place of what was looked for, and how that is loaded."""
     found = _results(folder)
     above = folder.absolute().parent
     if whole := class_in(above / RESULTS["pipeline"]):

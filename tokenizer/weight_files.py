@@ -1,4 +1,4 @@
-"""What a file is that somebody takes for weights, by its first bytes: a page, a pointer, an archive; or weights."""
+"""Tell by a file's first bytes whether it is weights, or a page, a pointer or an archive taken for them."""
 
 import re
 from typing import Literal
@@ -20,7 +20,7 @@ _NOT_TEXT = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
 
 
 def not_weights(head: bytes, size: int) -> str | None:
-    """What a file is that is none of weights, with the remedy; None where it may be one.
+    """Say what a file is instead of weights, with the remedy; None where it may be weights.
 
     Args:
         head: its first HEAD bytes.
