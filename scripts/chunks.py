@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -189,7 +190,8 @@ def _in_threads(
         return chunk
 
     with ThreadPoolExecutor(1 if torch.cuda.is_available() else threads) as pool:
-        waiting = {pool.submit(do, chunk) for chunk in chunks}
+        # A copy for each: torch keeps its compiler's limits in the context, which a new thread would not have.
+        waiting = {pool.submit(copy_context().run, do, chunk) for chunk in chunks}
         try:
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)

@@ -119,3 +119,16 @@ def test_each_thread_has_models_of_its_own_that_share_the_weights():
     assert copy is not module and copy[0] is not module[0]
     for ours, theirs in zip(copy.state_dict().values(), module.state_dict().values(), strict=True):
         assert ours.data_ptr() == theirs.data_ptr()
+
+
+def test_the_threads_compile_under_the_callers_limits(tmp_path):
+    """Each thread compiles for itself, which takes more graphs than PyTorch's own limit allows."""
+    found = []
+
+    def measure(chunk):
+        found.append(torch._dynamo.config.recompile_limit)
+        return {"indices": torch.tensor(chunk)}
+
+    with torch._dynamo.config.patch(recompile_limit=77):
+        Chunks(tmp_path, "limits", {}, images=6, size=2).compute(lambda: measure)
+    assert found == [77, 77, 77]
