@@ -1,5 +1,6 @@
 """What every script's command line has: options from signatures, a YAML by --config, one line for an error."""
 
+import atexit
 import errno
 import logging
 import os
@@ -134,9 +135,10 @@ def run_script(main: Callable[[], object]) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, said once by the error
     try:
         main()
-        _part_from_the_others()
-    except SystemExit:  # after a signal, for which all processes have saved
-        _part_from_the_others()
+        _end_one_of_several(0)
+    except SystemExit as end:  # after a signal, for which all processes have saved
+        if isinstance(end.code, int):
+            _end_one_of_several(end.code)
         raise
     except KeyboardInterrupt:
         print("interrupted; a training goes on from its newest checkpoint when it is started again", file=sys.stderr)
@@ -151,10 +153,18 @@ def run_script(main: Callable[[], object]) -> None:
         fail(" ".join(message.split()))
 
 
-def _part_from_the_others() -> None:
-    """Closes what several processes exchange tensors by, whose threads may abort a process that ends beside them."""
+def _end_one_of_several(status: int) -> None:
+    """End this process with `status` at once if it is one of several, else do nothing.
+
+    Gloo's threads can outlive `destroy_process_group` (a device mesh holds the group), and a thread that asks for the
+    interpreter while Python finalizes it aborts the process. So Python's exit functions run, its finalization does not.
+    """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _message(error: Exception) -> str | None:

@@ -14,6 +14,7 @@ import torch
 import train_ldm
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from command_line import run_script
 from common import Run
 
 if __name__ == "__main__":
@@ -33,5 +34,4 @@ if __name__ == "__main__":
         complete(run, updated)
 
     Run.complete = until_stop
-    train_ldm.main(sys.argv[1:])
-    torch.distributed.destroy_process_group()  # as a script does: its threads may abort a process that ends beside them
+    run_script(train_ldm.main)

@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -6,6 +8,7 @@ import torch
 import warm
 from processes_worker import train
 
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 WORKER = Path(__file__).parent / "processes_worker.py"
 
 
@@ -47,25 +50,32 @@ def test_with_gather_local_each_process_has_its_own_arc_loss(tmp_path):
 
 
 ENDS = """
+import atexit
+import os
 import sys
 from command_line import run_script
 from torch import distributed
 
+class Kept:
+    def __del__(self, write=os.write):
+        write(1, b"finalized\\n")
+
+kept = Kept()
+
 def main():
+    atexit.register(lambda: print("initialized:", distributed.is_initialized()))
     distributed.init_process_group("gloo", init_method="file://meet", rank=0, world_size=1)
     if sys.argv[1:]:
         sys.exit(int(sys.argv[1]))
 
-try:
-    run_script(main)
-finally:
-    print(distributed.is_initialized())
+run_script(main)
 """
 
 
 @pytest.mark.parametrize("status", [0, 143])
-def test_a_script_that_has_ended_has_parted_from_the_others(tmp_path, status):
+def test_a_script_of_several_parts_from_the_others_and_ends_without_finalization(tmp_path, status):
     """Or the threads of the exchange may abort it: one in three trainings of two processes ended with status 1."""
     (tmp_path / "ends.py").write_text(ENDS.replace("file://", f"file://{tmp_path}/"))
-    done = warm.run([sys.executable, str(tmp_path / "ends.py"), *([str(status)] if status else [])], tmp_path)
-    assert done.returncode == status and done.stdout == "False\n", done.stderr
+    command = [sys.executable, str(tmp_path / "ends.py"), *([str(status)] if status else [])]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(SCRIPTS)}, capture_output=True, text=True)
+    assert done.returncode == status and done.stdout == "initialized: False\n", (done.stdout, done.stderr)
