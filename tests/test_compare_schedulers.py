@@ -29,6 +29,7 @@ def home(tmp_path_factory, classifier_cache):
 OPTIONS = ["pipeline", "--num_images=12", "--dtype=float32", "--guidance_scales=1,2", "--steps=2,3", "--ddim_steps=4"]
 
 
+@pytest.mark.slow
 def test_every_point_is_measured_once_and_drawn(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     drawn = []

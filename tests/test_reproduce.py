@@ -197,6 +197,7 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_a_table_is_trained_measured_and_taken_up_again(tmp_path, images, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["table_12", "--data", "mnist", "--images", str(images), "--budget", "1step", "--seeds", "[0, 1]"]

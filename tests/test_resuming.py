@@ -71,6 +71,7 @@ def of_what_starts_anew(done):
             [*GAN, "--adversarial.pretrain_steps", 2, "--adversarial.lecam_weight", 0.1],
             "discriminator",
             id="adversary",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -79,8 +79,7 @@ def pixels(folder):
     ("stage", "numbers"),
     [
         ("pixelcnn", (3,)),
-        ("ldm", (2,)),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("pixelcnn", (2, 4)), ("ldm", (3,)))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("pixelcnn", (2, 4)), ("ldm", (2,)), ("ldm", (3,)))),
     ],
 )
 def test_processes_and_kills_change_no_byte(home, stage, numbers):

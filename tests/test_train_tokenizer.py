@@ -100,6 +100,7 @@ def in_processes(folder, number, *runs, **variables):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_processes_and_parts_with_equal_global_batch_train_as_one(one, home):
     """Tokenizer and discriminator: arc loss, adaptive weight and all are those of the whole batch."""
     in_processes(
