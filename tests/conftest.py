@@ -39,13 +39,20 @@ def end_loaders():
     signal.signal(signal.SIGCHLD, handler)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    try:
+        return (yield)
+    finally:
+        end_loaders()  # before any collection of garbage finds the loaders and waits for their processes
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (other libraries read the global state)
     yield
     torch.set_num_threads(1)  # a script that a test has called takes all cores, and kernels round by their threads
-    end_loaders()
     torch._dynamo.reset()  # or what one test has compiled counts towards another's limit of recompilations
 
 

@@ -121,6 +121,7 @@ def test_a_prior_takes_a_tokenizer_that_is_trained_or_planned(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
 
 
+@pytest.mark.slow
 def test_a_diffusion_prior_from_the_cache_or_on_the_fly():
     cached = train_ldm.main(["--dry_run"])
     encoded = train_ldm.main(["--latents.mode", "on_the_fly", "--optim.accumulation", "2", "--dry_run"])

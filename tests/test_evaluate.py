@@ -369,6 +369,7 @@ def test_unequal_classes_are_marked_under_adm(home):
     assert "frechet_distance[digits-classifier,unbalanced]@50" in found["numbers"]
 
 
+@pytest.mark.slow
 def test_features_of_the_originals_are_kept_for_the_next_tokenizer_and_no_other_protocol(home, reconstruction):
     def distance(output, protocol="rfid"):
         options = ("--cache_dir", "originals", "--protocol", protocol)

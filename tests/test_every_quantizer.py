@@ -227,6 +227,7 @@ def test_it_is_computed_in_float32_under_autocast(name):
         assert loss.dtype == torch.float32 and torch.equal(loss, expected.losses[loss_name])
 
 
+@pytest.mark.slow
 def test_processes_with_equal_global_batch_train_as_one(tmp_path):
     """One pair of processes trains every quantizer, as starts take longer than all of it."""
     command = [sys.executable, str(WORKER), str(tmp_path)]

@@ -121,11 +121,10 @@ def measured(make, step):
 @pytest.mark.parametrize(
     "make, step",
     [
-        (make_tokenizer, tokenizer_step),
-        (make_vqgan, tokenizer_step),
-        (make_small_unet, unet_step),
+        pytest.param(make_tokenizer, tokenizer_step, id="conv"),
+        pytest.param(make_vqgan, tokenizer_step, id="vqgan"),
+        pytest.param(make_small_unet, unet_step, id="unet", marks=pytest.mark.slow),
     ],
-    ids=["conv", "vqgan", "unet"],
 )
 def test_the_estimate_is_what_the_allocator_counts(make, step):
     assert sum(tensors(make, step).values()) == pytest.approx(measured(make, step), rel=0.02)

@@ -158,6 +158,7 @@ def test_another_experiment_starts_over_and_the_old_one_is_kept(begun):
     assert "resuming from runs/run/checkpoints/step-8" in again.stdout and not (begun / "runs/run.before-2").exists()
 
 
+@pytest.mark.slow
 def test_deterministic_runs_are_the_same_bits(tmp_path):
     runs = []
     for name in ("a", "b"):
@@ -211,6 +212,7 @@ def test_bad_images_are_an_error_or_are_counted(tmp_path):
         assert torch.equal(value, weights[name]), name
 
 
+@pytest.mark.slow
 def test_a_collapse_is_told_with_its_numbers(tmp_path):
     options = ["--run.sample_every", 2, "--collapse.usage_below", 1, "--collapse.evaluations", 2]
     said = train(tmp_path, *options).stderr

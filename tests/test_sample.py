@@ -118,7 +118,7 @@ def sample_count(chunk):
     return last - first
 
 
-@pytest.mark.parametrize("stage", ["pixelcnn", "ldm"])
+@pytest.mark.parametrize("stage", ["pixelcnn", pytest.param("ldm", marks=pytest.mark.slow)])
 def test_the_batch_size_changes_rounding_at_most(home, stage):
     options = (stage, "--num_images", 70, *(STEPS if stage == "ldm" else ()))
     images = []
