@@ -26,8 +26,7 @@ TRAININGS = [file for file in FILES if file.parent != LAUNCH]
 VARIANTS = ("arcvq_*[0-9].yaml", "arcvq_[bflu]*.yaml", "*_unit.yaml")
 ALIKE = [file for file in TRAININGS if file.parent.name in ("mnist", "cifar10") and any(map(file.match, VARIANTS))]
 # One of each kind, and those that are trained without naming one; a dry run of all takes a minute.
-QUICK = ("digits/*", "mnist/arcvq.yaml", "cifar10/vq.yaml", "cifar10/pixelcnn.yaml")
-QUICK += ("cifar10/ldm.yaml",)
+QUICK = ("digits/*", "mnist/arcvq.yaml", "cifar10/vq.yaml", "cifar10/pixelcnn.yaml", "cifar10/ldm.yaml")
 
 
 def name_of(file):

@@ -8,7 +8,6 @@ import torch
 import warm
 from processes_worker import train
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 WORKER = Path(__file__).parent / "processes_worker.py"
 
 
@@ -77,5 +76,5 @@ def test_a_script_of_several_parts_from_the_others_and_ends_without_finalization
     """Or the threads of the exchange may abort it: one in three trainings of two processes ended with status 1."""
     (tmp_path / "ends.py").write_text(ENDS.replace("file://", f"file://{tmp_path}/"))
     command = [sys.executable, str(tmp_path / "ends.py"), *([str(status)] if status else [])]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(SCRIPTS)}, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(warm.SCRIPTS)}, capture_output=True, text=True)
     assert done.returncode == status and done.stdout == "initialized: False\n", (done.stdout, done.stderr)
