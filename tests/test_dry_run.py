@@ -43,6 +43,7 @@ def parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@pytest.mark.slow
 def test_imagenet_without_imagenet(tmp_path, capsys):
     report = train_tokenizer.main([*IMAGENET, "--dry_run", "8"])
     # The reference's networks, and their two 1 x 1 convolutions.
@@ -81,6 +82,7 @@ def test_what_saves_memory_is_seen_to():
     assert others("--adversarial.weight", "0", "--loss.perceptual_weight", "0") < plain
 
 
+@pytest.mark.slow
 def test_the_step_is_the_fullest_of_the_training():
     def others(*options):
         # A tokenizer so small that the discriminator's side decides.

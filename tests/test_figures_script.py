@@ -21,6 +21,7 @@ from tokenizer import VQTokenizer
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 def test_the_script_draws_every_figure_and_writes_what_is_in_it(tmp_path):
     """As a user starts it, on the embedded digits; the numbers are those of the tokenizers."""
     for name, quantizer in (("first", "arc"), ("second", "vq")):

@@ -284,6 +284,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_at_one_step(tmp_path):
     assert "a signal to another process: step " in processes[0].output()[0]
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_and_says_what_is_not_the_same(begun):
     options = (*SMALL, "--optim.max_steps", "12")
     out = fault_runs.FaultTraining("pair", "train_tokenizer", options, "", 2).finish(begun, "run")
