@@ -22,7 +22,7 @@ from pipelines.call_arguments import (
     replaced,
 )
 from pipelines.carried_options import settled
-from pipelines.class_labels import ClassConditionalPipeline, check_id2label
+from pipelines.class_conditional import ClassConditionalPipeline, check_id2label
 from priors.diffusion import guide
 from priors.number_arguments import as_number, as_whole_number, described
 from priors.unet import CrossAttentionUNet, null_label

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pipelines.call_arguments import check_callback, check_evaluating, check_output_type, replaced
 from pipelines.carried_options import settled
-from pipelines.class_labels import ClassConditionalPipeline, check_id2label
-from priors.code_choice import CodeChoice
+from pipelines.class_conditional import ClassConditionalPipeline, check_id2label
+from priors.code_sampling import CodeChoice
 from priors.number_arguments import described
 from priors.pixelcnn import PixelCNN, code_grid
 from tokenizer.model import VQTokenizer

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from tokenizer.data import ImageDataset, StreamedImages, evaluation_batches
-from tokenizer.framing import mirrored, uniform_draws
+from tokenizer.data.framing import mirrored, uniform_draws
 from tokenizer.model import VQTokenizer
 
 # To be raised when the meaning of the stored tensors changes.

@@ -15,11 +15,11 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, relu
 
-from priors.code_choice import CodeChoice, check_given_codes
+from priors.code_sampling import CodeChoice, check_given_codes
 from priors.pixelcnn_cache import PixelCNNCache
-from tokenizer.complete_weights import CompleteWeights
+from tokenizer.loading.limits import LARGEST_SIDE, LARGEST_SIZE, MOST_LAYERS, check_at_most
+from tokenizer.loading.safe_mixin import CompleteWeights
 from tokenizer.model import VQTokenizer
-from tokenizer.size_limits import LARGEST_SIDE, LARGEST_SIZE, MOST_LAYERS, check_at_most
 
 
 def code_grid(tokenizer: VQTokenizer) -> tuple[int, int]:

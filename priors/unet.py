@@ -14,9 +14,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from tokenizer.complete_weights import CompleteWeights, only_safetensors
-from tokenizer.model_folder import check_model_folder
-from tokenizer.size_limits import LARGEST_SIDE, LARGEST_SIZE, MOST_LAYERS, check_at_most
+from tokenizer.loading.limits import LARGEST_SIDE, LARGEST_SIZE, MOST_LAYERS, check_at_most
+from tokenizer.loading.model_folder import check_model_folder
+from tokenizer.loading.safe_mixin import CompleteWeights, only_safetensors
 
 
 class CrossAttentionUNet(CompleteWeights, ModelMixin, ConfigMixin):

@@ -3,11 +3,7 @@
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 _CACHE = tempfile.TemporaryDirectory(prefix="arcvq-tests-")
 # How many threads a script computes with, and what it prints of an error, are its own rules', not this shell's.
@@ -22,7 +18,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from pipelines.features import digit_classifier  # noqa: E402
+from pipelines.metrics.digits import digit_classifier  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from tokenizer.streaming_arc import ArcTerms
-from tokenizer.unit_vectors import unit_vectors
+from tokenizer.functional.arc_tiles import ArcTerms
+from tokenizer.functional.unit_vectors import unit_vectors
 
 # exp() of a larger exponent leaves float32; a ball of radius e^80 binds no codebook that float32 can hold.
 _LARGEST_EXPONENT = 80.0

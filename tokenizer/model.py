@@ -12,11 +12,11 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from tokenizer.complete_weights import CompleteWeights
-from tokenizer.networks import ConvDecoder, ConvEncoder, conv_sizes
+from tokenizer.loading.limits import LARGEST_SIDE, check_at_most
+from tokenizer.loading.safe_mixin import CompleteWeights
+from tokenizer.networks.conv import ConvDecoder, ConvEncoder, conv_sizes
+from tokenizer.networks.vqgan import VQGANDecoder, VQGANEncoder, vqgan_sizes
 from tokenizer.quantizers import QuantizerOutput, make_quantizer
-from tokenizer.size_limits import LARGEST_SIDE, check_at_most
-from tokenizer.vqgan import VQGANDecoder, VQGANEncoder, vqgan_sizes
 
 
 @dataclass

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tokenizer.nearest import closest, entries_of_tile, most_similar
-from tokenizer.processes import gathered, several_processes, summed, tokens_at, whole_batch
-from tokenizer.products import inner_products
-from tokenizer.unit_vectors import at_least_float32, unit_vectors
+from tokenizer.functional.distributed import gathered, several_processes, summed, tokens_at, whole_batch
+from tokenizer.functional.nearest import closest, entries_of_tile, most_similar
+from tokenizer.functional.products import inner_products
+from tokenizer.functional.unit_vectors import at_least_float32, unit_vectors
 
 Distance = Literal["cosine", "l2"]
 

@@ -12,7 +12,7 @@ from tokenizer.angular_margin import (
     check_arc_arguments,
     project_to_ball,
 )
-from tokenizer.processes import global_arc_loss, several_processes
+from tokenizer.functional.distributed import global_arc_loss, several_processes
 from tokenizer.quantizers.cosine import CosineQuantizer
 from tokenizer.quantizers.tables import TableInit
 

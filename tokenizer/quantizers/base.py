@@ -17,11 +17,11 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizer.noise import ImageNoise
-from tokenizer.size_limits import LARGEST_SIZE, check_at_most
-from tokenizer.straight_through import straight_through
-from tokenizer.unit_vectors import at_least_float32, unit_vectors
-from tokenizer.usage import code_counts, perplexity, usage
+from tokenizer.functional.noise import ImageNoise
+from tokenizer.functional.straight_through import straight_through
+from tokenizer.functional.unit_vectors import at_least_float32, unit_vectors
+from tokenizer.functional.usage import code_counts, perplexity, usage
+from tokenizer.loading.limits import LARGEST_SIZE, check_at_most
 
 
 @dataclass

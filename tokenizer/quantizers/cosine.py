@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from tokenizer.nearest import most_similar
+from tokenizer.functional.nearest import most_similar
 from tokenizer.quantizers.vq import VQQuantizer
 
 

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from tokenizer.nearest import closest, entries_of_tile, most_similar
-from tokenizer.processes import gathered, summed, whole_batch
+from tokenizer.functional.distributed import gathered, summed, whole_batch
+from tokenizer.functional.nearest import closest, entries_of_tile, most_similar
+from tokenizer.functional.unit_vectors import at_least_float32
 from tokenizer.quantizers.anchors import Distance, closest_tokens, random_tokens, sampled_tokens, similarities
 from tokenizer.quantizers.base import tokens_of
 from tokenizer.quantizers.tables import TableInit
 from tokenizer.quantizers.vq import VQQuantizer
-from tokenizer.unit_vectors import at_least_float32
 
 # Of the contrastive loss.
 _TEMPERATURE = 0.07

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from tokenizer.nearest import closest
-from tokenizer.processes import summed
+from tokenizer.functional.distributed import summed
+from tokenizer.functional.nearest import closest
+from tokenizer.functional.unit_vectors import at_least_float32
 from tokenizer.quantizers.anchors import random_tokens
 from tokenizer.quantizers.base import QuantizerOutput, tokens_of
 from tokenizer.quantizers.tables import TableInit, TableQuantizer, initial_table
-from tokenizer.unit_vectors import at_least_float32
 
 # Of the Laplace smoothing of cluster sizes: what keeps an empty cluster from 0 / 0.
 _EPSILON = 1e-5

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from tokenizer.nearest import most_similar
+from tokenizer.functional.nearest import most_similar
+from tokenizer.functional.unit_vectors import unit_vectors
 from tokenizer.quantizers.base import QuantizerOutput, unit_latents
 from tokenizer.quantizers.tables import TableInit, TableQuantizer, codebook_weights, initial_table
-from tokenizer.unit_vectors import unit_vectors
 
 
 class FCQuantizer(TableQuantizer):

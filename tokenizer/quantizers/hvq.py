@@ -7,16 +7,16 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import embedding, log_softmax, mse_loss
 
-from tokenizer.level_networks import LevelNetworks
-from tokenizer.nearest import closest
-from tokenizer.noise import ImageNoise
-from tokenizer.processes import summed
+from tokenizer.functional.distributed import summed
+from tokenizer.functional.nearest import closest
+from tokenizer.functional.noise import ImageNoise
+from tokenizer.functional.soft_assignment import code_logits, expected_distances, relaxed_one_hot
+from tokenizer.functional.straight_through import straight_through
+from tokenizer.functional.unit_vectors import at_least_float32
+from tokenizer.loading.limits import MOST_LEVELS, check_at_most
+from tokenizer.networks.hierarchy import LevelNetworks
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.tables import TableInit, initial_table
-from tokenizer.size_limits import MOST_LEVELS, check_at_most
-from tokenizer.soft_assignment import code_logits, expected_distances, relaxed_one_hot
-from tokenizer.straight_through import straight_through
-from tokenizer.unit_vectors import at_least_float32
 
 # Between a revived code and the most-used one, in each dimension, a normal deviate of this size.
 _REVIVAL_SPREAD = 0.01

@@ -4,9 +4,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from tokenizer.functional.von_mises_fisher import kl_to_uniform, sample
 from tokenizer.quantizers.base import QuantizerOutput, unit_latents
 from tokenizer.quantizers.continuous import ContinuousQuantizer
-from tokenizer.von_mises_fisher import kl_to_uniform, sample
 
 
 class HypersphericalVAEQuantizer(ContinuousQuantizer):

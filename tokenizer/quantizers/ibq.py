@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, one_hot, softmax
 
-from tokenizer.nearest import largest_product
-from tokenizer.processes import summed, whole_batch
+from tokenizer.functional.distributed import summed, whole_batch
+from tokenizer.functional.nearest import largest_product
+from tokenizer.functional.straight_through import straight_through
+from tokenizer.functional.unit_vectors import at_least_float32
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.tables import TableInit, TableQuantizer
-from tokenizer.straight_through import straight_through
-from tokenizer.unit_vectors import at_least_float32
 
 
 class IBQQuantizer(TableQuantizer):

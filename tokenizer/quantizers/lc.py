@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from tokenizer.loading.limits import LARGEST_SIZE, check_at_most
 from tokenizer.quantizers.projected import ProjectedQuantizer
-from tokenizer.size_limits import LARGEST_SIZE, check_at_most
 
 
 class LCQuantizer(ProjectedQuantizer):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tokenizer.nearest import closest
+from tokenizer.functional.nearest import closest
 from tokenizer.quantizers.tables import TableQuantizer
 
 

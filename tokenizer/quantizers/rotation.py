@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tokenizer.functional.straight_through import straight_through
 from tokenizer.quantizers.base import QuantizerOutput
 from tokenizer.quantizers.vq import VQQuantizer
-from tokenizer.straight_through import straight_through
 
 
 class RotationQuantizer(VQQuantizer):

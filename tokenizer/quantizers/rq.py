@@ -5,11 +5,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from tokenizer.functional.straight_through import straight_through
+from tokenizer.loading.limits import MOST_LAYERS, check_at_most
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, tokens_of
 from tokenizer.quantizers.ema import EMAQuantizer
 from tokenizer.quantizers.tables import TableInit
-from tokenizer.size_limits import MOST_LAYERS, check_at_most
-from tokenizer.straight_through import straight_through
 
 
 class RQQuantizer(EMAQuantizer):

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, log_softmax
 
+from tokenizer.functional.soft_assignment import code_logits, likeliest, relaxed_one_hot
+from tokenizer.functional.straight_through import straight_through
+from tokenizer.functional.unit_vectors import at_least_float32
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.tables import TableInit, TableQuantizer
-from tokenizer.soft_assignment import code_logits, likeliest, relaxed_one_hot
-from tokenizer.straight_through import straight_through
-from tokenizer.unit_vectors import at_least_float32
 
 # A variance is no smaller, as published.
 _SMALLEST_VARIANCE = 1e-10

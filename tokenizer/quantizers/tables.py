@@ -8,9 +8,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from tokenizer.functional.straight_through import AssignedRows
+from tokenizer.functional.unit_vectors import unit_vectors
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput, grid_of, maps_of, tokens_of
-from tokenizer.straight_through import AssignedRows
-from tokenizer.unit_vectors import unit_vectors
 
 TableInit = Literal["unit", "uniform", "normal"]
 

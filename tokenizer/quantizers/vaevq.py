@@ -7,9 +7,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from tokenizer.functional.straight_through import straight_through
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.projected import ProjectedQuantizer
-from tokenizer.straight_through import straight_through
 
 
 class VAEVQQuantizer(ProjectedQuantizer):

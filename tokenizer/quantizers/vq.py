@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from tokenizer.nearest import closest
+from tokenizer.functional.nearest import closest
 from tokenizer.quantizers.tables import TableInit, TableQuantizer, codebook_weights
 
 

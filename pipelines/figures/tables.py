@@ -1,0 +1,116 @@
+"""A table of results -> pictures: each metric's numbers of our runs by row, the paper's beside them; and over steps."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from pipelines.figures.grids import UNUSED, USED
+
+COLUMNS = 3
+
+
+def plot_table(
+    rows: Sequence[str],
+    metrics: Mapping[str, Mapping[str, Sequence[float]]],
+    paper: Mapping[str, Mapping[str, float]],
+    path: str | Path,
+) -> None:
+    """A PNG with a panel per metric, in it a line per row: our mean as a dot, the paper's number as a hollow mark.
+
+    The bar at a dot goes from the smallest to the largest seed. Ours are on the lower axis, the paper's on an upper
+    one of its own, so that orders can be compared where protocols differ. A row is left out of a panel where there is
+    no finite number of ours, and a metric where there is none in any row.
+
+    Args:
+        rows: names of the rows, the first on top.
+        metrics: metrics[metric][row]: the numbers of the seeds; other rows than those of `rows` are not drawn.
+        paper: paper[metric][row]: the paper's number, where it has one.
+        path: where the PNG is written.
+
+    Raises:
+        ValueError: there is no number of ours at all.
+    """
+    panels_of = {}
+    for metric, by_row in metrics.items():
+        finite = {row: [value for value in by_row.get(row, ()) if math.isfinite(value)] for row in rows}
+        if shown := {row: values for row, values in finite.items() if values}:
+            panels_of[metric] = shown
+    if not panels_of:
+        raise ValueError("metrics hold no finite number for any of the rows; pass at least one")
+    columns = min(COLUMNS, len(panels_of))
+    lines = math.ceil(len(panels_of) / columns)
+    longest = max(len(row) for shown in panels_of.values() for row in shown)
+    most = max(map(len, panels_of.values()))
+    size = ((3.0 + 0.08 * longest) * columns, (1.3 + 0.27 * most) * lines + 0.5)
+    figure = Figure(figsize=(max(5.5, size[0]), size[1]), dpi=160, layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    any_paper = False
+    for panel, (metric, shown) in zip(panels, panels_of.items(), strict=False):
+        means = [sum(values) / len(values) for values in shown.values()]
+        below = [mean - min(values) for mean, values in zip(means, shown.values(), strict=True)]
+        above = [max(values) - mean for mean, values in zip(means, shown.values(), strict=True)]
+        # The mean of equal numbers may round to beyond them, and a bar has no negative length.
+        bars = [[max(0.0, length) for length in side] for side in (below, above)]
+        panel.errorbar(means, range(len(shown)), xerr=bars, fmt="o", markersize=6, capsize=3, color=USED)
+        panel.set_yticks(range(len(shown)), list(shown))
+        panel.set_ylim(len(shown) - 0.4, -0.6)
+        panel.set_title(metric, fontsize=11)
+        panel.margins(x=0.08)
+        axes = [(panel, USED)]
+        found = paper.get(metric, {})
+        marks = [(found[row], place) for place, row in enumerate(shown) if math.isfinite(found.get(row, math.nan))]
+        if marks:
+            upper = panel.twiny()
+            upper.plot(*zip(*marks, strict=True), "D", markersize=9, markerfacecolor="none", color=UNUSED)
+            upper.margins(x=0.08)
+            axes.append((upper, UNUSED))
+            any_paper = True
+        for axis, colour in axes:
+            axis.tick_params(axis="x", colors=colour, labelsize=9)
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+        panel.grid(alpha=0.25)
+    for panel in panels[len(panels_of) :]:
+        panel.remove()
+    legend = [Line2D([], [], marker="o", linestyle="-", color=USED, label="ours: mean, smallest to largest seed")]
+    if any_paper:
+        hollow = {"marker": "D", "markerfacecolor": "none", "markersize": 8, "linestyle": ""}
+        legend.append(Line2D([], [], color=UNUSED, label="the paper's number (upper axis)", **hollow))
+    figure.legend(handles=legend, loc="outside lower center", ncols=1 if columns == 1 else 2, frameon=False)
+    figure.savefig(path, format="png")
+
+
+def plot_histories(
+    histories: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]], metrics: Sequence[str], path: str | Path
+) -> None:
+    """A PNG with a panel per metric: its number over the steps of each row's training, a thin line per seed.
+
+    Args:
+        histories: histories[row][seed]: entries with a `step` and numbers, of which some may lack the metric.
+        metrics: which numbers.
+        path: where the PNG is written.
+
+    Raises:
+        ValueError: there is no metric to show.
+    """
+    if not metrics:
+        raise ValueError("metrics is empty; name at least one")
+    figure = Figure(figsize=(1.5 + 4.2 * len(metrics), 4), dpi=160, layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False).flatten()
+    colours = colormaps["tab20"].colors
+    for panel, metric in zip(panels, metrics, strict=True):
+        for place, seeds in enumerate(histories.values()):
+            for entries in seeds.values():
+                points = [(entry["step"], entry[metric]) for entry in entries if metric in entry]
+                if points:
+                    panel.plot(*zip(*points, strict=True), color=colours[place % len(colours)], marker=".", linewidth=1)
+        panel.set_title(metric, fontsize=11)
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.25)
+    rows = [Line2D([], [], color=colours[place % len(colours)], label=row) for place, row in enumerate(histories)]
+    figure.legend(handles=rows, loc="outside right center", frameon=False, fontsize=9)
+    figure.savefig(path, format="png")

@@ -1,0 +1,116 @@
+"""Whether a pipeline's folder can be loaded, which somebody else may have made: before anything that it names is used.
+
+diffusers imports the libraries that a model_index.json names, and runs Python files that lie beside it.
+"""
+
+import inspect
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin, schedulers
+
+from tokenizer.loading.json_config import check_arguments, read_json
+from tokenizer.loading.model_folder import check_numbers
+from tokenizer.loading.result_folders import class_in
+
+# Of timesteps, for each of which a scheduler holds numbers; diffusers' own have 1,000.
+_LARGEST_NUMBER = 100_000
+
+
+def check_pipeline_folder(pipeline: type[DiffusionPipeline], folder: Path, given: Collection[str] = ()) -> None:
+    """Checks that a folder holds this pipeline and nothing else, and that its scheduler loads.
+
+    Models are checked while they are loaded.
+
+    Args:
+        pipeline: its constructor's annotations say which components of which classes there are.
+        folder: a local one.
+        given: names of components that are not loaded from the folder.
+
+    Raises:
+        ValueError: another pipeline, component, class or library; code; a broken config.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"{folder} holds no pipeline: there is no model_index.json in it")
+    config = read_json(index)
+    if config.get("_class_name") != pipeline.__name__:
+        held = class_in(index)
+        remedy = f"load it with {held}.from_pretrained" if held else "get the folder anew"
+        name = held or f"{config.get('_class_name')!r:.80}"
+        raise ValueError(f"{folder} holds a {name}, not a {pipeline.__name__}; {remedy}")
+    classes = component_classes(pipeline)
+    check_arguments(pipeline, config, index, skip=tuple(classes))
+    for name, value in _options(pipeline, classes).items():
+        if config.get(name) is None and name not in given:
+            raise ValueError(f"{index} has no {name}, {value}; get the folder anew")
+    for part in (folder, *(folder / name for name in classes)):
+        if code := next(iter(sorted(part.glob("*.py"))), None):
+            raise ValueError(f"{code} is code, and a pipeline's folder needs none; remove it")
+    for name, allowed in classes.items():
+        chosen = _chosen(config.get(name), allowed, name, index)
+        if name not in given:
+            _check_component(chosen, folder, name)
+
+
+@cache
+def component_classes(pipeline: type[DiffusionPipeline]) -> dict[str, tuple[type, ...]]:
+    """The classes that each component may be of; a scheduler may be any of diffusers'."""
+    classes = {}
+    for name, hint in get_type_hints(pipeline.__init__).items():
+        models = tuple(one for one in (get_args(hint) or (hint,)) if isinstance(one, type))
+        if name == "scheduler":
+            classes[name] = (SchedulerMixin,)
+        elif models and all(issubclass(one, ModelMixin) for one in models):
+            classes[name] = models
+    return classes
+
+
+def _options(pipeline: type[DiffusionPipeline], components: Collection[str]) -> dict[str, str]:
+    """List the options that the index holds beside the components, with the type of each."""
+    parameters = list(inspect.signature(pipeline).parameters.values())
+    return {one.name: str(one.annotation) for one in parameters if one.name not in components}
+
+
+def _chosen(value: Any, allowed: tuple[type, ...], name: str, index: Path) -> type:
+    """Return the class that the index names, if it is an allowed one."""
+    known = {(_library(one), one.__name__): one for one in allowed if one is not SchedulerMixin}
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
+        if SchedulerMixin in allowed and value[0] == "diffusers":
+            found = getattr(schedulers, value[1], None)
+            if isinstance(found, type) and issubclass(found, SchedulerMixin):
+                return found
+        if tuple(value) in known:
+            return known[tuple(value)]
+    wanted = " or ".join(f"{class_name} of {library}" for library, class_name in known) or "a scheduler of diffusers"
+    raise ValueError(f"{index}: {name} must be {wanted}, got {value!r:.120}; nothing else is imported")
+
+
+def _library(component: type) -> str:
+    """Return the library that diffusers names in an index for this component."""
+    return "diffusers" if component.__module__.startswith("diffusers.") else component.__module__
+
+
+def _check_component(component: type, folder: Path, name: str) -> None:
+    """Raise ValueError where the component would not load."""
+    place = folder / name
+    if not place.is_dir():  # diffusers would take the pipeline's own folder for it
+        raise ValueError(f"{folder} has no folder {name}; get it anew, or pass the {name}")
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{place} leads out of the folder, to {place.resolve()}; copy it, or pass the {name}")
+    if issubclass(component, SchedulerMixin):
+        _check_scheduler(component, place / "scheduler_config.json")
+
+
+def _check_scheduler(scheduler: type[SchedulerMixin], file: Path) -> None:
+    """Raises ValueError where the scheduler would not load."""
+    config = read_json(file)
+    check_arguments(scheduler, config, file, others=True)  # one that was made of another keeps the other's numbers
+    check_numbers(config, file, _LARGEST_NUMBER)
+    try:
+        scheduler.from_config(config)
+    except Exception as error:  # of whatever kind diffusers' many schedulers raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{file} describes no {scheduler.__name__}: {reason:.500}") from error

@@ -1,0 +1,262 @@
+"""The checkpoints of a run folder: `checkpoints/step-<n>`, complete ones only.
+
+Each holds what Accelerate saves of models, optimisers, scaler and random states, `ema.safetensors` where there is an
+average, `own_<rank>.safetensors` of each process, and `progress.json`: what the run counts, and the length and SHA-256
+of every other file. It is written under another name, brought to the disk, and then renamed: after a kill or a loss of
+power it is whole, or it is not there.
+"""
+
+import errno
+import pickle
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from arcvq.checkpoints.manifest import (
+    Progress,
+    complete,
+    read_progress,
+    step_of,
+    to_disk,
+    what_has_changed,
+    what_is_missing,
+)
+
+# What saving and loading raise: the file system's errors, and those of the formats' libraries.
+_FILE_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run goes on from, beside what Accelerate saves of models, optimisers, scaler and random states.
+
+    Args:
+        progress: how far it is.
+        averages: of the model's parameters, by name; empty where the run keeps none.
+        own: what this process has added up by itself and not yet logged, by group and name; after a change in the
+            number of processes there is none.
+    """
+
+    progress: Progress
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first, as far as the lengths of their files tell."""
+    return [checkpoint for checkpoint in _named(folder) if not what_is_missing(checkpoint)]
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run folder holds any, complete or damaged."""
+    return bool(_named(folder))
+
+
+def newest_intact(accelerator: Accelerator, folder: Path) -> Path | None:
+    """The newest checkpoint that is as it was written, on every process; a line for each that is passed over.
+
+    Raises:
+        OSError: a file that is there cannot be read: it is not known whether the checkpoint is damaged.
+    """
+    found = [None]
+    if accelerator.is_main_process:
+        for unfinished in sorted((folder / "checkpoints").glob(".step-*")):
+            print(f"warning: {unfinished} was not finished; it is passed over", file=sys.stderr)
+        damaged = False
+        for checkpoint in reversed(_named(folder)):
+            reason = what_is_missing(checkpoint) or what_has_changed(checkpoint)
+            if not reason:
+                found = [str(checkpoint)]
+                break
+            print(f"warning: {checkpoint} is damaged ({reason}); it is passed over", file=sys.stderr)
+            damaged = True
+            # Under another name it is counted neither as one that is kept nor as one to go on from.
+            checkpoint.rename(_aside(checkpoint))
+        if damaged and found == [None]:
+            print(f"warning: {folder} has no other checkpoint; the run begins anew", file=sys.stderr)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    return found[0] and Path(found[0])
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, keep: int) -> None:
+    """Writes `step-<n>`, whole or not at all, and then deletes all but the newest `keep`; on every process.
+
+    A warning is printed where an old one cannot be deleted.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
+    step = state.progress.step
+    final = folder / "checkpoints" / f"step-{step}"
+    unfinished = final.with_name(f".{final.name}")
+
+    def prepare() -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the run folder is gone")
+        for left in (folder / "checkpoints").glob(".*step-*"):
+            _remove(left)
+        unfinished.mkdir(parents=True)
+
+    def write() -> None:
+        accelerator.save_state(str(unfinished))
+        save_file(_flat(state.own), unfinished / _own_file(accelerator))
+
+    def finish() -> None:
+        if state.averages:
+            save_file(state.averages, unfinished / "ema.safetensors")
+        complete(unfinished, state.progress)
+        if final.exists():  # a damaged one: the run has come here again
+            _remove(final)
+        unfinished.rename(final)
+        to_disk(final.parent)
+
+    try:
+        on_main(accelerator, prepare)
+        _on_each(accelerator, write)
+        on_main(accelerator, finish)
+        on_main(accelerator, lambda: _prune(folder, step, keep))
+    except _FILE_ERRORS as error:
+        if accelerator.is_main_process and folder.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)  # a full disk has room again
+        raise OSError(
+            f"the checkpoint of step {step} cannot be written to {folder}: {_reason(error)}; {_left(folder)}"
+        ) from error
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool, folder: Path | None = None) -> RunState:
+    """Loads the state of what `accelerator` has prepared; what else there is, with averages if the run keeps them.
+
+    `folder` is where that state is read where it is not the checkpoint's own, as of a run whose parts have changed.
+
+    Raises:
+        ValueError: the checkpoint is not one of this run's models, or of another way of sharing them.
+    """
+    progress = read_progress(checkpoint)
+    sharded = {progress.distribution, accelerator.distributed_type.value} & {"FSDP"}
+    if sharded and progress.distribution != accelerator.distributed_type.value:
+        raise ValueError(
+            f"{checkpoint} is of a model distributed by {progress.distribution}, this run's is by "
+            f"{accelerator.distributed_type.value}; launch it as before"
+        )
+    try:
+        accelerator.load_state(str(folder or checkpoint))
+        averages = load_file(checkpoint / "ema.safetensors") if averaged else {}
+        own = load_file(checkpoint / _own_file(accelerator)) if progress.processes == accelerator.num_processes else {}
+    except (*_FILE_ERRORS, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]  # torch names the tensor in a later line
+        raise ValueError(
+            f"{checkpoint} does not fit to this run: {reason}; set what the model is made of as it was, or start over: "
+            "run.other_settings start_over, or another run.name"
+        ) from error
+    return RunState(progress, averages, _grouped({name: value.to(accelerator.device) for name, value in own.items()}))
+
+
+def note_processes(before: Progress, processes: int, threads: int) -> None:
+    """Says what is not as it would be on the processes, and the CPU's threads of each, that a run had before."""
+    if before.threads != threads:
+        print(
+            f"note: threads of each process so far: {before.threads}, now: {threads}. Sums are rounded otherwise: the "
+            f"weights will not be the same bit for bit; with OMP_NUM_THREADS={before.threads} they would be"
+        )
+    if before.processes != processes:
+        print(
+            f"note: processes so far: {before.processes}, now: {processes}. Each step has the same images, and a "
+            "quantizer's noise; but sums are rounded otherwise, and a prior's noise and dropout are drawn by each "
+            "process: the weights will not be the same bit for bit"
+        )
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Does something on the main process, and then all go on; where it fails, all fail."""
+    _on_each(accelerator, action if accelerator.is_main_process else lambda: None)
+
+
+def _own_file(accelerator: Accelerator) -> str:
+    return f"own_{accelerator.process_index}.safetensors"
+
+
+def _flat(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+
+
+def _grouped(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    groups: dict[str, dict[str, Tensor]] = {}
+    for path, value in flat.items():
+        group, _, name = path.partition("/")
+        groups.setdefault(group, {})[name] = value
+    return groups
+
+
+def _aside(checkpoint: Path) -> Path:
+    """Where a damaged checkpoint goes until the next one is written."""
+    aside = checkpoint.with_name(f".damaged-{checkpoint.name}")
+    if aside.exists():
+        _remove(aside)
+    return aside
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Deletes the checkpoints from before `step`, but the newest complete ones."""
+    kept = checkpoints(folder)[-keep:]
+    for old in _named(folder):
+        if old not in kept and step_of(old) < step:
+            try:
+                _remove(old)
+            except OSError as error:
+                print(f"warning: {old} cannot be deleted: {_reason(error)}", file=sys.stderr)
+
+
+def _remove(path: Path) -> None:
+    """Deletes a folder with its contents, a file, or a link, but not what that leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _named(folder: Path) -> list[Path]:
+    """What is called a checkpoint, oldest first."""
+    found = (folder / "checkpoints").glob("step-*")
+    named = (path for path in found if path.name.removeprefix("step-").isdecimal())
+    return sorted((path for path in named if path.name == f"step-{step_of(path)}"), key=step_of)
+
+
+def _on_each(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Does something on every process, and then all go on; where it fails on one, all fail, with its error."""
+    failures: list[Exception | None] = [None]
+    try:
+        action()
+    except _FILE_ERRORS as error:
+        failures = [error]
+    if accelerator.num_processes > 1:
+        reasons = gather_object([None if failures[0] is None else _reason(failures[0])])
+        others = [OSError(reason) for reason in reasons if reason]
+        failures = failures if failures[0] else others
+    if failures and failures[0]:
+        raise failures[0]
+
+
+def _reason(error: Exception) -> str:
+    """The error's first line; of the file system's, what it is and of which file."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):  # torch says where in its code
+        return "the disk is full, or a file may not grow so large"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _left(folder: Path) -> str:
+    """What a run can be resumed from."""
+    saved = checkpoints(folder)
+    if not saved:
+        return "there is none before it"
+    return f"mend that and start the same command again: it goes on from {saved[-1].name}"

@@ -1,0 +1,1 @@
+"""Resumable chunks of work, threads, memory: how the machine is used."""

@@ -1,0 +1,1 @@
+"""Images, tokenizers, pipelines => named numbers in a JSON file."""

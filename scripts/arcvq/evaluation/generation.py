@@ -1,0 +1,99 @@
+"""Samples => how close their distribution is to that of real images."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from jsonargparse import Namespace
+from torch import Tensor
+
+from arcvq.cli.announced_data import announced_splits
+from arcvq.compute.resumable import Chunks
+from arcvq.evaluation.image_sources import DataSetImages, ImageSource
+from arcvq.evaluation.networks import Measured, default_extractor, make_measuring
+from arcvq.evaluation.reference import Reference, data_set_reference, read_statistics, statistics_reference
+from arcvq.evaluation.samples import FileSamples, PipelineSamples
+from arcvq.runs.results import check_images
+from arcvq.runs.seeds import check_seed
+from pipelines.metrics.digits import NAME as DIGITS
+from pipelines.metrics.digits import class_accuracy
+from pipelines.metrics.distributions import INCEPTION_SCORE_SPLITS, NEIGHBOURS, distribution_metrics
+from pipelines.metrics.extractors import Extractor
+from pipelines.metrics.images import metric_name
+from pipelines.metrics.protocols import PROTOCOLS, Protocol, number_name
+from tokenizer.data import DataConfig
+
+
+def evaluate_generation(source: str | ImageSource, config: Namespace, output: Path) -> Measured | None:
+    """A pipeline's folder, or images in files, measured; None on all but the main process.
+
+    Frechet distance, precision and recall against the reference and, where the extractor has logits, the Inception
+    score; of digits, also the share that is read as the class asked for.
+    """
+    to_statistics = config.reference not in ("train", "test")
+    protocol = PROTOCOLS[config.protocol or ("adm" if to_statistics else "torch-fidelity")]
+    if to_statistics != (protocol.reference == "statistics"):
+        raise ValueError(
+            f"protocol {protocol.name} compares with {protocol.reference}, not with --reference {config.reference}; "
+            "adm takes a file of statistics, torch-fidelity takes train or test"
+        )
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
+    check_seed(config.seed)
+    measuring = make_measuring(config, protocol, default_extractor(config, "inception"))
+    extractor = measuring.extractor
+
+    # Everything that can be wrong is found out here: missing weights are no news to have after hours.
+    facts: dict[str, Any] = measuring.describe() | {"k": NEIGHBOURS, "inception_score_splits": INCEPTION_SCORE_SPLITS}
+    if to_statistics:
+        statistics = read_statistics(config.reference, extractor)
+    else:
+        splits = announced_splits(DataConfig(**config.data.as_dict()))
+        real = splits.train if config.reference == "train" else splits.held_out
+        extractor.check_size(real.image_size, real.image_size)
+        if len(real) < INCEPTION_SCORE_SPLITS:
+            raise ValueError(f"the metrics need {INCEPTION_SCORE_SPLITS} reference images, there are {len(real)}")
+        facts |= {"data": real.name, "split": real.split, "images": len(real), "image_size": real.image_size}
+        facts |= {"fingerprint": real.fingerprint()}
+    samples = (PipelineSamples if isinstance(source, str) else FileSamples)(source, config, output)
+    if isinstance(samples, PipelineSamples) and not to_statistics:
+        check_images(samples.pipeline.vqvae, real)
+    extractor.check_size(*samples.image_size)
+
+    chunks = samples.measured(extractor)
+    cache = Path(config.cache_dir)
+    if to_statistics:
+        reference = statistics_reference(statistics, extractor, cache)
+    else:
+        reference = data_set_reference(DataSetImages(real), extractor, cache)
+    if not PartialState().is_main_process:
+        return None
+    counted: dict[str, Any] = {"samples": samples.number, "asked": protocol.asked}
+    if samples.labels is not None:
+        per_class = samples.labels.bincount(minlength=samples.facts.get("classes", 0))
+        counted["samples_per_class"] = [per_class.min().item(), per_class.max().item()]
+    numbers = _numbers(chunks, extractor, protocol, samples.labels, reference)
+    if samples.labels is not None and samples.are_digits and extractor.name.startswith(DIGITS):
+        numbers[f"class_accuracy[{extractor.name}]"] = class_accuracy(chunks.column("logits"), samples.labels)
+    samples.write_images(chunks)
+    return Measured(facts | samples.facts | reference.facts | counted, numbers, chunks)
+
+
+def _numbers(
+    chunks: Chunks, extractor: Extractor, protocol: Protocol, labels: Tensor | None, reference: Reference
+) -> dict[str, float | int]:
+    """The named numbers."""
+    features, logits = chunks.column("features"), chunks.column("logits")
+    number = len(features)
+    found = distribution_metrics(features, logits, reference.features, reference.moments)
+    # adm asks for as many samples of each class.
+    per_class = None if labels is None else labels.bincount()
+    unbalanced = protocol.name == "adm" and per_class is not None and per_class.max() - per_class.min() > 1
+    numbers = {}
+    for metric, value in found.items():
+        name = metric_name(metric, extractor)
+        numbers[number_name(name, protocol, number, protocol.asked, ["unbalanced"] if unbalanced else [])] = value
+    numbers["samples"] = number
+    if "reference_images" in reference.facts:
+        numbers["reference_images"] = reference.facts["reference_images"]
+    return numbers

@@ -1,0 +1,185 @@
+"""Real images => what samples are compared with: features of a data set's split, or a file of statistics."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from arcvq.cli.provenance import commit
+from arcvq.compute.resumable import Chunks, Measure, sharing_weights
+from arcvq.evaluation.image_sources import ImageSource, NpzImages
+from arcvq.evaluation.networks import CHUNK, environment, extractor_facts
+from arcvq.evaluation.npz import array_headers, no_npz
+from pipelines.metrics import moments_of
+from pipelines.metrics.distributions import NEIGHBOURS, FeatureMoments, covariance_problem
+from pipelines.metrics.extractors import Extractor
+
+STORED = ("name", "sha256", "input")  # of the extractor, in a file of statistics
+_WRITE_ANEW = "write it anew with: evaluate.py statistics"
+REFERENCE_IMAGES = 10_000  # of a file of statistics: those that precision and recall look at, as ADM takes them
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Moments of the reference; its features where there are images of it; and what a result says of it."""
+
+    moments: FeatureMoments
+    features: Tensor | None
+    facts: dict[str, Any]
+
+
+def features_of(images: ImageSource, extractor: Extractor, folder: Path) -> Chunks:
+    """Features and logits of images, in chunks below `folder`, which are kept under all that they depend on."""
+    settings = {"images": images.fingerprint, "commit": commit(), **extractor_facts(extractor)}
+    chunks = Chunks(folder, "features", settings | environment(), len(images), CHUNK)
+
+    def make_measure() -> Measure:
+        own = sharing_weights(extractor.to(PartialState().device), extractor)
+
+        def measure(chunk: range) -> dict[str, Tensor]:
+            features, logits = own.extract(images.batch(chunk))
+            return {"features": features} | ({} if logits is None else {"logits": logits})
+
+        return measure
+
+    chunks.compute(make_measure)
+    return chunks
+
+
+def data_set_reference(images: ImageSource, extractor: Extractor, cache_dir: Path) -> Reference | None:
+    """The images' features, kept in `cache_dir` under their contents; None on all but the main process."""
+    chunks = features_of(images, extractor, cache_dir)
+    if not PartialState().is_main_process:
+        return None
+    features = chunks.column("features")
+    return Reference(moments_of(features), features, {"reference": images.name, "reference_images": len(images)})
+
+
+@dataclass(frozen=True)
+class StatisticsFile:
+    """An npz with `mu`, `sigma` and perhaps reference images, `arr_0`, as ADM's evaluator reads it."""
+
+    moments: FeatureMoments
+    images: NpzImages | None
+    facts: dict[str, Any]
+
+
+def read_statistics(path: str, extractor: Extractor) -> StatisticsFile:
+    """A file of statistics, before any image is made.
+
+    Raises:
+        ValueError: no such file, not such statistics, what is no covariance, or those of another extractor.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file of statistics {path!r}; write one with: evaluate.py statistics")
+    names, found = _read_arrays(path)
+    facts = extractor_facts(extractor)
+    for name in STORED:
+        if name in found and str(found[name]) != str(facts[name]):
+            raise ValueError(
+                f"{path} holds statistics of another extractor: its {name} is {str(found[name])[:80]!r}, that of "
+                f"{extractor.name} is {str(facts[name])[:80]!r}; write them anew with: evaluate.py statistics"
+            )
+    if "sha256" not in found and not extractor.is_fid:
+        raise ValueError(
+            f"{path} does not name its extractor, as files of Inception's do; write one of {extractor.name} with: "
+            "evaluate.py statistics"
+        )
+    moments = _moments(path, found)
+    images = NpzImages(Path(path)) if "arr_0.npy" in names else None
+    if images is not None and len(images) <= NEIGHBOURS:
+        raise ValueError(f"{path} holds {len(images)} images, too few for {NEIGHBOURS} neighbours; take more or none")
+    # One blank image tells the width.
+    height, width = (extractor.smallest,) * 2 if images is None else images.image_size
+    extractor.check_size(height, width)
+    blank = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    expected, dims = extractor.extract(blank)[0].shape[1], len(moments.mean)
+    if dims != expected:
+        raise ValueError(f"{path} is of {dims} features, and {extractor.name} has {expected}; {_WRITE_ANEW}")
+    return StatisticsFile(moments, images, {"reference": path, "reference_sha256": _sha256(path)})
+
+
+def _read_arrays(path: str) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of what is in a file of statistics, and its arrays but for the images.
+
+    Raises:
+        ValueError: they are not of numbers, or not of the shapes that belong together.
+    """
+    names, headers = array_headers(Path(path), ("mu", "sigma", "count", *STORED), _WRITE_ANEW)
+    if lacking := [name for name in ("mu", "sigma") if name not in headers]:
+        there = ", ".join(name.removesuffix(".npy") for name in names)
+        raise ValueError(f"{path} holds no {' and no '.join(lacking)}, only {there}; {_WRITE_ANEW}")
+    shapes = {name: headers[name].shape for name in ("mu", "sigma")}
+    dims = math.prod(shapes["mu"])
+    if shapes != {"mu": (dims,), "sigma": (dims, dims)} or dims == 0:
+        raise ValueError(
+            f"{path} holds mu {shapes['mu']} and sigma {shapes['sigma']}, and not (D,) and (D, D); {_WRITE_ANEW}"
+        )
+    for name in sorted(headers.keys() - set(STORED)):
+        if headers[name].dtype.kind not in "fiu":
+            raise ValueError(f"{name} of {path} is {headers[name].dtype}, and not of real numbers; {_WRITE_ANEW}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return names, {name: arrays[name] for name in headers}
+    except Exception as error:  # zipfile, zlib and numpy raise errors of many classes on what is broken
+        raise no_npz(Path(path), error, _WRITE_ANEW) from error
+
+
+def _moments(path: str, found: dict[str, np.ndarray]) -> FeatureMoments:
+    """Read the mean and covariance from the arrays. ValueError unless two images or more can have them."""
+    mean, covariance = (_as_float64(found[name]) for name in ("mu", "sigma"))
+    for name, values in {"mu": mean, "sigma": covariance}.items():
+        if not values.isfinite().all():
+            raise ValueError(f"{name} of {path} holds NaN or infinity; {_WRITE_ANEW}")
+    if problem := covariance_problem(covariance):
+        raise ValueError(f"sigma of {path} {problem}: it is no covariance; {_WRITE_ANEW}")
+    count = found.get("count", np.array(2))  # the covariance is what the file says, whatever the count
+    if count.size != 1 or not count >= 2 or count != np.floor(count) or not np.isfinite(count):
+        raise ValueError(f"{path} is of {count!s:.40} images, and statistics are of 2 or more; {_WRITE_ANEW}")
+    return FeatureMoments(int(count.item()), mean, covariance * (int(count.item()) - 1))
+
+
+def statistics_reference(file: StatisticsFile, extractor: Extractor, cache_dir: Path) -> Reference | None:
+    """The file's moments, and the features of its images, on the main process."""
+    if file.images is None:
+        return Reference(file.moments, None, file.facts) if PartialState().is_main_process else None
+    found = data_set_reference(file.images, extractor, cache_dir)
+    if found is None:
+        return None
+    return Reference(file.moments, found.features, file.facts | {"reference_images": len(file.images)})
+
+
+def write_statistics(images: ImageSource, extractor: Extractor, cache_dir: Path, file: Path) -> None:
+    """Moments of all images, and up to 10,000 of them, as `read_statistics` reads them."""
+    found = data_set_reference(images, extractor, cache_dir)
+    if found is None:
+        return
+    kept = np.linspace(0, len(images), min(len(images), REFERENCE_IMAGES), endpoint=False).astype(int)
+    arrays = torch.stack([images[index].expand(3, -1, -1).permute(1, 2, 0) for index in kept]).numpy()
+    unfinished = file.with_name(f".{file.name}.tmp.npz")
+    np.savez(
+        unfinished,
+        mu=found.moments.mean.numpy(),
+        sigma=found.moments.covariance.numpy(),
+        count=found.moments.count,
+        arr_0=arrays,
+        **{name: extractor_facts(extractor)[name] for name in STORED},
+        fingerprint=images.fingerprint,
+    )
+    unfinished.replace(file)
+
+
+def _as_float64(values: np.ndarray) -> Tensor:
+    with np.errstate(over="ignore"):  # of a longer type: infinity, which is told
+        return torch.from_numpy(values.astype(np.float64))
+
+
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Trainings that are killed, starved, or fed broken inputs, and what becomes of them."""

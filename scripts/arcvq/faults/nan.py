@@ -1,0 +1,85 @@
+"""A training in which one term of the loss is NaN in some steps, to see what becomes of it.
+
+python -m arcvq.faults.nan arc 20:21 train_tokenizer --optim.max_steps 40
+python -m arcvq.faults.nan loss 20: train_ldm
+
+The steps are counted from 1; without an end they go on. Of several processes all have it, or with arc@1 that of rank 1.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from arcvq.cli.parser import run_script
+from arcvq.runs import run as common
+from arcvq.training import adversary, reconstruction_loss
+from arcvq.training import ldm as train_ldm
+from arcvq.training import pixelcnn as train_pixelcnn
+from arcvq.training import tokenizer as train_tokenizer
+from tokenizer.losses.lpips import LPIPS, RandomWeights
+from tokenizer.quantizers import Quantizer
+
+TRAININGS = {"train_tokenizer": train_tokenizer, "train_ldm": train_ldm, "train_pixelcnn": train_pixelcnn}
+# Where the terms that are no quantizer's are computed.
+PLACES = {
+    "train_tokenizer": {
+        "reconstruction": (reconstruction_loss, "normalised_mse"),
+        "perceptual": (LPIPS, "forward"),
+        "generator": (adversary, "generator_loss"),
+        "discriminator": (adversary, "discriminator_loss"),
+        "r1": (adversary, "r1_penalty"),
+        "lecam": (adversary, "lecam_penalty"),
+    },
+    "train_ldm": {"loss": (train_ldm, "diffusion_loss")},
+    "train_pixelcnn": {"loss": (train_pixelcnn, "code_nll")},
+}
+
+
+def inject(script: str, term: str, is_broken: Callable[[], bool]) -> None:
+    """Makes a term of a script's loss NaN, with its gradient, whenever `is_broken`."""
+
+    def broken(value: torch.Tensor) -> torch.Tensor:
+        return value * float("nan") if is_broken() else value
+
+    owner, name = PLACES[script].get(term, (Quantizer, "forward"))
+    computed = getattr(owner, name)
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        value = computed(*args, **kwargs)
+        if owner is not Quantizer:
+            return broken(value)
+        value.losses[term] = broken(value.losses[term])  # KeyError: the quantizer has no such loss
+        return value
+
+    setattr(owner, name, replacement)
+
+
+def main() -> None:
+    """Runs the script of the command line with the term broken."""
+    term, steps, script, *options = sys.argv[1:]
+    term, _, rank = term.partition("@")
+    first, _, last = steps.partition(":")
+    broken = range(int(first) - 1, int(last) - 1 if last else sys.maxsize)
+    runs: list[common.Run] = []
+    made = common.Run.__init__
+
+    def remember(run: common.Run, *args: Any, **kwargs: Any) -> None:
+        runs.append(run)
+        made(run, *args, **kwargs)
+
+    common.Run.__init__ = remember
+
+    def is_broken() -> bool:
+        return runs[0].step in broken and rank in ("", str(runs[0].accelerator.process_index))
+
+    inject(script, term, is_broken)
+    if term == "perceptual":  # of no meaning here, and there without any file
+        set_up = train_tokenizer.set_up
+        train_tokenizer.set_up = lambda run, config, images, _: set_up(run, config, images, RandomWeights())
+    TRAININGS[script].main(options)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,157 @@
+"""The paper's tables from one command: trains what is missing, measures it, and writes the table.
+
+python scripts/reproduce.py table_1 --data mnist --budget 20m
+python scripts/reproduce.py table_12 --data cifar10 --budget full
+accelerate launch --multi_gpu --num_processes 8 scripts/reproduce.py table_1 --data cifar10 --budget full
+python scripts/reproduce.py figure_2 runs/mnist-arcvq runs/mnist-vq --data.name mnist
+python scripts/reproduce.py figures runs/mnist-arcvq runs/mnist-vq --data.name mnist
+
+A time is that of all trainings together; each has as many steps. `full` is the paper's 500 epochs. Tables under one
+budget share their trainings; stopped and started again, the same command goes on where it was. Beside each number
+stands the paper's, and over the table the protocol, as a JSON file, in markdown and as a plot; priors' samples of the
+first seed are beside them.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from jsonargparse import Namespace
+
+from arcvq.cli.parser import CONFIGS, ScriptParser
+from arcvq.cli.provenance import machine, provenance
+from arcvq.compute.resumable import LONGEST_WAIT
+from arcvq.evaluation import command as evaluate
+from arcvq.evaluation.networks import make_measuring
+from arcvq.paper import figures
+from arcvq.paper.budget import Budget, steps_of
+from arcvq.paper.result_table import ResultTable, write_table
+from arcvq.paper.rows import (
+    FULL_STEPS,
+    MeasureConfig,
+    config_file,
+    measure_arguments,
+    numbers_of,
+    prior_options,
+    task_of,
+    tokenizer_arguments,
+    training_facts,
+)
+from arcvq.paper.tables import TABLES, Table
+from pipelines.metrics.protocols import PROTOCOLS
+from tokenizer.losses.lpips import WeightFiles
+
+
+def make_parser() -> ScriptParser:
+    """The options of this script."""
+    parser = ScriptParser("Reproduce a table of the paper.")
+    parser.add_argument("table", choices=list(TABLES), help="those without a number are this project's own")
+    parser.add_argument("--data", choices=["mnist", "cifar10", "ffhq", "imagenet"], default="mnist", help="data set")
+    parser.add_argument("--images", type=str | None, default=None, help="a local copy of the data set; None: the Hub's")
+    budget = "20m: a time for all trainings together; 5epochs or 1200steps: of each; full: the paper's"
+    parser.add_argument("--budget", type=str, default="20m", help=budget)
+    parser.add_argument("--prior_budget", type=str, default="2000steps", help="steps of each prior, in table_13")
+    parser.add_argument("--seeds", type=list[int], default=[0, 1], help="of each row; the spread is that over them")
+    parser.add_argument("--rows", type=list[str] | None, default=None, help="some rows only, by their configs' names")
+    parser.add_argument(
+        "--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="of the trainings on mnist and cifar10"
+    )
+    parser.add_argument("--output_dir", type=str, default="runs/reproduce", help="folder of the trainings")
+    parser.add_argument("--output", type=str | None, default=None, help="folder of the table; None: beside its runs")
+    parser.add_class_arguments(MeasureConfig, "measure")
+    parser.add_class_arguments(WeightFiles, "weights")
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Trains, measures, prints the table and writes it; or draws a figure of tokenizers that are there."""
+    args = list(sys.argv[1:] if args is None else args)
+    if args and args[0].startswith("figure"):
+        figures.main(args)
+        return
+    config = make_parser().parse(args)
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
+    table, budget = chosen(config), check(config)
+    bench = Path(config.output_dir, f"{config.data}-{budget.text}")
+    configs = sorted({row.config for row in TABLES[config.table].rows.values()})
+    short = [tokenizer_arguments(config, budget, name) for name in configs]
+    steps = None
+    if not budget.is_full:
+        steps = steps_of(budget, short, len(config.seeds), bench / "budget.json")
+    elif config.data in FULL_STEPS:
+        steps = FULL_STEPS[config.data]
+
+    if PartialState().is_main_process:
+        each = "as long as their configs say" if steps is None else f"of {steps:,} steps each"
+        tokenizers = len({row.config for row in table.rows.values()}) * len(config.seeds)
+        print(f"{tokenizers} tokenizers, {each}: {bench}")
+    results, failures, commits = ResultTable(list(table.rows), config.seeds), [], set()
+    stem = Path(config.output or bench, f"{config.table}-{config.data}")
+    for seed in config.seeds:
+        for name, row in table.rows.items():
+            try:
+                found = numbers_of(config, budget, steps, bench, row, seed)
+            except ValueError as error:  # a row that diverges leaves the others their table
+                if PartialState().num_processes > 1:
+                    raise  # the others may know nothing of it, and would wait for this one
+                failures.append(f"{name}, seed {seed}: {error}")
+                print(f"failed: {failures[-1]}", flush=True)
+            else:
+                results.add(name, seed, found.numbers, found.history)
+                commits.add(found.commit)
+                if found.samples is not None and seed == config.seeds[0] and PartialState().is_main_process:
+                    stem.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(found.samples, stem.with_name(f"{stem.name}-{row.config}-{row.prior}.png"))
+    if PartialState().is_main_process:
+        facts = {
+            "table": config.table,
+            "title": table.title,
+            "data": config.data,
+            "budget": budget.text,
+            "steps": steps,
+            "training": training_facts(config, budget, steps),
+            "priors": {row.prior: prior_options(config, row.prior) for row in table.rows.values() if row.prior},
+            "measure": config.measure.as_dict(),
+            "measured_at": sorted(commits),
+            "failures": failures,
+        }
+        write_table(results, table, config.data, facts | machine() | provenance("reproduce", args), stem)
+    if failures:
+        raise ValueError(f"{len(failures)} of the table's trainings failed: {'; '.join(failures)}")
+
+
+def check(config: Namespace) -> Budget:
+    """The budget. Raises ValueError for options that cannot work, before time is spent."""
+    budget, prior = Budget.parse(config.budget), Budget.parse(config.prior_budget)
+    if not budget.is_full and config.data not in FULL_STEPS:
+        raise ValueError(f"a budget of {budget.text} is one of mnist or cifar10; {config.data} takes --budget full")
+    if config.mixed_precision != "no" and config.data not in FULL_STEPS:
+        raise ValueError(f"mixed_precision is that of the configs of {config.data}; leave it out")
+    if prior.steps is None and not prior.is_full:
+        raise ValueError(f"prior_budget is a number of steps, as 2000steps, or full, got {prior.text!r}")
+    if budget.seconds is not None and PartialState().num_processes > 1:
+        raise ValueError(f"a budget of time, {budget.text}, is of one process; take --budget 5epochs or 1200steps")
+    if budget.seconds is not None and torch.accelerator.is_available():
+        raise ValueError(f"a budget of time, {budget.text}, is timed on the CPU; take --budget 5epochs or 1200steps")
+    for task in {task_of(row) for row in TABLES[config.table].rows.values()}:
+        measuring = evaluate.make_parser().parse([task, "none", *measure_arguments(config, task)])
+        make_measuring(measuring, PROTOCOLS[config.measure.protocol], measuring.extractor)  # are all weights there?
+    return budget
+
+
+def chosen(config: Namespace) -> Table:
+    """The table with the rows that are asked for. Raises ValueError where it has none, or lacks a config."""
+    table = TABLES[config.table]
+    if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
+        raise ValueError(f"seeds are different numbers from 0 on, got {config.seeds}")
+    names = sorted({row.config for row in table.rows.values()})
+    if config.rows is not None and (unknown := [name for name in config.rows if name not in names]):
+        raise ValueError(f"{config.table} has no row {unknown[0]!r}; it has {', '.join(names)}")
+    rows = {name: row for name, row in table.rows.items() if config.rows is None or row.config in config.rows}
+    if lacking := [row.config for row in rows.values() if not config_file(config.data, row.config).is_file()]:
+        where = ", ".join(sorted({file.parent.name for file in CONFIGS.glob(f"*/{lacking[0]}.yaml")}))
+        raise ValueError(f"{config.table} is not one of {config.data}: take --data {where}")
+    return Table(table.title, table.metrics, rows)

@@ -1,0 +1,166 @@
+"""Draws the paper's figures of trained tokenizers => a PNG each, and beside it a JSON with the numbers in it.
+
+python scripts/reproduce.py figure_1 runs/mnist-arcvq runs/mnist-vq --data.name mnist     tokens and codes in a plane
+python scripts/reproduce.py figure_2 runs/mnist-arcvq runs/mnist-vq --data.name mnist     the codes' norms and use
+python scripts/reproduce.py figure_3 runs/mnist-arcvq runs/mnist-vq --data.name mnist     distances between codes
+python scripts/reproduce.py figure_5 runs/mnist-arcvq runs/mnist-vq --data.name mnist     activation maps
+python scripts/reproduce.py figures runs/mnist-arcvq runs/mnist-vq --data.name mnist          what can be drawn of them
+
+The images are evenly spaced over the held-out split.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from arcvq.cli.announced_data import announced_splits
+from arcvq.cli.parser import ScriptParser
+from arcvq.cli.provenance import provenance
+from arcvq.compute.threads import use_all_cores
+from arcvq.evaluation.networks import check_count, refuse_skipping
+from arcvq.runs.results import check_images, load_tokenizer, note_other_data
+from arcvq.runs.settings import ARTEFACTS
+from arcvq.sampling.options import PIXELS_AT_ONCE, default_device, round_trip
+from pipelines.figures.activations import plot_activations
+from pipelines.figures.distances import plot_distances
+from pipelines.figures.tokenizers import NotDrawable, TokenizerTensors, evenly, plot_norms, plot_planes
+from pipelines.metrics import to_uint8
+from priors.latents import tokenizer_fingerprint
+from tokenizer import VQTokenizer
+from tokenizer.data import DataConfig, evaluation_batches
+from tokenizer.quantizers.base import tokens_of
+
+FIGURES: dict[str, Callable[[Sequence[TokenizerTensors], Path], dict[str, Any]]] = {
+    "figure_1": plot_planes,
+    "figure_2": plot_norms,
+    "figure_3": plot_distances,
+}
+ACTIVATIONS = "figure_5"
+DEFAULT_IMAGES = 256
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A tokenizer's tensors on the images, and of the shown ones latents (n, D, h, w) and reconstructions, uint8."""
+
+    tensors: TokenizerTensors
+    latents: Tensor
+    reconstructions: Tensor
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the tokenizers over the images, then draws and writes."""
+    parser = ScriptParser("Draw the paper's figures of trained tokenizers.")
+    parser.add_argument("figure", choices=[*FIGURES, ACTIVATIONS, "figures"], help="figures: those that can be drawn")
+    parser.add_argument("folders", type=str, nargs="+", help="run folders or tokenizer folders")
+    parser.add_argument(
+        "--num_images", type=int | None, default=None, help=f"held-out images; None: {DEFAULT_IMAGES}, or all there are"
+    )
+    parser.add_argument("--shown", type=int, default=6, help=f"images in {ACTIVATIONS}")
+    parser.add_argument("--output", type=str, default="runs/figures", help="folder of the pictures")
+    parser.add_class_arguments(DataConfig, "data")
+    config = parser.parse(args)
+    refuse_skipping(config)
+    use_all_cores()
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
+    names = tokenizer_names(config.folders)
+    data = DataConfig(**config.data.as_dict())
+    images = announced_splits(data).held_out
+    there = f"images in the test split of {images.name}"
+    asked = min(DEFAULT_IMAGES, len(images)) if config.num_images is None else config.num_images
+    number = check_count(asked, len(images), there)
+    indices = evenly(len(images), number).tolist()
+    if not 1 <= config.shown <= number:
+        raise ValueError(f"shown is {config.shown}, but num_images is {number}; take 1 to {number}")
+    shown = evenly(number, config.shown).tolist()
+    tokenizers = {}
+    for name, folder in names.items():
+        tokenizers[name] = load_tokenizer(folder).to(default_device())
+        try:
+            check_images(tokenizers[name], images)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
+        note_other_data(folder, data)
+
+    chosen = Subset(images, indices)
+    originals = to_uint8(chosen[shown]["images"])
+    seen = {name: see(name, tokenizer, chosen, shown) for name, tokenizer in tokenizers.items()}
+    facts = {
+        "data": {"name": images.name, "split": images.split, "fingerprint": images.fingerprint(), "images": indices},
+        "tokenizers": {
+            name: {"folder": folder, "fingerprint": tokenizer_fingerprint(tokenizers[name])}
+            for name, folder in names.items()
+        },
+        **provenance("reproduce", args),
+    }
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for figure in (*FIGURES, ACTIVATIONS) if config.figure == "figures" else (config.figure,):
+        picture = output / f"{figure}.png"
+        of_figure = {"figure": figure}
+        try:
+            if figure == ACTIVATIONS:
+                of_figure["shown"] = [indices[place] for place in shown]
+                parts = [(name, its.latents, its.reconstructions) for name, its in seen.items()]
+                numbers = plot_activations(originals, parts, picture)
+            else:
+                numbers = FIGURES[figure]([its.tensors for its in seen.values()], picture)
+        except NotDrawable as error:
+            if config.figure != "figures":
+                raise
+            print(f"{figure}: left out: {error}")
+            continue
+        content = of_figure | facts | {"numbers": numbers}
+        picture.with_suffix(".json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        print(f"{figure}: {picture}, its numbers: {picture.with_suffix('.json')}")
+
+
+def tokenizer_names(folders: Sequence[str]) -> dict[str, str]:
+    """What each folder is called in the pictures: its run's name, or all of its path where two are called alike.
+
+    Raises:
+        ValueError: one folder is named twice.
+    """
+    if twice := [folder for folder, times in Counter(folders).items() if times > 1]:
+        raise ValueError(f"folder {twice[0]!r} is named twice; name it once")
+    short = {}
+    for folder in folders:
+        path = Path(folder).resolve()
+        short[folder] = path.parent.name if path.name in ARTEFACTS else path.name
+    times = Counter(short.values())
+    return {short[folder] if times[short[folder]] == 1 else folder: folder for folder in folders}
+
+
+@torch.no_grad()
+def see(name: str, tokenizer: VQTokenizer, images: Dataset, shown: Sequence[int]) -> Seen:
+    """Encodes all of the images, and decodes those whose places are `shown`."""
+    bottleneck, device = tokenizer.bottleneck, tokenizer.device
+    batch_size = max(1, min(BATCH, PIXELS_AT_ONCE // tokenizer.config.image_size**2))
+    maps, counts = [], None
+    for batch in evaluation_batches(images, batch_size=batch_size):
+        latents = tokenizer.encode(batch["images"].to(device)).latents
+        maps.append(latents.float().cpu())
+        if tokenizer.has_codes:
+            of_batch = bottleneck.counts_of(bottleneck.encode(latents)).cpu()
+            counts = of_batch if counts is None else counts + of_batch
+    latents = torch.cat(maps)
+    if not torch.isfinite(latents).all():
+        raise ValueError(f"latents of {name} hold NaN or infinity; the model diverged")
+    codebook = tokenizer.codebook.detach().cpu() if tokenizer.has_codes else None
+    radius = getattr(bottleneck, "radius", None)
+    radius = math.inf if radius is None else float(radius)
+    made = [
+        round_trip(tokenizer, part["images"].to(device))[0].cpu()
+        for part in evaluation_batches(Subset(images, shown), batch_size=batch_size)
+    ]
+    tensors = TokenizerTensors(name, tokens_of(latents), codebook, counts, radius)
+    return Seen(tensors, latents[shown], to_uint8(torch.cat(made)))

@@ -1,0 +1,182 @@
+"""A table of results: our mean and spread over seeds beside the paper's number => JSON, markdown, a plot."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from arcvq.paper.tables import METRICS, Table
+from pipelines.figures.tables import plot_histories, plot_table
+
+# What a metric's number is called in a result of evaluate.py: it begins so, and a protocol or extractor may follow.
+_BEGINNINGS = {"rfid": ("rfid", "frechet_distance"), "fid": ("fid", "frechet_distance")}
+
+
+@dataclass
+class ResultTable:
+    """The numbers of rows and seeds, as they come.
+
+    Args:
+        rows: their names, in order.
+        seeds: of each.
+    """
+
+    rows: Sequence[str]
+    seeds: Sequence[int]
+    numbers: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+    histories: dict[str, dict[int, list[dict[str, float]]]] = field(default_factory=dict)
+
+    def add(self, row: str, seed: int, numbers: dict[str, float], history: Sequence[dict[str, float]] = ()) -> None:
+        """The numbers of a row for a seed, by the names that evaluate.py gives them, and how its training came there.
+
+        Each entry of the history has a `step`, and what was measured of the held-out split then.
+        """
+        self.numbers.setdefault(row, {})[seed] = numbers
+        if history:
+            self.histories.setdefault(row, {})[seed] = list(history)
+
+    def name_of(self, metric: str) -> str | None:
+        """What a metric of METRICS is called in these numbers, which says its protocol; None: it was not measured."""
+        found = [name for seeds in self.numbers.values() for numbers in seeds.values() for name in numbers]
+        beginnings = _BEGINNINGS.get(metric, (metric,))
+        return next((name for name in found if name.replace("[", "-").split("-")[0].split("@")[0] in beginnings), None)
+
+    def values(self, row: str, metric: str) -> list[float]:
+        """A metric's number for each seed; of a row that does not have it, none."""
+        name = self.name_of(metric)
+        seeds = self.numbers.get(row, {})
+        found = [seeds[seed][name] for seed in self.seeds if name in seeds.get(seed, {})]
+        return [value for value in found if not isinstance(value, str)]  # JSON holds infinity as a word
+
+
+def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, Any], stem: Path) -> None:
+    """Writes stem.json, stem.md and stem.png, and prints the table."""
+    metrics = dict.fromkeys((*table.metrics, "usage", "perplexity"))
+    names = {metric: name for metric in metrics if (name := results.name_of(metric)) is not None}
+    rows = {}
+    for name, row in table.rows.items():
+        seeds = {metric: results.values(name, metric) for metric in names}
+        rows[name] = {
+            "config": row.config,
+            "paper": dict(zip(table.metrics, row.paper[data], strict=True)) if data in row.paper else {},
+            "ours": {metric: summary(values) for metric, values in seeds.items() if values},
+            "all": results.numbers.get(name, {}),
+            "history": results.histories.get(name, {}),
+        }
+    orders = {metric: in_order(rows, metric) for metric in table.metrics if metric in names}
+    result = {"protocol": facts | {"seeds": list(results.seeds), "metrics": names}, "order": orders, "rows": rows}
+    text = markdown(result)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write = {suffix: stem.with_name(f"{stem.name}.{suffix}") for suffix in ("json", "md", "png")}
+    write["json"].write_text(json.dumps(result, indent=2) + "\n")
+    write["md"].write_text(text)
+    labels = {metric: _label(metric, name) for metric, name in names.items()}
+    ours = {label: {row: results.values(row, metric) for row in rows} for metric, label in labels.items()}
+    paper = {label: {row: of["paper"].get(metric) for row, of in rows.items()} for metric, label in labels.items()}
+    if names:
+        plot_table(list(rows), _present(ours), _present(paper), write["png"])
+    if results.histories:
+        write["history"] = stem.with_name(f"{stem.name}-history.png")
+        plot_histories(results.histories, [metric for metric in ("psnr", "usage") if metric in names], write["history"])
+    print(text)
+    print(f"table: {', '.join(map(str, write.values()))}")
+
+
+def _label(metric: str, name: str) -> str:
+    """A metric for a picture, where the protocol has no room."""
+    return "Frechet distance" if name.startswith("frechet_distance") else METRICS.get(metric, (metric,))[0]
+
+
+def _present(numbers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Without the rows that have no number."""
+    return {name: {row: value for row, value in rows.items() if value} for name, rows in numbers.items()}
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, spread (largest less smallest), and the numbers of the seeds."""
+    return {"mean": fmean(values), "spread": max(values) - min(values), "seeds": list(values)}
+
+
+def in_order(rows: dict[str, Any], metric: str) -> dict[str, Any] | None:
+    """How many of the pairs that the paper ranks have its order here; None where it ranks none.
+
+    A pair whose seeds overlap, or of which one has a single seed, is `open`: neither confirmed nor denied.
+    """
+    both = [row for row in rows.values() if row["paper"].get(metric) is not None and metric in row["ours"]]
+    found = {"as_in_the_paper": 0, "reversed": 0, "open": 0}
+    for first, second in combinations(both, 2):
+        theirs = first["paper"][metric] - second["paper"][metric]
+        ours = [a - b for a in first["ours"][metric]["seeds"] for b in second["ours"][metric]["seeds"]]
+        if not theirs:
+            continue
+        if min(len(row["ours"][metric]["seeds"]) for row in (first, second)) < 2:
+            found["open"] += 1
+        elif all(difference * theirs > 0 for difference in ours):
+            found["as_in_the_paper"] += 1
+        elif all(difference * theirs < 0 for difference in ours):
+            found["reversed"] += 1
+        else:
+            found["open"] += 1
+    return found if sum(found.values()) else None
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table with its protocol, for a reader."""
+    facts, names = result["protocol"], result["protocol"]["metrics"]
+    trainings = {"tokenizers": facts["training"], **facts["priors"]}
+    training = "; ".join(
+        f"{of}: {', '.join(f'{name} {value}' for name, value in its.items())}" for of, its in trainings.items()
+    )
+    seeds = ", ".join(map(str, facts["seeds"]))
+    heads = [_head(metric, name) for metric, name in names.items()]
+    measured_at = (
+        "" if facts["measured_at"] == [facts["commit"]] else f"; measured at {', '.join(facts['measured_at'])}"
+    )
+    lines = [
+        f"# {facts['table']}, {facts['data']}: {facts['title']}",
+        "",
+        f"Budget {facts['budget']}. {training}; seeds {seeds}. Mean of the seeds, ± half of their spread; the paper's "
+        f"number in brackets. `{facts['command']}`, commit {facts['commit']}{measured_at}.",
+        "",
+        f"| | {' | '.join(heads)} |",
+        "|---|" + "---|" * len(names),
+    ]
+    for name, row in result["rows"].items():
+        lines.append(f"| {name} (`{row['config']}`) | {' | '.join(_cell(metric, row) for metric in names)} |")
+    lines.append("")
+    for metric, order in result["order"].items():
+        if order is not None:
+            counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in order.items())
+            ours = f", here by {names[metric]}" if _is_other(metric, names[metric]) else ""
+            ranked = f"Pairs that the paper ranks by {METRICS[metric][0]}{ours}: {counts}"
+            lines += [f"{ranked} (open: the seeds overlap, or one is alone).", ""]
+    lines += [f"Failed: {failure}" for failure in facts["failures"]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _head(metric: str, name: str) -> str:
+    """A column's: what was measured, which way is better, and what the paper's number is where it is another thing."""
+    if metric not in METRICS:
+        return name
+    paper = f"; the paper's: {METRICS[metric][0]}" if _is_other(metric, name) else ""
+    return f"{name} ({METRICS[metric][1]} is better{paper})"
+
+
+def _is_other(metric: str, name: str) -> bool:
+    """Whether it was measured by other features than the paper's, Inception's, or LPIPS' VGG."""
+    return name.startswith("frechet_distance") or (metric == "lpips" and "vgg" not in name)
+
+
+def _cell(metric: str, row: dict[str, Any]) -> str:
+    ours, paper = row["ours"].get(metric), row["paper"].get(metric)
+    if ours is None:
+        text = "-"
+    else:
+        largest = max(map(abs, ours["seeds"]))
+        digits = 4 if largest < 1 else 2 if largest < 100 else 1
+        spread = f" ± {ours['spread'] / 2:.{digits}f}" if len(ours["seeds"]) > 1 else ""
+        text = f"{ours['mean']:.{digits}f}{spread}"
+    return text if paper is None else f"{text} ({paper:g})"

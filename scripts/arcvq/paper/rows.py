@@ -1,0 +1,213 @@
+"""A row of a table: its tokenizer, and its prior, trained as all others of the table; its numbers, by evaluate.py."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import PartialState
+from jsonargparse import Namespace
+
+from arcvq.cli.parser import CONFIGS
+from arcvq.conversion import codebook
+from arcvq.evaluation import command as evaluate
+from arcvq.paper.budget import Budget
+from arcvq.paper.tables import Row
+from arcvq.runs.settings import read_settings, refuse_other_run
+from arcvq.training import ldm as train_ldm
+from arcvq.training import pixelcnn as train_pixelcnn
+from arcvq.training import tokenizer as train_tokenizer
+from pipelines.figures.grids import read_metrics
+from tokenizer.losses.lpips import PerceptualNet
+
+# What all trainings of a data set have in common, whatever their configs say: short ones, and the paper's.
+SHORT = {"optim.batch_size": 128, "optim.lr": 1e-3, "optim.schedule": "cooldown"}
+FULL = {"optim.batch_size": 1024, "optim.lr": 3e-4, "optim.schedule": "constant"}
+# Of short trainings of the priors: on two cores the UNet of the configs takes seconds for a step.
+SHORT_PRIORS = {
+    "ldm": {"unet.channels": 64, "optim.batch_size": 64, "optim.lr": 5e-4, "optim.warmup_steps": 50},
+    "pixelcnn": {"optim.batch_size": 64, "optim.lr": 1e-3},
+}
+FULL_STEPS = {"mnist": 29_000, "cifar10": 24_000}  # 500 epochs of 58 and of 48 steps
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What the tokenizers, and samples of priors, are measured by. See scripts/evaluate.py.
+
+    Args:
+        protocol: of reconstructions; official_jpeg is that of the paper's code.
+        extractor: of the Frechet distance; None: none is taken. Only inception's is FID.
+        resize: side of the extractor's images.
+        lpips: network of LPIPS; None: none.
+        dtype: of the networks that measure.
+        num_images: samples of a prior.
+        num_inference_steps: of the latent diffusion; None: the pipeline's own number.
+    """
+
+    protocol: Literal["rfid", "official_jpeg"] = "official_jpeg"
+    extractor: str | None = "inception"
+    resize: int | None = None
+    lpips: PerceptualNet | None = "vgg"
+    dtype: Literal["float64", "float32"] = "float64"
+    num_images: int = 50_000
+    num_inference_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class RowNumbers:
+    """A row for a seed.
+
+    Attributes:
+        numbers: as evaluate.py names them.
+        commit: that measured them.
+        history: of the tokenizer's training.
+        samples: a picture of samples, of a row with a prior.
+    """
+
+    numbers: dict[str, float]
+    commit: str
+    history: Sequence[dict[str, float]] = ()
+    samples: Path | None = None
+
+
+def config_file(data: str, name: str) -> Path:
+    """The YAML of a row."""
+    return CONFIGS / data / f"{name}.yaml"
+
+
+def common_options(config: Namespace, budget: Budget) -> dict[str, Any]:
+    """What all tokenizers of the table are trained with, instead of what their configs say."""
+    if config.data not in FULL_STEPS:
+        return {}
+    return (FULL if budget.is_full else SHORT) | {"run.mixed_precision": config.mixed_precision}
+
+
+def prior_options(config: Namespace, prior: str) -> dict[str, Any]:
+    """What all priors of a kind are trained with, instead of what their configs say."""
+    steps = Budget.parse(config.prior_budget).steps
+    precision = {"run.mixed_precision": config.mixed_precision} if config.data in FULL_STEPS else {}
+    return precision if steps is None else SHORT_PRIORS[prior] | precision | {"optim.max_steps": steps}
+
+
+def tokenizer_arguments(config: Namespace, budget: Budget, name: str) -> list[str]:
+    """The command line of a tokenizer's training, but for its length, its seed and its place."""
+    options = common_options(config, budget)
+    if config.images is not None:
+        options["data.name"] = config.images
+    options |= {f"weights.{weights}": file for weights, file in config.weights.as_dict().items() if file is not None}
+    options.pop("weights.inception", None)
+    return [f"--config={config_file(config.data, name)}", *as_arguments(options)]
+
+
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    """Options by dotted name, as a command line has them."""
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def numbers_of(config: Namespace, budget: Budget, steps: int | None, bench: Path, row: Row, seed: int) -> RowNumbers:
+    """What a row comes to for a seed; trains and measures what is missing."""
+    name = f"{row.config}-seed{seed}"
+    run, length = bench / name, {} if steps is None else {"optim.max_steps": steps, **often(steps)}
+    arguments = tokenizer_arguments(config, budget, row.config)
+    trained(train_tokenizer, [*arguments, *as_arguments(length | placed(bench, name, seed))], run, "tokenizer")
+    if row.codes is not None:
+        reduced = bench / f"{name}-{row.codes}-codes"
+        if not reduced.is_dir() and PartialState().is_main_process:
+            codebook.main(["reduce", str(run), f"--codebook_size={row.codes}", f"--seed={seed}", f"--output={reduced}"])
+        PartialState().wait_for_everyone()
+        run = reduced
+    if row.prior is None:
+        return replace(measured(config, row, run), history=history(bench / name))
+    prior, prior_steps = f"{name}-{row.prior}-{config.prior_budget}", Budget.parse(config.prior_budget).steps
+    options = prior_options(config, row.prior) | placed(bench, prior, seed) | {"tokenizer": run}
+    options |= {} if prior_steps is None else often(prior_steps)
+    options |= {} if config.images is None else {"data.name": config.images}
+    script = {"ldm": train_ldm, "pixelcnn": train_pixelcnn}[row.prior]
+    arguments = [f"--config={config_file(config.data, row.prior)}", *as_arguments(options)]
+    trained(script, arguments, bench / prior, "pipeline")
+    return replace(measured(config, row, bench / prior), samples=bench / prior / "evaluation" / "generation.png")
+
+
+def trained(script: Any, arguments: Sequence[str], run: Path, artefact: str) -> None:
+    """Trains what is not there yet.
+
+    Raises:
+        ValueError: what is there was trained with other settings, which are named.
+    """
+    if not (run / artefact).is_dir():
+        script.main(arguments)
+        return
+    parser = script.make_parser()
+    settings = parser.settings(parser.parse(arguments))
+    refuse_other_run(run / "config.yaml", settings)
+    before, now = (which["optim"]["max_steps"] for which in (read_settings(run / "config.yaml"), settings))
+    if before != now:
+        raise ValueError(f"{run} holds a run of {before} steps, not of {now}; choose another --output_dir")
+
+
+def placed(bench: Path, name: str, seed: int) -> dict[str, Any]:
+    """Where a run writes, and its seed."""
+    return {"run.output_dir": bench, "run.name": name, "run.seed": seed}
+
+
+def often(steps: int) -> dict[str, Any]:
+    """How often a run of so many steps shows itself and is saved: five times."""
+    interval = max(1, -(-steps // 5))
+    return {"run.sample_every": interval, "run.checkpoint_every": interval}
+
+
+def task_of(row: Row) -> str:
+    """What evaluate.py measures of it."""
+    return "reconstruction" if row.prior is None else "generation"
+
+
+def measured(config: Namespace, row: Row, run: Path) -> RowNumbers:
+    """The numbers of a run; what is measured once is not measured again with the same options."""
+    task = task_of(row)
+    images = train_tokenizer.make_parser().parse([f"--config={config_file(config.data, row.config)}"]).data.as_dict()
+    options = {f"data.{name}": value for name, value in images.items() if value is not None}
+    options |= {} if config.images is None else {"data.name": config.images}
+    arguments = [*as_arguments(options), *measure_arguments(config, task)]
+    if row.prior == "ldm" and config.measure.num_inference_steps is not None:
+        arguments.append(f"--sampling.num_inference_steps={config.measure.num_inference_steps}")
+    protocol = config.measure.protocol if task == "reconstruction" else None
+    named = "-".join(part for part in (task, protocol, config.measure.extractor) if part)
+    file, asked = run / "evaluation" / f"{named}.json", evaluate.make_parser()
+    settings = asked.settings(asked.parse([task, str(run), *arguments]))
+    if not file.is_file() or json.loads(file.read_text())["settings"] != settings:
+        evaluate.main([task, str(run), *arguments])
+    PartialState().wait_for_everyone()
+    found = json.loads(file.read_text())
+    return RowNumbers(found["numbers"], found["protocol"]["commit"])
+
+
+def history(run: Path) -> list[dict[str, float]]:
+    """What a tokenizer's training has measured of the held-out split on its way: the step, and numbers by name."""
+    log, of_split = run / "metrics.jsonl", "test_"
+    records = read_metrics(log) if log.is_file() else []
+    names = {name for record in records for name in record if name.startswith(of_split)}
+    return [
+        {"step": record["step"]} | {name.removeprefix(of_split): record[name] for name in names & record.keys()}
+        for record in records
+        if names & record.keys()
+    ]
+
+
+def measure_arguments(config: Namespace, task: str) -> list[str]:
+    """The options of evaluate.py that are the same for all rows."""
+    measure = config.measure
+    options = {"cache_dir": f"{config.output_dir}/cache", "dtype": measure.dtype}
+    options |= {"extractor": measure.extractor, "resize": measure.resize}
+    if task == "reconstruction":
+        options |= {"protocol": measure.protocol, "lpips": measure.lpips}
+    else:
+        options |= {"num_images": measure.num_images}
+    options |= {f"weights.{name}": value for name, value in config.weights.as_dict().items()}
+    return as_arguments({name: value for name, value in options.items() if value is not None})
+
+
+def training_facts(config: Namespace, budget: Budget, steps: int | None) -> dict[str, Any]:
+    """What the trainings have in common."""
+    return common_options(config, budget) | ({} if steps is None else {"optim.max_steps": steps})

@@ -1,0 +1,1 @@
+"""Dry runs: what a training takes, before it is started."""

@@ -1,0 +1,1 @@
+"""Trained pipelines => images on disk."""

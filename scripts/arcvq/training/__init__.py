@@ -1,0 +1,1 @@
+"""The trainings: tokenizer, latent diffusion prior, PixelCNN prior."""

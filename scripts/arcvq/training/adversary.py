@@ -1,0 +1,195 @@
+"""The adversarial side of a tokenizer's training: a discriminator, when it enters, what it asks of the tokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from arcvq.runs.run import Run
+from tokenizer.losses.losses import GANLoss, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
+from tokenizer.networks.discriminator import PatchDiscriminator
+
+# Of the running means of the logits (Tseng et al. 2021).
+_LECAM_DECAY = 0.999
+# Of the discriminator, in the log and among the run's modules.
+_NAME = "discriminator"
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """The adversarial loss; without a weight there is none.
+
+    Args:
+        weight: of the adversarial loss.
+        loss: hinge or non_saturating.
+        adaptive: whether the weight is multiplied by the ratio of the lengths that the reconstruction loss's gradient
+            and the adversarial loss's have at the decoder's last layer.
+        max_weight: that ratio is at most this. It is largest when the discriminator enters.
+        disc_start: when the adversarial loss begins: a step, or, below 1, a share of the training, which then cannot
+            be made longer.
+        ramp_steps: steps over which its weight then rises linearly from 0.
+        pretrain_steps: steps before disc_start from which on the discriminator alone is trained.
+        channels: width of the discriminator after its first convolution.
+        layers: the discriminator's convolutions of stride 2.
+        norm: group, which trains alike for any split of the batch, or batch, as published.
+        r1_weight: of the penalty on the discriminator's gradient at real images.
+        r1_every: steps between two such penalties, each weighted for all of them.
+        lecam_weight: of the penalty on logits that leave the running mean of the other kind.
+    """
+
+    weight: float = 0.0
+    loss: GANLoss = "hinge"
+    adaptive: bool = True
+    max_weight: float = 10.0
+    disc_start: float = 0.0
+    ramp_steps: int = 0
+    pretrain_steps: int = 0
+    channels: int = 64
+    layers: int = 3
+    norm: Literal["group", "batch"] = "group"
+    r1_weight: float = 0.0
+    r1_every: int = 16
+    lecam_weight: float = 0.0
+
+    def start(self, max_steps: int) -> int:
+        """The step, counted from 0, in which the adversarial loss begins."""
+        return round(self.disc_start * max_steps) if self.disc_start < 1 else int(self.disc_start)
+
+    def fullest_step(self, max_steps: int) -> int:
+        """A step, counted from 0, in which all is computed that there is in any step of the training."""
+        last = max_steps - 1
+        with_penalty = last - last % self.r1_every
+        return with_penalty if with_penalty >= self.start(max_steps) else last
+
+    def check(self, max_steps: int) -> None:
+        """Raises ValueError for a number that cannot work."""
+        for name in ("weight", "max_weight", "disc_start", "ramp_steps", "pretrain_steps", "r1_weight", "lecam_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"adversarial.{name} must not be negative, got {getattr(self, name)}")
+        for name in ("weight", "r1_weight", "lecam_weight"):
+            if getattr(self, name) == inf:
+                raise ValueError(f"adversarial.{name} must be finite, got {getattr(self, name)}")
+        if self.r1_every < 1:
+            raise ValueError(f"adversarial.r1_every must be at least 1, got {self.r1_every}")
+        if self.disc_start > 1 and self.disc_start % 1 != 0:
+            raise ValueError(f"adversarial.disc_start is a share below 1 or a whole step, got {self.disc_start}")
+        if self.weight and self.start(max_steps) >= max_steps:
+            raise ValueError(
+                f"adversarial.disc_start {self.disc_start:g} is not before the end, optim.max_steps {max_steps}: the "
+                "adversarial loss would never begin; lower it, or set adversarial.weight 0"
+            )
+
+
+class Adversary:
+    """A discriminator in training. To be made before `Run.prepare`.
+
+    Args:
+        run: the run that it takes part in.
+        config: how.
+        in_channels: the images' channels.
+        image_size: their side.
+
+    Attributes:
+        config: as given.
+
+    Raises:
+        ValueError: images that are too small, or batch normalisation that the processes cannot share.
+    """
+
+    def __init__(self, run: Run, config: AdversarialConfig, in_channels: int, image_size: int):
+        discriminator = PatchDiscriminator(in_channels, config.channels, config.layers, config.norm)
+        discriminator.check_size(image_size, image_size)
+        if config.norm == "batch" and run.accelerator.num_processes > 1:
+            if run.device.type != "cuda":
+                raise ValueError("adversarial.norm batch on several processes needs GPUs; take adversarial.norm group")
+            if config.r1_weight:  # a batch normalisation over processes has no second derivative
+                raise ValueError("adversarial.r1_weight on several processes needs adversarial.norm group")
+            discriminator = torch.nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
+        self._run = run
+        self.config = config
+        self._trained = run.train(discriminator, _NAME)
+
+    def take_up(self) -> None:
+        """To be called after `Run.prepare`: says what else of it starts anew, or never would."""
+        run, config = self._run, self.config
+        if not run.step:
+            return
+        if self._start >= run.optim.max_steps > run.step:
+            run.warn(
+                f"the adversarial loss would begin after step {self._start}, the run ends with {run.optim.max_steps}: "
+                "lower adversarial.pretrain_steps, or raise optim.max_steps"
+            )
+        if not config.lecam_weight:  # so that the means are not old ones where they are asked for again
+            self._trained.module.anchors.zero_()
+        before = run.was.get("adversarial")
+        had_lecam = isinstance(before, dict) and bool(before.get("lecam_weight"))
+        if run.is_main and run.began(_NAME) < run.step and had_lecam != bool(config.lecam_weight):
+            what = "start anew" if config.lecam_weight else "end"
+            print(f"note: LeCAM's running means of the logits {what} after step {run.step}")
+
+    @property
+    def discriminator(self) -> PatchDiscriminator:
+        """As it is trained."""
+        return self._trained.module
+
+    @property
+    def _start(self) -> int:
+        """The step, counted from 0, in which the adversarial loss begins; one that joins is trained alone first."""
+        start, began = self.config.start(self._run.optim.max_steps), self._run.began(_NAME)
+        return max(start, began + self.config.pretrain_steps) if began else start
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the tokenizer's present step has an adversarial loss."""
+        return self._run.step >= self._start
+
+    @property
+    def weight(self) -> float:
+        """Of the adversarial loss in the present step, before any adaptive factor."""
+        ramp = self.config.ramp_steps
+        return self.config.weight * (min(1.0, (self._run.step - self._start + 1) / ramp) if ramp else 1.0)
+
+    def generator_loss(self, reconstructions: Tensor) -> Tensor:
+        """What the discriminator asks of reconstructions (B, C, H, W), a scalar; its own weights get no gradient."""
+        discriminator = self._trained.module.requires_grad_(False)
+        loss = generator_loss(discriminator(reconstructions)[0], self.config.loss)
+        discriminator.requires_grad_(True)
+        return loss
+
+    def update(self, images: Sequence[Tensor], reconstructions: Sequence[Tensor]) -> dict[str, Tensor]:
+        """One step of the discriminator on the parts of a batch, if it is time; what to log of it."""
+        if self._run.step < self._start - self.config.pretrain_steps:
+            return {}
+        logs, total = [], torch.zeros((), device=self._run.device)
+        for index, (real, fake) in enumerate(zip(images, reconstructions, strict=True), start=1):
+            with self._trained.alone(index < len(images)):
+                loss, terms = self._loss(real, fake.detach())
+                self._trained.backward(loss / len(images))
+            logs.append(terms)
+            total = total + loss.detach()
+        means = {name: torch.stack([terms[name] for terms in logs]).mean() for name in logs[0]}
+        updated = self._trained.descend(total)
+        if self.config.lecam_weight:
+            both = self._run.accelerator.reduce(torch.stack([means["logits_real"], means["logits_fake"]]), "mean")
+            anchors = self._trained.module.anchors
+            anchors.copy_(torch.where(updated, anchors.lerp(both, 1 - _LECAM_DECAY), anchors))
+        return means
+
+    def _loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of one part, and its terms."""
+        config = self.config
+        real_logits, fake_logits = self._trained.wrapped(real, fake)
+        loss = discriminator_loss(real_logits, fake_logits, config.loss)
+        means = {"logits_real": real_logits.detach().mean(), "logits_fake": fake_logits.detach().mean()}
+        terms = {"discriminator": loss.detach(), **means}
+        if config.r1_weight and self._run.step % config.r1_every == 0:
+            # Not as compiled: a compiled module has no second derivative.
+            terms["r1"] = r1_penalty(lambda images: self._trained.module.forward(images)[0], real)
+            loss = loss + config.r1_weight * config.r1_every * terms["r1"]
+        if config.lecam_weight:
+            terms["lecam"] = lecam_penalty(real_logits, fake_logits, *self._trained.module.anchors)
+            loss = loss + config.lecam_weight * terms["lecam"]
+        return loss, {name: term.detach() for name, term in terms.items()}

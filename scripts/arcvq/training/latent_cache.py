@@ -1,0 +1,177 @@
+"""What a prior is trained on: a data set as a tokenizer's latents and codes, cached on disk or encoded on the fly."""
+
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from arcvq.compute.resumable import Chunks, Measure, sharing_weights
+from arcvq.runs.results import check_images
+from priors.latents import (
+    SHARD_FORMAT,
+    EncodedDataset,
+    encode_images,
+    encode_shard,
+    latent_scale,
+    tokenizer_fingerprint,
+)
+from tokenizer import VQTokenizer
+from tokenizer.data import DataConfig, DataSplits, ImageDataset, StreamedImages
+from tokenizer.data.bad_images import report_bad_images
+
+# Images of a shard, 67 MB of ImageNet's latents: what an encoding that is killed loses, times its threads.
+SHARD = 512
+
+# Held-out images that a prior's loss is measured on, evenly spaced over the split.
+HELD_OUT = 512
+
+# Images that the latents' scale is measured on where none are stored, evenly spaced over the split.
+SCALE_SAMPLE = 4096
+
+# Streamed images of such a sample that follow each other.
+STREAMED_RUN = 64
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """Where a prior's latents and codes come from.
+
+    Args:
+        mode: `cache`: the train split is encoded once, by all processes, and kept on disk in the cache of
+            run.output_dir, where a killed encoding goes on; `on_the_fly`: each batch of images, with its crops and
+            flips, is encoded when it is trained on.
+        dtype: of the cached latents. ImageNet's at 32 x 32 x 16 take 84 GB in float32, twice that with data.flip (both
+            orientations are kept), half of it in float16; its codes 5 GB more, 10 GB with data.flip.
+    """
+
+    mode: Literal["cache", "on_the_fly"] = "cache"
+    dtype: Literal["float32", "float16"] = "float32"
+
+    def check(self, data: DataConfig) -> None:
+        """Raises ValueError for options that do not go together."""
+        if self.mode == "cache" and data.crop != "center":
+            raise ValueError(
+                f"data.crop {data.crop} shows other pixels in each epoch, latents.mode cache keeps those of one; "
+                "set data.crop center, or latents.mode on_the_fly"
+            )
+        if self.mode == "on_the_fly" and self.dtype != "float32":
+            raise ValueError(f"latents.dtype {self.dtype} is for the cache; leave it out, or set latents.mode cache")
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """A tokenizer and a data set seen through it.
+
+    Attributes:
+        train: the train split: encoded from the cache, or as images.
+        held_out: latents, codes and labels of up to 512 images of the test split, in memory.
+        moments: of the latents of the train split, or of a sample of it: (shards, 3), see `latent_scale`.
+        fingerprints: of the tokenizer and of the train split's images.
+    """
+
+    tokenizer: VQTokenizer
+    train: EncodedDataset | ImageDataset | StreamedImages
+    held_out: dict[str, Tensor]
+    moments: Tensor
+    class_names: list[str]
+    fingerprints: dict[str, str]
+
+    @property
+    def latent_scale(self) -> float:
+        """1 / standard deviation of the train split's latents. ValueError where they are all equal."""
+        return latent_scale(self.moments)
+
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of `train` as latents, codes and labels: what comes from the cache is that already."""
+        if "images" not in batch:
+            return batch
+        return encode_images(self.tokenizer, batch["images"]) | {"labels": batch["labels"]}
+
+
+def encode_splits(
+    tokenizer: VQTokenizer,
+    splits: DataSplits,
+    data: DataConfig,
+    latents: LatentsConfig,
+    cache_dir: Path,
+    device: torch.device,
+) -> StageOne:
+    """Encode both splits on the device; all processes encode what is not cached, together.
+
+    Args:
+        tokenizer: whose latents and codes they are.
+        splits: of the data set.
+        data: how it is read.
+        latents: where latents and codes come from.
+        cache_dir: the folder that they are kept in.
+        device: to encode on.
+
+    Raises:
+        ValueError: images that are not the tokenizer's, latents that cannot be stored, options that do not go together.
+    """
+    latents.check(data)
+    tokenizer = tokenizer.to(device).eval().requires_grad_(False)
+    images = {"train": splits.train, "test": splits.held_out}
+    check_images(tokenizer, images["train"])
+    fingerprint = tokenizer_fingerprint(tokenizer)
+
+    def shards(split: str, indices: Sequence[int], dtype: str = "float32", only: str | None = None) -> Chunks:
+        """The shards about some images of a split, computed where they are not there; or one tensor of each."""
+        flips = images[split].framing.flip
+        settings = {
+            "format": SHARD_FORMAT,
+            "tokenizer": fingerprint,
+            "data": images[split].fingerprint(),
+            "images": [len(indices), len(images[split])],
+            "flips": flips,
+            "dtype": dtype,
+            "only": only,
+        }
+        chunks = Chunks(cache_dir, f"latents-{split}", settings, len(indices), SHARD)
+        workers = 0 if device.type == "cpu" else data.num_workers  # on a CPU each thread decodes its own images
+
+        def make_measure() -> Measure:
+            ours, its_images = sharing_weights(tokenizer, tokenizer), copy.copy(images[split])
+
+            def measure(chunk: range) -> dict[str, Tensor]:
+                chosen = [indices[index] for index in chunk]
+                shard = encode_shard(ours, its_images, chosen, getattr(torch, dtype), flips, workers)
+                return shard if only is None else {only: shard[only]}
+
+            return measure
+
+        chunks.compute(make_measure)
+        if report := report_bad_images(images[split]):
+            print(f"warning: {split} split: {report}", file=sys.stderr)
+        return chunks
+
+    if latents.mode == "cache":
+        train = EncodedDataset(shards("train", range(len(images["train"])), latents.dtype).files)
+        moments = train.moments
+    else:
+        train = images["train"]
+        moments = shards("train", evenly_spaced(train, SCALE_SAMPLE), only="moments").column("moments")
+    held_out = EncodedDataset(shards("test", evenly_spaced(images["test"], HELD_OUT)).files)
+    return StageOne(
+        tokenizer=tokenizer,
+        train=train,
+        held_out=held_out[list(range(len(held_out)))],
+        moments=moments,
+        class_names=images["train"].class_names,
+        fingerprints={"tokenizer": fingerprint, "data": images["train"].fingerprint()},
+    )
+
+
+def evenly_spaced(images: ImageDataset | StreamedImages, count: int) -> list[int]:
+    """The indices of `count` images, evenly spaced over the data set, or of all where there are fewer.
+
+    Of streamed images, which are read in blocks, runs of `STREAMED_RUN` are evenly spaced.
+    """
+    length, count = len(images), min(len(images), count)
+    run = STREAMED_RUN if isinstance(images, StreamedImages) else 1
+    return [index // run * run * length // count + index % run for index in range(count)]

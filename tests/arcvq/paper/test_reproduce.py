@@ -1,0 +1,364 @@
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from places import GOLDEN
+
+from arcvq.cli.parser import CONFIGS
+from arcvq.faults import forked_process as warm
+from arcvq.paper import budget as budgets
+from arcvq.paper import command as reproduce
+from arcvq.paper import figures
+from arcvq.paper import rows as table_runs
+from arcvq.paper.budget import Budget, steps_of
+from arcvq.paper.result_table import ResultTable, in_order, markdown, summary, write_table
+from arcvq.paper.rows import RowNumbers
+from arcvq.paper.tables import METRICS, TABLES, Row, Table
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("full", (None, None, None)),
+        ("20m", (1200, None, None)),
+        ("1.5h", (5400, None, None)),
+        ("90s", (90, None, None)),
+        ("300steps", (None, 300, None)),
+        ("1step", (None, 1, None)),
+        ("2.5epochs", (None, None, 2.5)),
+    ],
+)
+def test_a_budget_is_a_time_steps_epochs_or_full(text, found):
+    budget = Budget.parse(text)
+    assert (budget.seconds, budget.steps, budget.epochs) == found and budget.is_full == (text == "full")
+
+
+@pytest.mark.parametrize("text", ["", "20", "m", "0m", "1.5steps", "20 m", "-3h", "nonsense"])
+def test_another_budget_is_refused(text):
+    with pytest.raises(ValueError, match=f"or full, got '{text}'"):
+        Budget.parse(text)
+
+
+def test_a_time_is_that_of_all_trainings_and_is_kept(tmp_path, monkeypatch):
+    asked = []
+
+    def step_times(script, arguments, steps):
+        asked.append(arguments)
+        return [100.0] + (steps - 1) * [{"a": 0.5, "b": 1.5}[arguments[0]]]  # the first one warms up
+
+    monkeypatch.setattr(budgets, "step_times", step_times)
+    for _ in range(2):  # 2 seeds of steps of 0.5 and 1.5 s
+        assert steps_of(Budget.parse("2m"), [["a"], ["b"]], 2, tmp_path / "bench/budget.json") == 30
+    assert asked == [["a"], ["b"]]
+    with pytest.raises(ValueError, match="budget 3s is less than a step of each training, 4 s"):
+        steps_of(Budget.parse("3s"), [["a"], ["b"]], 2, tmp_path / "other.json")
+
+
+def test_every_row_has_a_config_where_the_paper_has_a_number():
+    for name, table in TABLES.items():
+        assert set(table.metrics) <= set(METRICS)
+        for row in table.rows.values():
+            for data, numbers in row.paper.items():
+                assert (CONFIGS / data / f"{row.config}.yaml").is_file(), (name, row.config, data)
+                assert len(numbers) == len(table.metrics)
+        if name not in ("table_2", "table_3", "table_5", "table_10"):
+            for data in ("mnist", "cifar10"):
+                lacking = [row for row in table.rows.values() if not (CONFIGS / data / f"{row.config}.yaml").is_file()]
+                assert not lacking, (name, data)
+
+
+# Rows of the paper's tables by what they are called in tests/golden/paper_results.json.
+PAPER = {
+    "table_1": {"vqvae": "vq", "hvqvae": "hvq", "sqvae": "sq", "cvqvae": "cvq", "arcvq": "arcvq"},
+    "table_6": {"vqvae": "vq", "bbnr": "arcvq_ball", "bbnr_arc": "arcvq"},
+    "table_9": {"vae": "vae", "hyperspherical_vae": "hyperspherical_vae", "vqvae": "vq", "arcvq": "arcvq"},
+    "table_11": {"vqvae": "vq", "vqvae_cosine": "cosine", "arcvq": "arcvq"},
+    "table_12": {"vqvae": "vq", "arcvq_fixed": "arcvq_fixed", "arcvq": "arcvq"},
+    "table_3": {
+        "vqgan_fc_ldm": "vqgan_fc_f16",
+        "vqgan_ema_ldm": "vqgan_ema_f16",
+        "vqgan_lc_ldm": "vqgan_lc_f16",
+        "cvqvae_ldm": "cvqvae_f8",
+        "arcvq_ldm": "arcvq_f8",
+    },
+    "table_2": {
+        "vqgan": "vqgan_f16",
+        "vqgan_fc": "vqgan_fc_f16",
+        "vqgan_ema": "vqgan_ema_f16",
+        "rqvae": "rqvae",
+        "cvqvae_16": "cvqvae_f16",
+        "cvqvae_32": "cvqvae_f8",
+        "vqgan_lc": "vqgan_lc_f16",
+        "arcvq_16": "arcvq_f16",
+        "arcvq_32": "arcvq_f8",
+    },
+}
+CODEBOOK_SIZE_FIRST = ("table_2", "table_3")  # a column that is the config's, not a result
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_numbers_are_as_printed(name):
+    printed = json.loads((GOLDEN / "paper_results.json").read_text())[name]
+    table, found = TABLES[name], 0
+    for data in {"mnist", "cifar10", "imagenet"} & printed.keys():
+        for theirs, config in PAPER[name].items():
+            numbers = printed[data][theirs][1:] if name in CODEBOOK_SIZE_FIRST else printed[data][theirs]
+            scale = [100 if name == "table_2" and metric == "usage" else 1 for metric in table.metrics]
+            (row,) = [row for row in table.rows.values() if row.config == config]
+            ours = [of and pytest.approx(of * by) for of, by in zip(row.paper[data], scale, strict=True)]
+            assert numbers == ours, (data, theirs)
+            found += 1
+    assert found == sum(len(row.paper) for row in table.rows.values())
+
+
+def test_the_papers_sensitivities_sizes_and_priors_are_as_printed():
+    printed = json.loads((GOLDEN / "paper_results.json").read_text())
+    rows = {row.config: row.paper for row in TABLES["table_4"].rows.values()}
+    names = {"top_k": "top", "margin": "margin", "scale": "scale"}
+    for option, values in printed["table_4"].items():
+        for value, of in values.items() if option != "what" else ():
+            default = (option, value) in (("top_k", "3"), ("margin", "0.1"), ("scale", "10"))
+            config = "arcvq" if default else f"arcvq_{names[option]}{value}"
+            assert {data: list(numbers) for data, numbers in rows[config].items()} == of, config
+    for size, (_, usage, *others) in printed["table_5"]["ffhq"].items():
+        assert TABLES["table_5"].rows[f"D {size}"].paper["ffhq"] == (usage / 100, *others)
+    for codes, (usage, rfid) in printed["table_10"]["imagenet"].items():
+        row = TABLES["table_10"].rows[f"{int(codes):,}"]
+        assert row.paper["imagenet"] == (pytest.approx(usage / 100), rfid) and row.codes in (None, int(codes))
+    fids = {row.config: row.paper["cifar10"] for row in TABLES["table_13"].rows.values() if row.paper}
+    assert fids == {"vq": (printed["table_13"]["cifar10"]["pixelcnn_vqvae"],), "arcvq": (43.13,)}
+
+
+def rows_of(*numbers):
+    """Rows with the paper's number and our seeds."""
+    return {
+        str(index): {"paper": {"psnr": paper}, "ours": {"psnr": summary(seeds)}}
+        for index, (paper, seeds) in enumerate(numbers)
+    }
+
+
+def test_pairs_are_in_order_reversed_or_open():
+    rows = rows_of((1.0, [10.0, 11.0]), (2.0, [12.0, 13.0]), (3.0, [8.0, 12.5]), (3.0, [0.0, 0.0]))
+    # 0 < 1 as in the paper; 0 and 1 against 2 overlap; 3 is below 0 and 1, where the paper has it above.
+    assert in_order(rows, "psnr") == {"as_in_the_paper": 1, "reversed": 2, "open": 2}
+    assert in_order(rows_of((None, [1.0]), (2.0, [2.0])), "psnr") is None
+    # A seed alone has no spread that could be told from nothing.
+    alone = rows_of((1.0, [10.0]), (2.0, [12.0, 13.0]))
+    assert in_order(alone, "psnr") == {"as_in_the_paper": 0, "reversed": 0, "open": 1}
+
+
+def test_a_table_says_mean_spread_paper_and_protocol(tmp_path):
+    table = Table("title", ("psnr", "rfid"), {"A": Row("a", {"mnist": (20.0, 3.0)}), "B": Row("b"), "C": Row("c")})
+    results = ResultTable(list(table.rows), [0, 1])
+    for seed in (0, 1):
+        numbers = {"psnr[official_jpeg]": 19.0 + seed, "frechet_distance[alexnet,official_jpeg]": 5.0, "images": 10}
+        results.add("A", seed, numbers | {"usage": 0.5})
+        if seed == 0:
+            results.add("B", seed, {name: 2 * value for name, value in numbers.items()} | {"perplexity": "inf"})
+    facts = {"table": "table_0", "title": "title", "data": "mnist", "budget": "3steps", "training": {"lr": 1}}
+    facts |= {
+        "measured_at": ["abc", "def"],
+        "priors": {"ldm": {"lr": 2}},
+        "command": "python",
+        "commit": "abc",
+        "failures": ["C, seed 0: diverged"],
+    }
+    write_table(results, table, "mnist", facts, tmp_path / "new" / "table.0")
+    found = json.loads((tmp_path / "new/table.0.json").read_text())
+    assert found["rows"]["A"]["ours"]["psnr"] == {"mean": 19.5, "spread": 1.0, "seeds": [19.0, 20.0]}
+    assert found["rows"]["A"]["paper"] == {"psnr": 20.0, "rfid": 3.0} and found["rows"]["B"]["paper"] == {}
+    assert found["protocol"]["metrics"]["rfid"] == "frechet_distance[alexnet,official_jpeg]"
+    text = (tmp_path / "new/table.0.md").read_text()
+    assert markdown(found) == text
+    assert "| A (`a`) | 19.50 ± 0.50 (20) | 5.00 ± 0.00 (3) | 0.5000 ± 0.0000 |" in text
+    assert "| B (`b`) | 38.00 | 10.00 | - |" in text and "| C (`c`) | - | - | - |" in text
+    assert "frechet_distance[alexnet,official_jpeg] (smaller is better; the paper's: rFID)" in text
+    assert "commit abc; measured at abc, def." in text
+    assert "Budget 3steps. tokenizers: lr 1; ldm: lr 2; seeds 0, 1." in text
+    assert "psnr[official_jpeg] (larger is better)" in text and "Failed: C, seed 0: diverged" in text
+    assert (tmp_path / "new/table.0.png").stat().st_size > 1000
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of images of MNIST's size."""
+    generator = np.random.default_rng(0)
+    for split, number in (("train", 130), ("test", 12)):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for index in range(number):
+            pixels = generator.integers(0, 256, (28, 28), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / split / f"{index:03d}.png")
+    return tmp_path / "images"
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_measured_and_taken_up_again(tmp_path, images, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["table_12", "--data", "mnist", "--images", str(images), "--budget", "1step", "--seeds", "[0, 1]"]
+    command += ["--rows", "[vq, arcvq_fixed]", "--measure.extractor", "null", "--measure.lpips", "null"]
+    reproduce.main(command)
+    bench = Path("runs/reproduce/mnist-1step")
+    found = json.loads((bench / "table_12-mnist.json").read_text())
+    assert list(found["rows"]) == ["VQ-VAE", "ArcVQ-VAE, fixed"] and found["protocol"]["failures"] == []
+    for row in found["rows"].values():
+        assert [[entry["step"] for entry in of_seed] for of_seed in row["history"].values()] == [[1], [1]]
+        assert {"psnr", "usage"} < row["history"]["0"][0].keys()
+    assert (bench / "table_12-mnist-history.png").stat().st_size > 1000
+    psnr = found["rows"]["VQ-VAE"]["ours"]["psnr"]
+    assert len(set(psnr["seeds"])) == 2 and found["rows"]["VQ-VAE"]["paper"]["psnr"] == 26.48
+    weights = bench / "vq-seed0/tokenizer/diffusion_pytorch_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    reproduce.main(command)
+    again = json.loads((bench / "table_12-mnist.json").read_text())
+    assert again["rows"] == found["rows"] and weights.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"run.mixed_precision was 'no' and is now 'bf16'"):
+        reproduce.main([*command, "--mixed_precision", "bf16"])
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_table_of_one(tmp_path, images, monkeypatch):
+    """Rows and measurements are shared out."""
+    monkeypatch.chdir(tmp_path)
+    command = ["table_12", "--data", "mnist", "--images", str(images), "--budget", "1step", "--seeds", "[0]"]
+    command += ["--rows", "[vq, arcvq]", "--measure.extractor", "null", "--measure.lpips", "null"]
+    reproduce.main([*command, "--output_dir", "one"])
+    script = [sys.executable, "-m", "arcvq", "reproduce"]
+    done = warm.run([*script, *command, "--output_dir", "two"], tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes" in done.stdout
+    one, two = (json.loads(Path(folder, "mnist-1step/table_12-mnist.json").read_text()) for folder in ("one", "two"))
+    for name, row in one["rows"].items():
+        for metric, ours in row["ours"].items():
+            assert two["rows"][name]["ours"][metric]["mean"] == pytest.approx(ours["mean"], rel=1e-3), (name, metric)
+
+
+def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path, monkeypatch):
+    """What is called, with nothing trained."""
+    monkeypatch.chdir(tmp_path)
+    called = []
+
+    def script(name):
+        parser = getattr(table_runs, name).make_parser if hasattr(getattr(table_runs, name), "make_parser") else None
+
+        def main(arguments):
+            called.append((name, arguments))
+            if name == "evaluate":
+                task, folder = arguments[:2]
+                file = Path(folder, "evaluation", f"{task}{'-rfid' if task == 'reconstruction' else ''}.json")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                found = {"numbers": {"frechet_distance[alexnet]": 3.0}, "protocol": {"commit": "abc"}, "settings": {}}
+                file.write_text(json.dumps(found))
+                file.with_name(f"{task}.png").write_text(f"samples of {Path(folder).name}")
+
+        return SimpleNamespace(main=main, make_parser=parser)
+
+    for name in ("train_tokenizer", "train_ldm", "train_pixelcnn", "codebook", "evaluate"):
+        monkeypatch.setattr(table_runs, name, script(name))
+    monkeypatch.setattr(reproduce, "make_measuring", lambda *_: None)
+    measure = ["--measure.extractor", "null", "--measure.lpips", "null", "--measure.protocol", "rfid"]
+    shared = ["--seeds", "[3]", "--output_dir", "out", *measure]
+    priors = ["--prior_budget", "9steps", "--measure.num_inference_steps", "4"]
+    reproduce.main(["table_13", "--data", "cifar10", "--budget", "7steps", *priors, *shared])
+    found = json.loads(Path("out/cifar10-7steps/table_13-cifar10.json").read_text())
+    for name, folder in (("vq-ldm", "vq-seed3-ldm-9steps"), ("arcvq-pixelcnn", "arcvq-seed3-pixelcnn-9steps")):
+        assert Path(f"out/cifar10-7steps/table_13-cifar10-{name}.png").read_text() == f"samples of {folder}"
+    assert found["protocol"]["priors"]["pixelcnn"]["optim.max_steps"] == 9 and len(found["rows"]) == 8
+    names = [name for name, _ in called]
+    assert names.count("train_ldm") == names.count("train_pixelcnn") == 4 and names.count("evaluate") == 8
+    prior = next(arguments for name, arguments in called if name == "train_pixelcnn")
+    assert "--run.name=vq-seed3-pixelcnn-9steps" in prior and "--optim.max_steps=9" in prior and "--run.seed=3" in prior
+    assert "--tokenizer=out/cifar10-7steps/vq-seed3" in prior
+    short = next(getattr(table_runs, name).make_parser().parse(words) for name, words in called if name == "train_ldm")
+    assert short.unet.channels == 64 and short.optim.batch_size == 64 and short.optim.max_steps == 9
+    steps = [words[1] for _, words in called if "--sampling.num_inference_steps=4" in words]
+    assert len(steps) == 4 and all("-ldm-" in folder for folder in steps)
+
+    called.clear()
+    reproduce.main(["reduction", "--data", "mnist", "--budget", "7steps", "--rows", "[lc]", *shared])
+    reduced = next(arguments for name, arguments in called if name == "codebook")
+    assert reduced[:2] == ["reduce", "out/mnist-7steps/lc-seed3"] and "--codebook_size=256" in reduced
+
+    called.clear()
+    reproduce.main(["table_2", "--data", "imagenet", "--budget", "full", "--rows", "[arcvq_f8]", *shared])
+    evaluated = next(arguments for name, arguments in called if name == "evaluate")
+    for option in ("--data.name=ILSVRC/imagenet-1k", "--data.test_split=validation", "--data.image_size=256"):
+        assert option in evaluated
+    assert not any(
+        word.startswith(("--optim", "--run.mixed"))
+        for name, words in called
+        for word in words
+        if name == "train_tokenizer"
+    )
+
+
+def test_a_row_that_fails_leaves_the_others_their_table(tmp_path, images, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def numbers_of(config, budget, steps, bench, row, seed):
+        if row.config == "vq":
+            raise ValueError("loss is not finite at step 7")
+        return RowNumbers({"psnr": 20.0 + seed}, "abc")
+
+    monkeypatch.setattr(reproduce, "numbers_of", numbers_of)
+    monkeypatch.setattr(reproduce, "make_measuring", lambda *_: None)
+    with pytest.raises(ValueError, match="2 of the table's trainings failed: VQ-VAE, seed 0: loss is not finite"):
+        reproduce.main(["table_6", "--data", "mnist", "--images", str(images), "--budget", "1step"])
+    found = json.loads(Path("runs/reproduce/mnist-1step/table_6-mnist.json").read_text())
+    assert found["rows"]["+ ball"]["ours"]["psnr"]["mean"] == 20.5 and "psnr" not in found["rows"]["VQ-VAE"]["ours"]
+    assert len(found["protocol"]["failures"]) == 2
+
+    # Of several processes, the others may know nothing of it: they are to end together.
+    several = SimpleNamespace(num_processes=2, is_main_process=True)
+    monkeypatch.setattr(reproduce, "PartialState", lambda *_, **__: several)
+    with pytest.raises(ValueError, match=r"^loss is not finite"):
+        reproduce.main(["table_6", "--data", "mnist", "--images", str(images), "--budget", "1step"])
+
+
+def test_a_time_is_not_that_of_an_accelerator(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    one = SimpleNamespace(num_processes=1, is_main_process=True)
+    monkeypatch.setattr(reproduce, "PartialState", lambda *_, **__: one)
+    monkeypatch.setattr(reproduce.torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="20m, is timed on the CPU; take --budget 5epochs"):
+        reproduce.main(["table_6"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_files_place_is_not_the_trainings(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "config.yaml").write_text("weights: {alexnet: here.safetensors}\noptim: {lr: 1}\n")
+    moved = {"weights": {"alexnet": "there.safetensors"}, "optim": {"lr": 1}}
+    table_runs.refuse_other_run(tmp_path / "config.yaml", moved)
+    with pytest.raises(ValueError, match=r"optim.lr was 1 and is now 2"):
+        table_runs.refuse_other_run(tmp_path / "config.yaml", moved | {"optim": {"lr": 2}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table_2", "--data", "mnist"], "table_2 is not one of mnist: take --data imagenet"),
+        (["table_1", "--rows", "[arc]"], "table_1 has no row 'arc'; it has arcvq, cvq, hvq, sq, vaevq, vq"),
+        (["table_1", "--seeds", "[1, 1]"], "seeds are different numbers"),
+        (["table_1", "--budget", "soon"], "got 'soon'"),
+        (["table_13", "--budget", "1step", "--prior_budget", "20m"], "prior_budget is a number of steps"),
+        (["table_2", "--data", "imagenet", "--budget", "full", "--mixed_precision", "fp16"], "that of the configs of"),
+        (["table_2", "--data", "imagenet", "--budget", "3epochs"], "imagenet takes --budget full"),
+        (["table_1", "--budget", "1step", "--measure.extractor", "null", "--weights.vgg16", "none.pt"], "none.pt"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        reproduce.main(arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_figures_have_the_same_command(monkeypatch):
+    called = []
+    monkeypatch.setattr(figures, "main", called.append)
+    reproduce.main(["figure_2", "runs/a", "runs/b"])
+    assert called == [["figure_2", "runs/a", "runs/b"]]

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from tokenizer.functional import nearest
+from tokenizer.functional.nearest import closest, most_similar
+
+
+def test_closest_is_the_smallest_distance_of_all():
+    tokens, codebook = torch.randn(500, 5) + 3, torch.randn(40, 5) * torch.rand(40, 1) * 4 + 3
+    assert torch.equal(closest(tokens, codebook), torch.cdist(tokens.double(), codebook.double()).argmin(dim=1))
+
+
+def test_most_similar_is_the_largest_cosine_of_all():
+    tokens, codebook = torch.randn(500, 5), torch.randn(40, 5) * torch.rand(40, 1) * 100
+    cosines = cosine_similarity(tokens.double()[:, None], codebook.double()[None], dim=2)
+    assert torch.equal(most_similar(tokens, codebook), cosines.argmax(dim=1))
+
+
+@pytest.mark.parametrize("search", [closest, most_similar])
+@pytest.mark.parametrize("entries", [1, 5, 17, 17 * 2, 17 * 10 + 5, 17 * 103])
+def test_the_block_size_does_not_change_the_codes(search, entries, monkeypatch):
+    tokens, codebook = torch.randn(103, 6), torch.randn(17, 6)
+    expected = search(tokens, codebook)
+    monkeypatch.setattr(nearest, "_TILE_ENTRIES_CPU", entries)
+    assert torch.equal(search(tokens, codebook), expected)
+
+
+def test_a_tile_of_scores_holds_no_more_entries_than_allowed(monkeypatch):
+    monkeypatch.setattr(nearest, "_TILE_ENTRIES_CPU", 50)
+    sizes = []
+
+    def score(part, codes):
+        sizes.append((len(part), len(codes)))
+        return part @ codes.T
+
+    assert nearest._search(torch.randn(7, 6), torch.randn(17, 6), score).shape == (7,)
+    assert sizes == [(2, 17), (2, 17), (2, 17), (1, 17)]
+    sizes.clear()
+    nearest._search(torch.randn(2, 6), torch.randn(120, 6), score)
+    assert sizes == [(1, 50), (1, 50), (1, 20)] * 2
+
+
+@pytest.mark.parametrize("columns", [16, 17, 512])
+def test_the_maximum_of_a_row_is_found_in_groups(columns):
+    tile = torch.randn(300, columns)
+    values, places = nearest._row_maximum(tile)
+    assert torch.equal(places, tile.argmax(dim=1)) and torch.equal(values, tile.amax(dim=1))
+
+
+def test_of_equal_codes_the_first_is_found_whatever_the_tile(monkeypatch):
+    codebook = torch.randn(8, 4).repeat(8, 1)  # every code eight times
+    tokens = torch.randn(40, 4)
+    for search in (closest, most_similar):
+        expected = search(tokens, codebook[:8])
+        for entries in (1, 5, 33, 64 * 7, 64 * 40):
+            monkeypatch.setattr(nearest, "_TILE_ENTRIES_CPU", entries)
+            assert torch.equal(search(tokens, codebook), expected)
+        monkeypatch.undo()

@@ -1,0 +1,89 @@
+"""Which images are read and as what; the options that a data set's name leaves open."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenizer.data.decoding import DataError
+from tokenizer.data.framing import Framing
+from tokenizer.data.split_names import split_name
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and as what they are read.
+
+    Args:
+        name: digits, mnist, cifar10, a data set's id on the Hub, a folder of images, a folder of parquet files, or
+            where shards to stream lie: a folder, or an address such as hf://datasets/ILSVRC/imagenet-1k/data.
+        image_size: side S of the square images; larger ones are resized and cropped. None: the first image's own size.
+        channels: 1 (grey) or 3 (RGB). None: 1 where all images are grey, of many a sample.
+        image_column: the column that holds the images. None: the only image column.
+        label_column: the column that holds the labels; none: there are no classes. None: the only class label column,
+            or "label" or "labels".
+        label_values: what integers without names are: ids, the class ids from 0 on, of which some may have no image;
+            distinct: each value is a class. None: ids, and an error where half of the classes would have no image.
+        num_workers: processes that decode images beside the main one.
+        memory_limit_gib: images to train a tokenizer on whose pixels take no more than this are decoded once and held
+            in memory, by each process; 0: never.
+        resize_to: pixels to which the short side is resized before the crop; a smaller image is enlarged. None:
+            image_size, and a smaller image is an error; 0: images are cropped as they are.
+        crop: which image_size x image_size pixels of a training image are seen: center, or random, others in each
+            epoch. Held-out images are cropped to the centre.
+        flip: whether training images are mirrored half of the time.
+        streaming: whether shards (parquet, or tar as of WebDataset) are read as they are needed, in blocks whose order
+            is shuffled, and nothing is copied or downloaded as a whole.
+        shuffle_buffer: streamed images that are shuffled among each other, over all processes.
+        on_bad_image: what an image that cannot be read, decoded or framed is: an error, or, with skip, replaced by the
+            next usable one of the data set and its label, and counted.
+        test_split: name of the held-out split; validation, valid and val are one name. None: test, else validation,
+            else evaluation, else dev.
+    """
+
+    name: str = "digits"
+    image_size: int | None = None
+    channels: Literal[1, 3] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    label_values: Literal["ids", "distinct"] | None = None
+    num_workers: int = 0
+    memory_limit_gib: float = 2.0
+    resize_to: int | None = None
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    streaming: bool = False
+    shuffle_buffer: int = 10_000
+    on_bad_image: Literal["error", "skip"] = "error"
+    test_split: str | None = None
+
+    def check(self) -> None:
+        """Raises DataError where a value is none that it can have."""
+        wrong = [
+            (bool(self.name), "name", "digits, mnist, cifar10, a folder, or a data set on the Hub"),
+            (self.image_size is None or self.image_size >= 1, "image_size", "1 or more"),
+            (self.channels in (None, 1, 3), "channels", "1 (grey) or 3 (RGB)"),
+            (self.num_workers >= 0, "num_workers", "0 (the main process decodes) or more"),
+            (self.memory_limit_gib >= 0, "memory_limit_gib", "0 (never) or more"),
+            (self.crop in ("center", "random"), "crop", "center or random"),
+            (self.shuffle_buffer >= 1, "shuffle_buffer", "1 (only blocks are shuffled) or more"),
+            (self.on_bad_image in ("error", "skip"), "on_bad_image", "error or skip"),
+            (self.label_values in (None, "ids", "distinct"), "label_values", "ids or distinct"),
+            (split_name(self.test_split or "") != "train", "test_split", "a split that is not trained on"),
+        ]
+        for right, option, remedy in wrong:
+            if not right:
+                value = getattr(self, option)
+                raise DataError(f"data.{option} is {value if value != '' else repr(value)}; set it to {remedy}")
+        if self.resize_to and self.image_size is None:
+            raise DataError(f"data.resize_to is {self.resize_to}; set data.image_size to what is to be cropped from it")
+        if self.resize_to is not None and self.resize_to != 0 and self.resize_to < self.image_size:
+            found = f"data.resize_to is {self.resize_to}, less than data.image_size {self.image_size}"
+            raise DataError(f"{found}; set it to that or more, or to 0 (no resizing)")
+        if "://" in self.name and not self.streaming:
+            raise DataError(f"data.name is the address {self.name!r}; set data.streaming to true to read shards there")
+
+    def framing(self, image_size: int, split: str) -> Framing:
+        """How images of a split are framed: only those of the train split at random."""
+        train = split == "train"
+        return Framing(
+            image_size, self.resize_to, random_crop=train and self.crop == "random", flip=train and self.flip
+        )

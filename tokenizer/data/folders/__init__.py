@@ -1,0 +1,1 @@
+"""A folder of images => its splits, classes and tables."""

@@ -1,0 +1,151 @@
+"""Decoded images: the uint8 pixels of a whole data set, in memory or one batch after another, and their variance."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tokenizer.data.bad_images import BadImages
+from tokenizer.data.batches import loader
+from tokenizer.data.config import DataConfig
+from tokenizer.data.dataset import ImageDataset, as_floats
+from tokenizer.data.framing import mirrored, uniform_draws
+from tokenizer.data.streaming.images import StreamedImages
+
+# Images in one tensor where a whole data set is gone through for its pixels.
+PIXEL_BATCH = 256
+
+
+@dataclass(eq=False, repr=False)
+class DecodedImages(Dataset):
+    """An `ImageDataset` in memory; built by `hold_in_memory`.
+
+    Items, batches and fingerprint are those of the data set that was decoded.
+
+    Attributes:
+        pixels: (n, channels, image_size, image_size) uint8.
+        labels: (n,) int64, of the images that are held.
+        source: the data set that was decoded; it says which images are unusable.
+        source_fingerprint: what `fingerprint` of it says.
+        flip: whether training sees half of the images mirrored.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    class_names: list[str]
+    name: str
+    split: str
+    source: ImageDataset
+    source_fingerprint: str
+    flip: bool = False
+    in_memory: ClassVar[bool] = True
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether training sees other images than the items: `augmented`."""
+        return self.flip
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        return self.pixels.shape[2]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int | list[int]) -> dict[str, Tensor]:
+        # For a list index_select is several times as quick as pixels[index].
+        pixels = self.pixels.index_select(0, torch.tensor(index)) if isinstance(index, list) else self.pixels[index]
+        return {"images": as_floats(pixels), "labels": self.labels[index]}
+
+    def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, Tensor]:
+        """The batch of the indices as training sees it in an epoch, some of them mirrored."""
+        pixels = self.pixels.index_select(0, torch.tensor(indices))
+        flips = torch.from_numpy(mirrored(uniform_draws(seed, epoch, indices)))
+        pixels[flips] = pixels[flips].flip(-1)
+        return {"images": as_floats(pixels), "labels": self.labels[indices]}
+
+    @property
+    def bad_images(self) -> BadImages | None:
+        """Those in whose place others are held; None where they are errors."""
+        return self.source.bad_images
+
+    def try_image(self, index: int) -> None:
+        """Raises ImageError where the image at an index of the data set that was decoded is unusable."""
+        self.source.try_image(index)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the encoded images, labels, size and channels."""
+        return self.source_fingerprint
+
+
+def pixel_batches(dataset: ImageDataset | DecodedImages | StreamedImages, num_workers: int) -> Iterable[Tensor]:
+    """Every image once, in order, cropped to the centre, uint8 (PIXEL_BATCH, C, S, S); the last may be smaller."""
+    if isinstance(dataset, DecodedImages):
+        return dataset.pixels.split(PIXEL_BATCH)
+    return loader(range(len(dataset)), num_workers, batch_size=PIXEL_BATCH, collate_fn=dataset.decode)
+
+
+def hold_in_memory(
+    dataset: ImageDataset | StreamedImages,
+    config: DataConfig,
+    progress: Callable[[Iterable[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tensor]]] = lambda batches: batches,
+) -> ImageDataset | DecodedImages | StreamedImages:
+    """The data set decoded where its pixels take no more than `config.memory_limit_gib`, else as it is.
+
+    Images that are streamed, or cropped at random, are not held: they are never seen the same way twice.
+
+    `progress` wraps the batches, to show how far the decoding is.
+
+    Raises:
+        DataError: an image is unusable.
+    """
+    if isinstance(dataset, StreamedImages) or not bytes_held(dataset, config):
+        return dataset
+    pixels, labels = torch.empty(_shape(dataset), dtype=torch.uint8), torch.empty_like(dataset.labels)
+    places = zip(pixels.split(PIXEL_BATCH), labels.split(PIXEL_BATCH), strict=True)
+    batches = loader(range(len(dataset)), config.num_workers, batch_size=PIXEL_BATCH, collate_fn=dataset.labelled)
+    for (its_pixels, its_labels), (found, of_these) in zip(places, progress(batches), strict=True):
+        its_pixels.copy_(found)
+        its_labels.copy_(of_these)  # of the images that stand in for unusable ones, not those that were stored
+    return DecodedImages(
+        pixels=pixels,
+        labels=labels,
+        class_names=dataset.class_names,
+        name=dataset.name,
+        split=dataset.split,
+        source=dataset,
+        source_fingerprint=dataset.fingerprint(),
+        flip=dataset.framing.flip,
+    )
+
+
+def bytes_held(dataset: Dataset, config: DataConfig) -> int:
+    """The bytes that the images take when `hold_in_memory` holds them; 0 where it does not."""
+    size = math.prod(_shape(dataset))
+    fits = size <= config.memory_limit_gib * 2**30
+    return size if fits and not config.streaming and not dataset.framing.random_crop else 0
+
+
+def _shape(dataset: Dataset) -> tuple[int, int, int, int]:
+    """(n, channels, image_size, image_size)"""
+    return len(dataset), dataset.channels, dataset.image_size, dataset.image_size
+
+
+def pixel_variance(batches: Iterable[Tensor]) -> float:
+    """Variance of all values of uint8 tensors, mapped to [-1, 1]; exact but for the rounding of float64."""
+    counts = sum(torch.bincount(batch.flatten(), minlength=256) for batch in batches)
+    values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    mean = (counts * values).sum() / counts.sum()
+    return ((counts * (values - mean).square()).sum() / counts.sum()).item()

@@ -1,0 +1,199 @@
+"""A data set's name -> the tables of its train and its held-out split, from here or from the Hub."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from tokenizer.data.config import DataConfig
+from tokenizer.data.decoding import BICUBIC, DataError, reason_of
+from tokenizer.data.folders.files import FoundFiles, find_files
+from tokenizer.data.folders.overlap import refuse_overlap, refuse_shared_files
+from tokenizer.data.folders.parquet import load_parquet, number_of_rows, parquet_labels
+from tokenizer.data.folders.splits import folder_splits
+from tokenizer.data.folders.tables import image_table
+from tokenizer.data.labels import LabelPart, label_part
+from tokenizer.data.left_out import LeftOut, listed
+from tokenizer.data.split_names import held_out_split, shards_by_split, split_name
+
+HUB_IDS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+
+# Endings of files that have to be unpacked first.
+_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar")
+
+
+@dataclass(frozen=True)
+class SplitTable:
+    """The rows of one split.
+
+    Attributes:
+        name: of the split.
+        rows: images, and what is known of them.
+        parquet: the files that the rows were read from, each of which may number the classes in its own order.
+    """
+
+    name: str
+    rows: datasets.Dataset
+    parquet: list[Path] = field(default_factory=list)
+
+    def labels(self, column: str) -> list[LabelPart]:
+        """Read the label column, in parts that number the classes each on its own."""
+        if self.parquet:
+            return parquet_labels(self.parquet, column)
+        return [label_part(self.rows.data.column(column), self.rows.features[column], f"split {self.name!r}")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The splits of a data set.
+
+    Attributes:
+        train: what is trained on.
+        held_out: what is not; None where there is no such split.
+        left_out: files and splits that are not used.
+        notes: what a user is told besides.
+    """
+
+    train: SplitTable
+    held_out: SplitTable | None
+    left_out: LeftOut = field(default_factory=LeftOut)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_source(config: DataConfig) -> Source:
+    """Find a data set and read its splits; digits, mnist and cifar10 are never taken for folders.
+
+    Raises:
+        DataError: there is no such data set, or no train split, or it cannot be read.
+    """
+    name = config.name
+    if name == "digits":
+        return _of_tables(digit_tables(), config)
+    folder = Path(name).expanduser()
+    if name and name not in HUB_IDS and folder.is_dir():
+        return _of_folder(folder.absolute(), config)
+    if not name or name.startswith((".", "/", "~")) or folder.is_file():
+        raise DataError(f"data folder {name!r} is not there or is not a folder; set data.name to a folder")
+    if name not in HUB_IDS and name.count("/") != 1:
+        # `datasets` would take a word for one of its formats, or for any data set of that name in its cache.
+        raise DataError(
+            f"data set {name!r} is neither digits, mnist, cifar10 nor a folder here; set data.name to one of them, or "
+            "to a data set on the Hub, as owner/name"
+        )
+    try:
+        tables = datasets.load_dataset(HUB_IDS.get(name, name))
+    except Exception as error:  # builders and the Hub client raise errors of many unrelated classes
+        kind = "" if name in HUB_IDS else "is neither digits, mnist, cifar10 nor a folder here, and "
+        remedy = "set data.name to a folder or to a data set within reach"
+        raise DataError(
+            f"data set {name!r} {kind}could not be loaded from the Hub: {reason_of(error)}; {remedy}"
+        ) from error
+    return _of_tables(tables, config)
+
+
+def _of_folder(folder: Path, config: DataConfig) -> Source:
+    """A folder of image files, of parquet files, or as `datasets` saves a data set to disk."""
+    owner = f"folder {config.name!r}"
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        try:
+            saved = datasets.load_from_disk(str(folder))
+        except Exception as error:  # broken Arrow files and JSON raise errors of many unrelated classes
+            raise DataError(f"{owner} cannot be loaded from disk: {reason_of(error)}; save it anew") from error
+        return _of_tables(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, config)
+    found = find_files(folder)
+    if found.images and found.parquet:
+        raise DataError(
+            f"{owner} holds {len(found.images)} images and {len(found.parquet)} parquet files, such as "
+            f"{found.parquet[0]}; move one of the two kinds out of it"
+        )
+    if found.images:
+        return _of_images(found, owner, config)
+    if found.parquet:
+        return _of_parquet(folder, found, owner, config)
+    raise DataError(f"{owner} cannot be loaded as images or parquet: {_what_else(found)}")
+
+
+def _of_images(found: FoundFiles, owner: str, config: DataConfig) -> Source:
+    splits = folder_splits(found, owner, config.test_split)
+    held_out = _chosen(splits, config)
+    other = splits[held_out].images if held_out else None
+    refuse_overlap(splits["train"].images, other, owner)
+    used = ["train"] + ([held_out] if held_out else [])
+    tables = {name: SplitTable(name, image_table(splits[name], found.metadata, config)) for name in used}
+    found.left_out.splits = {name: len(split.images) for name, split in splits.items() if name not in used}
+    return Source(tables["train"], tables.get(held_out), found.left_out, splits["train"].notes())
+
+
+def _of_parquet(folder: Path, found: FoundFiles, owner: str, config: DataConfig) -> Source:
+    shards = shards_by_split(found.parquet, owner, config.test_split)
+    files = {split: [folder / path for path in paths] for split, paths in shards.items()}
+    held_out = _chosen(files, config)
+    used = ["train"] + ([held_out] if held_out else [])
+    refuse_shared_files({split: [str(file) for file in files[split]] for split in used}, owner)
+    for split in used:
+        if not number_of_rows(files[split]):
+            raise DataError(f"split {split!r} of {owner} has no rows; add some, or remove its files")
+    tables = {split: SplitTable(split, load_parquet(files[split], split), files[split]) for split in used}
+    found.left_out.splits = {name: number_of_rows(its) for name, its in files.items() if name not in used}
+    return Source(tables["train"], tables.get(held_out), found.left_out)
+
+
+def _of_tables(tables: Mapping[str, datasets.Dataset], config: DataConfig) -> Source:
+    """A data set whose splits have names already."""
+    named = {split_name(name): table for name, table in tables.items()}
+    if len(named) < len(tables):
+        raise DataError(f"data set {config.name!r} has the splits {', '.join(tables)}, several of one kind; rename one")
+    held_out = _chosen(named, config)
+    left_out = LeftOut(splits={name: len(rows) for name, rows in named.items() if name not in ("train", held_out)})
+    return Source(
+        SplitTable("train", named["train"]),
+        None if held_out is None else SplitTable(held_out, named[held_out]),
+        left_out,
+    )
+
+
+def _chosen(splits: Collection[str], config: DataConfig) -> str | None:
+    """The split that is held out. DataError: there is no train split."""
+    owner = f"data set {config.name!r}"
+    if "train" not in splits:
+        raise DataError(f"{owner} has no train split, only {', '.join(splits)}; rename one to train")
+    return held_out_split(splits, config.test_split, owner)
+
+
+def _what_else(found: FoundFiles) -> str:
+    """Say what a folder without images holds, and what to do about it."""
+    endings = found.left_out.endings
+    if found.metadata:
+        return f"it holds {listed(found.metadata, 3)} and no image; put the images beside it"
+    if not endings:
+        hidden = f", but for {found.left_out.hidden} hidden files" if found.left_out.hidden else ""
+        return f"it is empty{hidden}; set data.name to a folder with images"
+    there = f"it holds {sum(endings.values())} files, of {listed(sorted(endings))}"
+    if ".tar" in endings:
+        return f"{there}; set data.streaming to true to read tar shards, or unpack them"
+    if archives := [ending for ending in endings if ending in _ARCHIVES]:
+        return f"{there}; unpack the {listed(sorted(archives))} first"
+    if ".arrow" in endings:
+        return f"{there}; save it by save_to_disk of `datasets`, whole, or as parquet"
+    return f"{there}, none that an image's name ends in; convert them to PNG, or rename them"
+
+
+def digit_tables() -> dict[str, datasets.Dataset]:
+    """scikit-learn's 1,797 digits of 8x8, enlarged to 32x32, in a fixed stratified split of 1,437 and 360."""
+    images, targets = load_digits(return_X_y=True)
+    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    # PPM is not compressed: quick to decode, and the fingerprint does not depend on the version of zlib.
+    encoded = [b"P5 32 32 255 " + PIL.Image.fromarray(digit).resize((32, 32), BICUBIC).tobytes() for digit in pixels]
+    label = datasets.ClassLabel(names=[str(digit) for digit in range(10)])
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    train, test = train_test_split(np.arange(len(targets)), test_size=360, stratify=targets, random_state=0)
+    splits = {}
+    for split, rows in (("train", train), ("test", test)):
+        columns = {"image": [{"bytes": encoded[row], "path": None} for row in rows], "label": targets[rows]}
+        splits[split] = datasets.Dataset.from_dict(columns, features=features)
+    return splits

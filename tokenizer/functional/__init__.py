@@ -1,0 +1,1 @@
+"""The mathematics of the quantizers as functions of tensors."""

@@ -1,0 +1,238 @@
+"""The arc loss of each code, streamed over tiles of the similarity: latents (N, D), codebook (K, D) -> terms (K,).
+
+The K x N similarities never exist together. Of each tile only two numbers per code and chunk of tokens are kept: the
+largest cosine, and the sum of the exponentials relative to it. The closest tokens lie in the chunks of the largest
+cosines, which alone are looked into again; the other chunks are negatives as a whole. The backward pass computes the
+tiles anew, from the directions of the latents, which are kept.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, logsigmoid, pad
+
+from tokenizer.functional.first_order import refuse_second_derivative
+from tokenizer.functional.nearest import better, blocks, entries_of_tile, tile_shape
+from tokenizer.functional.products import inner_products
+from tokenizer.functional.unit_vectors import at_least_float32, directions_and_lengths, unit_vectors
+
+# A cosine that is computed again costs as much as this many entries of the table of chunks.
+_CANDIDATE_COST = 16
+# Rows whose maximum is taken before the largest entries are sought among the maxima.
+_GROUP = 16
+# Below every cosine, yet finite, so that differences from it are numbers.
+_BELOW_ALL = -2.0
+# Powers are taken of 2, not of e: on an AMD, PyTorch's exp takes three to four times as long as its exp2.
+_LN2 = math.log(2)
+
+
+class ArcTerms(torch.autograd.Function):
+    """The loss of each code (eqs. 10-12, 17-18) and, on demand, the code of largest cosine of each token.
+
+    Takes latents (N, D), the codebook (K, D) as a constant, scale, margin, top_k, whether to search, and the entries
+    of a tile (None: what suits the device). Gives terms (K,), in float32 at least, and codes (N,) int64 or None.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        latents: Tensor,
+        codebook: Tensor,
+        scale: float,
+        margin: float,
+        top_k: int,
+        search: bool,
+        entries: int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(latents.device.type, enabled=False):
+            codes = unit_vectors(at_least_float32(codebook, latents))
+            top_k = min(top_k, len(latents))
+            chunk, part_size, block_size = _tiling(latents, codes, top_k, entries)
+            parts = list(blocks(len(latents), part_size))
+            directions, lengths = _normalise(latents, parts)
+            positives, negatives, best = [], [], [None] * len(parts)
+            for block in blocks(len(codes), block_size):
+                chunks = _Chunks(codes[block], scale / _LN2, len(latents), chunk)
+                for index, part in enumerate(parts):
+                    tile = inner_products(directions[part], codes[block])  # (n, k), cos theta
+                    if search:
+                        best[index] = better(best[index], tile, block.start)
+                    chunks.take(tile, part.start)
+                    del tile  # or the next one is made beside it, and both do not stay in the cache
+                tokens, others = chunks.split(directions, top_k, entries)
+                positives.append(tokens)
+                negatives.append(others)
+            positives = torch.cat(positives, dim=1)  # (P, K)
+            negatives = torch.cat(negatives)  # (K,)
+            angles = [
+                angle_between(codes[block], embedding(tokens, directions))
+                for block, tokens in _pairs(positives, directions, entries)
+            ]
+            logits = scale * torch.cos(torch.cat(angles, dim=1) + margin)  # (P, K)
+            gap = torch.logsumexp(logits, dim=0) - _LN2 * negatives  # (K,), inf where all tokens are positives
+        ctx.save_for_backward(directions, lengths, codes, positives, negatives, logits, gap)
+        ctx.scale, ctx.margin, ctx.entries, ctx.dtype = scale, margin, entries, latents.dtype
+        # log(1 + exp(-gap)): the ratio's -log without the cancellation of log-denominator - log-numerator
+        return -logsigmoid(gap), torch.cat([found for _, found in best]) if search else None
+
+    @staticmethod
+    def backward(ctx: Any, terms_gradient: Tensor, _codes_gradient: None) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("arc_loss")
+        directions, lengths, codes, positives, negatives, logits, gap = ctx.saved_tensors
+        with torch.autocast(directions.device.type, enabled=False):
+            weight = ctx.scale * terms_gradient * torch.sigmoid(-gap)  # (K,), of both sides of the ratio
+            gradient = torch.empty_like(directions)  # (N, D)
+            scaled, weighted = ctx.scale / _LN2 * codes, weight.unsqueeze(1) * codes
+            tile_tokens, tile_codes = tile_shape(directions, codes, ctx.entries)
+            for part in blocks(len(directions), tile_tokens):
+                pull = None
+                for block in blocks(len(codes), tile_codes):
+                    # Of each token among the negatives of each code, (n, k); the positives are cleared.
+                    share = inner_products(directions[part], scaled[block], -negatives[block]).exp2_()
+                    _clear(share, positives[:, block] - part.start)
+                    added = inner_products(share, weighted[block].T)  # (n, D)
+                    pull = added if pull is None else pull.add_(added)
+                    del share  # as the tile above
+                # Only what lies along the sphere turns the latent.
+                pull -= (pull * directions[part]).sum(dim=1, keepdim=True) * directions[part]
+                torch.div(pull, lengths[part], out=gradient[part])
+            weight = weight * logits.softmax(dim=0)  # (P, K)
+            for block, tokens in _pairs(positives, directions, ctx.entries):
+                turn = _turn(embedding(tokens, directions), codes[block], ctx.margin)
+                moved = turn * (weight[:, block].unsqueeze(-1) / embedding(tokens, lengths))
+                _add_rows(gradient, tokens.flatten(), moved.flatten(0, 1))
+        return gradient.to(ctx.dtype), None, None, None, None, None, None
+
+
+class _Chunks:
+    """Of a block of codes (k, D) and each chunk of tokens: the largest cosine, and the sum of exponentials."""
+
+    def __init__(self, codes: Tensor, scale: float, tokens: int, chunk: int):
+        self.codes = codes
+        self.scale = scale  # for powers of 2
+        self.tokens = tokens
+        self.chunk = chunk
+        self.largest = codes.new_empty(-(-tokens // chunk), len(codes))  # (N / chunk, k)
+        self.sums = torch.empty_like(self.largest)  # of exp2(scale (cos theta - largest)), from 1 to the chunk's size
+
+    def take(self, tile: Tensor, first_token: int) -> None:
+        """Takes in the cosines `tile` (n, k) of the tokens from `first_token` on, and uses up the tile."""
+        tile = _whole(tile, self.chunk)
+        tile = tile.unflatten(0, (len(tile) // self.chunk, self.chunk))
+        rows = slice(first_token // self.chunk, first_token // self.chunk + len(tile))
+        largest = torch.amax(tile, dim=1, out=self.largest[rows])
+        torch.add((-self.scale * largest).unsqueeze(1), tile, alpha=self.scale, out=tile)
+        torch.sum(tile.exp2_(), dim=1, out=self.sums[rows])
+
+    def split(self, directions: Tensor, top_k: int, entries: int | None) -> tuple[Tensor, Tensor]:
+        """The `top_k` closest tokens of each code (top_k, k), and log2 of the sum of exp(s cos theta) over all others,
+        (k,), -inf where there are none. Uses up the table."""
+        chunks = _largest(self.largest, min(top_k, len(self.largest)))
+        candidates = _rows_of(chunks, self.chunk)
+        cosines = [
+            (embedding(tokens, directions) * self.codes[block]).sum(dim=-1)
+            for block, tokens in _pairs(candidates.clamp(max=self.tokens - 1), directions, entries)
+        ]
+        cosines = torch.cat(cosines, dim=1).masked_fill_(candidates >= self.tokens, -torch.inf)
+        positives = cosines.topk(top_k, dim=0).indices
+        # What is left are the negatives.
+        cosines.scatter_(0, positives, -torch.inf)
+        self.largest.scatter_(0, chunks, -torch.inf)
+        reference = torch.maximum(self.largest.amax(dim=0), cosines.amax(dim=0)).clamp(min=_BELOW_ALL)
+        total = self.largest.sub_(reference).mul_(self.scale).exp2_().mul_(self.sums).sum(dim=0)
+        total += cosines.sub_(reference).mul_(self.scale).exp2_().sum(dim=0)
+        return candidates.gather(0, positives), self.scale * reference + total.log2()
+
+
+def _tiling(tokens: Tensor, codes: Tensor, top_k: int, entries: int | None) -> tuple[int, int, int]:
+    """Tokens of a chunk, tokens of a part (whole chunks), and codes of a block.
+
+    The tile of a part and a block has no more than the `entries`, and so has, but for one code, the table of all chunks
+    and a block. That table costs about as much as its closest chunks do.
+    """
+    entries = entries_of_tile(tokens, entries)
+    chunk = 1
+    while 2 * chunk <= entries and _CANDIDATE_COST * top_k * (2 * chunk) ** 2 <= len(tokens):
+        chunk *= 2
+    chunks = -(-len(tokens) // chunk)
+    block_size = max(1, min(tile_shape(tokens, codes, entries)[1], entries // max(chunk, chunks)))
+    part_size = entries // block_size
+    return chunk, part_size - part_size % chunk, block_size
+
+
+def _normalise(latents: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
+    """`directions_and_lengths` of the latents (N, D) in float32 at least, part by part."""
+    directions = latents.new_empty(latents.shape, dtype=torch.promote_types(latents.dtype, torch.float32))
+    lengths = directions.new_empty(len(latents), 1)
+    for part in parts:
+        directions[part], lengths[part] = directions_and_lengths(at_least_float32(latents[part], latents).contiguous())
+    return directions, lengths
+
+
+def angle_between(u: Tensor, v: Tensor) -> Tensor:
+    """Angle in [0, pi] between unit vectors (..., D), exact at both ends, where acos of a float32 cosine is not."""
+    return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=-1), torch.linalg.vector_norm(u + v, dim=-1))
+
+
+def _turn(positives: Tensor, codes: Tensor, margin: float) -> Tensor:
+    """Gradient of -cos(theta + m) along the sphere, at the positives (P, k, D), with codes (k, D): length 1 or 0."""
+    # The direction of growing angle is (cos theta) positives - codes. That has lost its digits where the two vectors
+    # are almost the same or almost opposite; the chord between the one and what is nearer, the other or its opposite,
+    # has not, and is off only along the direction, which is taken away.
+    nearer = (positives * codes).sum(dim=-1, keepdim=True) >= 0
+    away = torch.where(nearer, positives - codes, -positives - codes)
+    away = away - (away * positives).sum(dim=-1, keepdim=True) * positives
+    # A zero code is at a right angle to everything, and stays there.
+    sine = torch.sin(angle_between(codes, positives) + margin) * (codes != 0).any(dim=-1)
+    return sine.unsqueeze(-1) * unit_vectors(away)
+
+
+def _add_rows(table: Tensor, places: Tensor, rows: Tensor) -> None:
+    """Adds `rows` (n, D) to those of `table` at `places` (n,), in an order that is the same every time."""
+    if not len(places):  # of a process whose share of the codes is empty
+        return
+    places, order = places.sort(stable=True)
+    # index_add alone adds in any order on a GPU. So embedding's backward, whose order is fixed, first sums the rows of
+    # a place, and of what is left to add all but one row per place are zeros.
+    group = torch.cat([places.new_zeros(1), (places[1:] != places[:-1]).long()]).cumsum(dim=0)
+    sums = torch.ops.aten.embedding_dense_backward(rows[order], group, len(places), -1, False)
+    table.index_add_(0, torch.zeros_like(places).scatter_(0, group, places), sums)
+
+
+def _pairs(tokens: Tensor, vectors: Tensor, entries: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of codes and their tokens (P, k) out of `tokens` (P, K): as many as keep (P, k, D) within a tile."""
+    size = max(1, entries_of_tile(vectors, entries) // max(1, len(tokens) * vectors.shape[1]))
+    return ((block, tokens[:, block]) for block in blocks(tokens.shape[1], size))
+
+
+def _largest(table: Tensor, count: int) -> Tensor:
+    """Rows of the `count` largest entries of each column of `table` (n, k): (count, k)."""
+    if count * _GROUP >= len(table):
+        return table.topk(count, dim=0).indices
+    # They lie in the groups of the largest maxima, and maxima are found far faster than ranks.
+    table = _whole(table, _GROUP)
+    groups = _largest(table.unflatten(0, (len(table) // _GROUP, _GROUP)).amax(dim=1), count)
+    candidates = _rows_of(groups, _GROUP)
+    return candidates.gather(0, table.gather(0, candidates).topk(count, dim=0).indices)
+
+
+def _whole(table: Tensor, size: int) -> Tensor:
+    """`table` (n, k), with rows of -inf at its end where n is no multiple of `size`."""
+    missing = -len(table) % size
+    return pad(table, (0, 0, 0, missing), value=-torch.inf) if missing else table
+
+
+def _rows_of(groups: Tensor, size: int) -> Tensor:
+    """The rows that the groups (c, k) of `size` rows each are made of: (c * size, k)."""
+    offsets = torch.arange(size, device=groups.device).view(1, -1, 1)
+    return (groups.unsqueeze(1) * size + offsets).flatten(0, 1)
+
+
+def _clear(tile: Tensor, rows: Tensor) -> None:
+    """Sets entry rows[i, k] of column k of the non-negative `tile` (n, k) to 0; `rows` (P, k) outside it do nothing."""
+    inside = (rows >= 0) & (rows < len(tile))
+    ceiling = torch.where(inside, 0.0, torch.inf).to(tile.dtype)
+    tile.scatter_reduce_(0, rows.clamp(0, len(tile) - 1), ceiling, "amin")

@@ -1,0 +1,1 @@
+"""Folders of weights that others may have written, loaded safely."""

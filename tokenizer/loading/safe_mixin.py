@@ -1,0 +1,50 @@
+"""A folder that holds exactly a model's weights, or does not load."""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizer.loading.model_folder import check_model_folder, local_folder
+from tokenizer.loading.result_folders import result_folder, what_it_holds
+
+_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+
+
+class CompleteWeights:
+    """To be named before diffusers' ModelMixin, whose `from_pretrained` trusts a folder: it reads pickles where there
+    are no safetensors, builds whatever the config says, and leaves missing tensors empty.
+
+    Attributes:
+        _result: what a run folder calls it, where it is a run's result.
+    """
+
+    _result: str | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Loads a folder, or a Hub id's, as diffusers does, from safetensors alone.
+
+        The folder of the run that has trained a tokenizer stands for the tokenizer in it.
+
+        Raises:
+            ValueError: a folder that holds something else, or whose config or weights are broken, or do not fit to each
+                other.
+        """
+        hub = {name: kwargs.pop(name) for name in _HUB if name in kwargs}
+        part = kwargs.pop("subfolder", None) or ""
+        only_safetensors(kwargs)
+        patterns = [str(Path(part, name)) for name in ("*.json", "*.safetensors")]
+        whole = local_folder(pretrained_model_name_or_path, patterns, **hub)
+        folder = whole / part
+        if not part and cls._result is not None:
+            folder = result_folder(folder, cls._result, cls.__name__)
+        elif not (folder / "config.json").exists():
+            raise ValueError(f"{folder} holds no {cls.__name__}; {whole} holds {what_it_holds(whole)}")
+        check_model_folder(cls, folder, kwargs.get("variant"))
+        return super().from_pretrained(folder, **kwargs)
+
+
+def only_safetensors(kwargs: dict[str, Any]) -> None:
+    """Sets the option of diffusers' `from_pretrained`. Raises ValueError where it asks for pickles."""
+    if kwargs.get("use_safetensors") is False:
+        raise ValueError("use_safetensors=False would read pickles, which may run code; scripts/convert.py reads them")
+    kwargs["use_safetensors"] = True
