@@ -58,7 +58,7 @@ def plan_prior(
     Raises:
         ValueError: there is no such tokenizer, or it is one of other images.
     """
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
+    data, latents = config.data, config.latents
     planned = PlannedStageOne(config.tokenizer, data, latents)
 
     def make(run: DryRun, config: Namespace) -> DryTraining:
@@ -70,8 +70,8 @@ def plan_prior(
 
 def start(parser: ScriptParser, config: Namespace, tokenizer: VQTokenizer) -> tuple[Run, StageOne]:
     """The run, and its images as this tokenizer's latents and codes. Raises ValueError for what cannot work."""
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
-    run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
+    data, latents = config.data, config.latents
+    run = Run(config.run, config.optim, parser.settings(config))
     if run.is_main:
         note_other_data(config.tokenizer, data)
     splits = announced_splits(data)
