@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import commit, provenance
 from arcvq.compute.process import prepare_process
-from arcvq.compute.resumable import Chunks
+from arcvq.compute.resumable import ResumableMap
 from arcvq.evaluation.networks import environment
 from arcvq.runs.seeds import check_seed
 from arcvq.sampling.options import SamplingConfig, SpeedConfig, class_labels
@@ -84,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> None:
             "batch_size": config.batch_size,
         }
     )
-    chunks = Chunks(output, "sampling", settings, len(labels), config.batch_size)
+    chunks = ResumableMap(output, "sampling", settings, len(labels), config.batch_size)
     if is_complete(output, name, settings | {"format": config.format}):
         if state.is_main_process:
             chunks.remove()
