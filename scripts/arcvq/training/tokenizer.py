@@ -41,6 +41,8 @@ from tokenizer.data.facts import ImageFacts, image_facts
 from tokenizer.data.in_memory import bytes_held, pixel_variance
 from tokenizer.functional.usage import perplexity, usage
 from tokenizer.losses.lpips import RandomWeights, WeightFiles
+from tokenizer.networks import network_options
+from tokenizer.quantizers import quantizer_options
 
 # Held-out images for the numbers and pictures of a training; scripts/evaluate.py takes all of them.
 PREVIEW_IMAGES = 512
@@ -50,6 +52,10 @@ def make_parser() -> ScriptParser:
     """The options of this script."""
     parser = ScriptParser("Train an image tokenizer.", digits_config="tokenizer.yaml")
     parser.add_class_arguments(VQTokenizer, "model", skip={"in_channels", "image_size"})
+    parser.names_within = {
+        "model.network_options": network_options,
+        "model.quantizer_options": quantizer_options,
+    }
     parser.add_argument(
         "--codebook_file",
         type=str | None,
