@@ -12,7 +12,6 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from tokenizer.loading.limits import LARGEST_SIDE, check_at_most
 from tokenizer.loading.safe_mixin import CompleteWeights
 from tokenizer.networks.conv import ConvDecoder, ConvEncoder, conv_sizes
 from tokenizer.networks.vqgan import VQGANDecoder, VQGANEncoder, vqgan_sizes
@@ -111,7 +110,6 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         quantizer_options: dict[str, Any] | None = None,
     ):
         super().__init__()
-        check_at_most(LARGEST_SIDE, image_size=image_size)
         conv = {"residual_channels": residual_channels, "strided_layers": strided_layers}
         vqgan = {
             "channel_multipliers": channel_multipliers,

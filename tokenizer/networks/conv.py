@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from tokenizer.loading.limits import LARGEST_SIZE, MOST_LAYERS, check_at_most
-
 
 class ResidualLayer(nn.Module):
     """relu(x) + conv1x1(relu(conv3x3(relu(x)))): the skip branch carries relu(x), as the published weights expect."""
@@ -131,8 +129,5 @@ def conv_sizes(
         raise ValueError(f"hidden_channels must be even and at least 2, got {hidden_channels}")
     if strided_layers not in (1, 2):
         raise ValueError(f"strided_layers of network 'conv' is 1 or 2, got {strided_layers}")
-    widths = {"hidden_channels": hidden_channels, "residual_channels": residual_channels}
-    check_at_most(LARGEST_SIZE, in_channels=channels, **widths)
-    check_at_most(MOST_LAYERS, num_residual_layers=num_layers)
     sizes = (channels, encoder_channels, decoder_channels, hidden_channels)
     return ConvSizes(*sizes, residual_channels, num_layers, strided_layers)

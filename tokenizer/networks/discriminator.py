@@ -6,8 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokenizer.loading.limits import LARGEST_SIZE, MOST_LAYERS, check_at_most
-
 _SLOPE = 0.2  # of the leaky rectifiers
 
 
@@ -42,8 +40,6 @@ class PatchDiscriminator(nn.Module):
             raise ValueError(
                 f"adversarial.channels must be even and adversarial.layers at least 1, got {channels} and {num_layers}"
             )
-        check_at_most(LARGEST_SIZE // 8, **{"adversarial.channels": channels})
-        check_at_most(MOST_LAYERS, **{"adversarial.layers": num_layers})
         if norm not in ("group", "batch"):
             raise ValueError(f"adversarial.norm is group or batch, got {norm!r}")
         # Two strides of 1 take away one pixel each, and one has to be left.

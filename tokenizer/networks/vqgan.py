@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
-from tokenizer.loading.limits import LARGEST_SIZE, MOST_LAYERS, check_at_most
-
 
 @dataclass(frozen=True)
 class VQGANSizes:
@@ -120,9 +118,6 @@ def vqgan_sizes(
             "hidden_channels of network 'vqgan' must be a multiple of norm_groups, its normalisation groups, "
             f"got {hidden_channels} and {norm_groups}"
         )
-    largest = hidden_channels * max(multipliers)
-    check_at_most(LARGEST_SIZE, in_channels=channels, z_channels=z_channels, **{"width of a level": largest})
-    check_at_most(MOST_LAYERS, num_residual_layers=num_layers)
     if image_size >> (len(multipliers) - 1) < 1:
         raise ValueError(
             f"images of {image_size} pixels cannot be halved {len(multipliers) - 1} times, once per level but the "
