@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy, pad, relu
 
 from priors.code_sampling import CodeChoice, check_given_codes
 from priors.pixelcnn_cache import PixelCNNCache
-from tokenizer.loading.limits import LARGEST_SIDE, LARGEST_SIZE, MOST_LAYERS, check_at_most
 from tokenizer.loading.safe_mixin import CompleteWeights
 from tokenizer.model import VQTokenizer
 
@@ -104,9 +103,6 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         for name, value in (sizes | widths | {"grid_size": min(grid_size)}).items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}: every size of a PixelCNN is")
-        check_at_most(LARGEST_SIZE, **sizes, channels=channels, head_channels=head_channels)
-        check_at_most(LARGEST_SIDE, grid_size=max(grid_size))
-        check_at_most(MOST_LAYERS, num_layers=num_layers)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
         if not 0 <= label_dropout < 1:

@@ -12,7 +12,6 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from tokenizer.loading.limits import LARGEST_SIDE, check_at_most
 from tokenizer.loading.old_configs import with_network_options
 from tokenizer.loading.safe_mixin import CompleteWeights
 from tokenizer.networks import NetworkSizes, make_network
@@ -102,7 +101,6 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         quantizer_options: dict[str, Any] | None = None,
     ):
         super().__init__()
-        check_at_most(LARGEST_SIDE, image_size=image_size)
         build_quantizer = partial(make_quantizer, quantizer, codebook_size, codebook_dim, quantizer_options or {})
         with torch.device("meta"):
             encoder_channels = build_quantizer().encoder_channels
