@@ -40,7 +40,7 @@ class TokenizerOutput(BaseOutput):
     Attributes:
         reconstruction: (B, C, H, W); (2 B, C, H, W) in the training of a quantizer whose images are decoded twice: all
             of them from what the quantizer gave, then all of them from what it has `sampled`.
-        moments: what the encoder gave.
+        encoder_output: what the encoder gave.
         latents: (B, latent channels, h, w).
         codes: as `VQTokenizer.encode_codes` gives them; none without codes.
         losses: the quantizer's, by name, not weighted.
@@ -49,7 +49,7 @@ class TokenizerOutput(BaseOutput):
 
     # Under mixed precision accelerate makes the output anew from one dictionary, which needs the defaults.
     reconstruction: Tensor
-    moments: Tensor = None
+    encoder_output: Tensor = None
     latents: Tensor = None
     codes: Tensor = None
     losses: dict[str, Tensor] = None
@@ -186,7 +186,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
     @apply_forward_hook
     def encode(self, images: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """Images (B, C, H, W) in [-1, 1] -> `.latents` (B, D, h, w), before quantisation."""
-        latents = self.bottleneck.latents(self._moments(images))
+        latents = self.bottleneck.latents(self._encoder_output(images))
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
@@ -211,7 +211,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
     @apply_forward_hook
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Quantises latents (B, D, h, w), with a straight-through gradient, then decodes: `.sample` (B, C, H, W)."""
-        sample = self.decoder(self.bottleneck.snap(latents).to(self.dtype))
+        sample = self.decoder(self.bottleneck.quantize_latents(latents).to(self.dtype))
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @apply_forward_hook
@@ -221,19 +221,19 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
 
     def forward(self, images: Tensor) -> TokenizerOutput:
         """Images (B, C, H, W) in [-1, 1] -> reconstruction, latents, codes, losses, counts, for training."""
-        moments = self._moments(images)
-        quantized = self.bottleneck(moments)
+        encoder_output = self._encoder_output(images)
+        quantized = self.bottleneck(encoder_output)
         decoded = [part for part in (quantized.quantized, quantized.sampled) if part is not None]
         return TokenizerOutput(
             reconstruction=self.decoder(decoded[0] if len(decoded) == 1 else torch.cat(decoded)),
-            moments=moments,
-            latents=self.bottleneck.latents(moments),
+            encoder_output=encoder_output,
+            latents=self.bottleneck.latents(encoder_output),
             codes=quantized.codes,
             losses=quantized.losses,
             counts=quantized.counts,
         )
 
-    def _moments(self, images: Tensor) -> Tensor:
+    def _encoder_output(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> what the encoder gives."""
         if images.ndim != 4 or images.shape[1] != self.config.in_channels:
             raise ValueError(f"expected images (B, {self.config.in_channels}, H, W), got {tuple(images.shape)}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tokenizer.functional.distributed import summed, whole_batch
+from tokenizer.functional.distributed import all_reduce_sum, global_count
 from tokenizer.networks.conv import ConvDecoder, ConvEncoder, conv_sizes
 
 _VARIANCE_FLOOR = 1e-5
@@ -52,9 +52,9 @@ class LevelNetworks(nn.Module):
         `decay` is the share of what they were. To be called by every process, with as many latents each.
         """
         below = below.to(self.mean.dtype)
-        number = whole_batch(below) * below[0, 0].numel()
-        mean = summed(below.sum(dim=(0, 2, 3))[:, None, None]) / number
-        variance = summed((below - mean).square().sum(dim=(0, 2, 3))[:, None, None]) / number
+        number = global_count(below) * below[0, 0].numel()
+        mean = all_reduce_sum(below.sum(dim=(0, 2, 3))[:, None, None]) / number
+        variance = all_reduce_sum((below - mean).square().sum(dim=(0, 2, 3))[:, None, None]) / number
         for running, present in ((self.mean, mean), (self.variance, variance)):
             running.copy_(decay * running + (1 - decay) * present)
 
