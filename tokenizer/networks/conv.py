@@ -61,7 +61,6 @@ class ConvSizes:
             raise ValueError(f"hidden_channels must be even and at least 2, got {self.hidden_channels}")
         if self.strided_layers not in (1, 2):
             raise ValueError(f"strided_layers of network 'conv' is 1 or 2, got {self.strided_layers}")
-        widths = {"hidden_channels": self.hidden_channels, "residual_channels": self.residual_channels}
 
     @property
     def downsampling(self) -> int:

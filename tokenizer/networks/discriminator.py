@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-
 _SLOPE = 0.2  # of LeakyReLU for negative inputs
 
 

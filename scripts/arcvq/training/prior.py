@@ -20,7 +20,7 @@ from arcvq.training.latent_cache import EncodedData, LatentsConfig, encode_split
 from pipelines.class_conditional import ClassConditionalPipeline
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig
-from tokenizer.data.facts import ImageFacts
+from tokenizer.data.facts import DatasetInfo
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def add_prior_options(parser: ScriptParser, name: str, ema_decay: float) -> None
 
 def plan_prior(
     config: Namespace, name: str, set_up: Callable[[Run, Namespace, PlannedEncodedData], PriorTraining]
-) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
+) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
     """What a dry run needs of a prior called `name`: how its training is set up, and its images.
 
     Raises:
