@@ -1,7 +1,7 @@
 """The command line of a verb: options from signatures, a YAML file by --config, one line for an error."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,12 +22,16 @@ class ScriptParser(ArgumentParser):
     """A parser with --config, whose errors are one line that names the value and the valid options.
 
     Without a --config among the arguments, `digits_config`, a file of configs/digits, is the config where it is given.
+
+    Attributes:
+        names_within: a function that lists the names that an option of names takes, by the option.
     """
 
     def __init__(self, description: str, digits_config: str | None = None):
         super().__init__(description=description, exit_on_error=False, allow_abbrev=False)
         default = f"; without one it is configs/digits/{digits_config}" if digits_config else ""
         self.add_argument("--config", action="config", help=f"YAML file with options{default}")
+        self.names_within: dict[str, Callable[[], Iterable[str]]] = {}
         self._default_config = [f"--config={CONFIGS / 'digits' / digits_config}"] if digits_config else []
         self._dataclasses: dict[str, type] = {}
 
@@ -47,7 +51,7 @@ class ScriptParser(ArgumentParser):
             The options by name. A section is an instance of its dataclass, or a Namespace where it has none.
         """
         args = self._config_first(list(sys.argv[1:] if args is None else args))
-        errors = OptionErrors(self._actions)
+        errors = OptionErrors(self._actions, self.names_within)
         try:
             configs = self._read_files(args, errors)
             if wrong := errors.unknown_word(args):

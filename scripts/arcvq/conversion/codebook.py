@@ -23,13 +23,13 @@ from arcvq.compute.threads import use_all_cores
 from arcvq.evaluation.networks import CHUNK
 from arcvq.runs.results import load_tokenizer
 from arcvq.sampling.options import default_device
-from arcvq.training.latent_cache import evenly_spaced
 from pipelines.metrics import to_uint8
 from pipelines.metrics.extractors import ExtractorConfig, make_extractor
 from pipelines.metrics.patch_features import patch_features
 from tokenizer.codebook_file import save_codebook_file
 from tokenizer.codebook_reduction import reduced_codebook
 from tokenizer.data import DataConfig, evaluation_batches
+from tokenizer.data.subsets import evenly_spaced_images
 from tokenizer.losses.lpips import WeightFiles
 
 
@@ -58,7 +58,7 @@ def features(args: Sequence[str]) -> None:
     extractor = make_extractor(config.extractor, ExtractorConfig(**settings))
     extractor.check_size(images.image_size, images.image_size)
     extractor.to(default_device())
-    chosen = Subset(images, evenly_spaced(images, config.num_images))
+    chosen = Subset(images, evenly_spaced_images(images, config.num_images))
     batches = tqdm(evaluation_batches(chosen, batch_size=CHUNK), desc=extractor.name)
     points = torch.cat([patch_features(extractor, to_uint8(batch["images"])) for batch in batches])
     if not 0 < config.codebook_size <= len(points):

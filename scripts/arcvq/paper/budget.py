@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from arcvq.planning.timing import step_times
 from arcvq.training import tokenizer as train_tokenizer
-from tokenizer.data.facts import image_facts
+from tokenizer.data.facts import dataset_info
 
 # Steps that are timed for each config, after one that is not.
 _TIMED_STEPS = 3
@@ -67,7 +67,7 @@ def steps_of(budget: Budget, trainings: Sequence[Sequence[str]], seeds: int, fil
         return budget.steps
     if budget.epochs is not None:  # all trainings have one data set and one batch
         config = train_tokenizer.make_parser().parse(list(trainings[0]))
-        images = image_facts(config.data)
+        images = dataset_info(config.data)
         return max(1, round(budget.epochs * (len(images) // config.optim.batch_size)))
     if file.exists():
         kept = json.loads(file.read_text())

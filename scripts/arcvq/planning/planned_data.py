@@ -16,7 +16,7 @@ from arcvq.training.latent_cache import EncodedData, LatentsConfig
 from arcvq.training.tokenizer import make_parser, make_tokenizer
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig
-from tokenizer.data.facts import ImageFacts, image_facts
+from tokenizer.data.facts import DatasetInfo, dataset_info
 from tokenizer.data.in_memory import bytes_held
 from tokenizer.loading.model_folder import read_model_config
 
@@ -40,9 +40,9 @@ class PlannedImages:
         _ = self.info  # what is unknown is an error now
 
     @cached_property
-    def info(self) -> ImageFacts:
+    def info(self) -> DatasetInfo:
         """The train split."""
-        return image_facts(self.config)
+        return dataset_info(self.config)
 
     @property
     def source(self) -> str:
@@ -59,7 +59,7 @@ class PlannedImages:
         """Bytes of the data set in memory; 0 where it stays on disk."""
         return bytes_held(self.info, self.config)
 
-    def as_training_data(self) -> ImageFacts:
+    def as_training_data(self) -> DatasetInfo:
         """Return the data that the training's `set_up` takes."""
         return self.info
 
@@ -98,9 +98,9 @@ class PlannedEncodedData:
         check_images(self._sizes, self.info)
 
     @cached_property
-    def info(self) -> ImageFacts:
+    def info(self) -> DatasetInfo:
         """The train split."""
-        return image_facts(self.data)
+        return dataset_info(self.data)
 
     @cached_property
     def _sizes(self) -> VQTokenizer:
@@ -109,7 +109,7 @@ class PlannedEncodedData:
             if Path(self.place).is_dir():
                 return VQTokenizer.from_config(read_model_config(VQTokenizer, find_tokenizer(self.place)))
             config = make_parser().parse([f"--config={_config_of(self.place)}"])
-            return make_tokenizer(config, image_facts(config.data))
+            return make_tokenizer(config, dataset_info(config.data))
 
     @property
     def source(self) -> str:
@@ -130,7 +130,7 @@ class PlannedEncodedData:
             tokenizer=VQTokenizer.from_config(self._sizes.config).eval().requires_grad_(False),
             train=self.info,
             held_out={},
-            moments=torch.empty(0, 3),
+            statistics=torch.empty(0, 3),
             class_names=[str(label) for label in range(self.info.num_classes)],
             fingerprints={},
         )
@@ -147,7 +147,7 @@ class PlannedEncodedData:
         return [dict(zip(batch, part, strict=True)) for part in parts]
 
 
-def _empty_images(info: ImageFacts, number: int) -> Tensor:
+def _empty_images(info: DatasetInfo, number: int) -> Tensor:
     return on_device(torch.empty(number, info.channels, info.image_size, info.image_size), _CPU)
 
 

@@ -26,7 +26,6 @@ from arcvq.runs.run import Run
 from arcvq.sampling.options import reconstruct
 from arcvq.training.adversary import AdversarialConfig, Adversary
 from arcvq.training.collapse import CollapseConfig
-from arcvq.training.latent_cache import evenly_spaced
 from arcvq.training.memory_check import check_memory
 from arcvq.training.parts import TrainingParts
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
@@ -34,11 +33,14 @@ from arcvq.training.tokenizer_step import StepOutput, TokenizerUpdate
 from pipelines.figures.grids import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
 from tokenizer.codebook_file import load_codebook_file
-from tokenizer.data import DataConfig, ImageDataset, StreamedImages, hold_in_memory, pixel_batches
+from tokenizer.data import DataConfig, ImageDataset, StreamedImages, load_into_memory, pixel_batches
 from tokenizer.data.bad_images import report_bad_images
 from tokenizer.data.in_memory import pixel_variance
+from tokenizer.data.subsets import evenly_spaced_images
 from tokenizer.functional.usage import perplexity, usage
 from tokenizer.losses.lpips import WeightFiles
+from tokenizer.networks import network_options
+from tokenizer.quantizers import quantizer_options
 
 # Held-out images for the numbers and pictures of a training; scripts/evaluate.py takes all of them.
 PREVIEW_IMAGES = 512
@@ -68,10 +70,10 @@ def train(config: Namespace, settings: dict[str, Any]) -> None:
     check_memory(run, partial(make_tokenizer, config, splits.train), "model.hidden_channels or model.codebook_size")
     training = set_up(run, config, splits.train)
     progress = partial(tqdm, desc="decoding train", disable=not run.is_main)
-    run.dataset = hold_in_memory(splits.train, config.data, progress)
+    run.dataset = load_into_memory(splits.train, config.data, progress)
     if config.recon_norm and config.loss.pixel == "mse":
         training.reconstruction_loss.pixel_variance = variance_of(run.dataset, config.data)
-    preview = Subset(splits.held_out, evenly_spaced(splits.held_out, PREVIEW_IMAGES))
+    preview = Subset(splits.held_out, evenly_spaced_images(splits.held_out, PREVIEW_IMAGES))
     used_codes = run.counter("used codes", training.tokenizer.bottleneck.codebook_size)
 
     # --- steps ---
@@ -97,6 +99,10 @@ def make_parser() -> ScriptParser:
     """Declare the options."""
     parser = ScriptParser("Train an image tokenizer.", digits_config="tokenizer.yaml")
     parser.add_class_arguments(VQTokenizer, "model", skip={"in_channels", "image_size"})
+    parser.names_within = {
+        "model.network_options": network_options,
+        "model.quantizer_options": quantizer_options,
+    }
     parser.add_argument(
         "--codebook_file",
         type=str | None,
@@ -199,10 +205,10 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     inputs = {"data": images.fingerprint()}
     if config.codebook_file is not None:
         inputs["codebook_file"] = load_codebook_file(tokenizer.bottleneck, Path(config.codebook_file))
-    tokenizer.bottleneck.plan(run.optim.max_steps)
+    tokenizer.bottleneck.set_total_steps(run.optim.max_steps)
     tokens = math.prod(tokenizer.latent_shape[1:])
     processes = run.accelerator.num_processes
-    tokenizer.bottleneck.check_tokens(run.optim.batch_size // processes * tokens, processes)
+    tokenizer.bottleneck.check_batch(run.optim.batch_size // processes * tokens, processes)
     averaged = tokenizer if config.ema_decay is None else copy.deepcopy(tokenizer).to(run.device)
     adversary = None
     if config.adversarial.weight:
