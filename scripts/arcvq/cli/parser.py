@@ -1,5 +1,6 @@
 """The command line of a verb: options from signatures, a YAML file by --config, one line for an error."""
 
+import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
@@ -10,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from arcvq.cli.configs import CONFIGS
+from arcvq.cli.help import HelpPage, OptionFormatter, asked_for_help
 from arcvq.cli.option_errors import OptionErrors
 from arcvq.cli.safe_yaml import read_yaml
 from arcvq.cli.script import fail
@@ -21,14 +23,20 @@ _UNEXPECTED = (ArithmeticError, AttributeError, LookupError, RecursionError, Typ
 class ScriptParser(ArgumentParser):
     """A parser with --config, whose errors are one line that names the value and the valid options.
 
-    Without a --config among the arguments, `digits_config`, a file of configs/digits, is the config where it is given.
+    Args:
+        description: what the verb does, in a sentence.
+        digits_config: the file of configs/digits that is the config where the arguments name none.
+        page: the first page of the help; None: all options.
 
     Attributes:
         names_within: a function that lists the names that an option of names takes, by the option.
     """
 
-    def __init__(self, description: str, digits_config: str | None = None):
-        super().__init__(description=description, exit_on_error=False, allow_abbrev=False)
+    def __init__(self, description: str, digits_config: str | None = None, page: HelpPage | None = None):
+        super().__init__(
+            description=description, exit_on_error=False, allow_abbrev=False, formatter_class=OptionFormatter
+        )
+        self._page = page
         default = f"; without one it is configs/digits/{digits_config}" if digits_config else ""
         self.add_argument("--config", action="config", help=f"YAML file with options{default}")
         self.names_within: dict[str, Callable[[], Iterable[str]]] = {}
@@ -41,6 +49,11 @@ class ScriptParser(ArgumentParser):
             self._dataclasses[nested_key] = class_type
         return super().add_class_arguments(class_type, nested_key, **options)
 
+    def explain(self, option: str, text: str) -> None:
+        """Replace the help of an option that `add_class_arguments` has added."""
+        (action,) = (action for action in self._actions if action.dest == option)
+        action.help = text
+
     def parse(self, args: Sequence[str] | None) -> Namespace:
         """Parse options; on an error print one line and exit with status 2.
 
@@ -50,7 +63,11 @@ class ScriptParser(ArgumentParser):
         Returns:
             The options by name. A section is an instance of its dataclass, or a Namespace where it has none.
         """
-        args = self._config_first(list(sys.argv[1:] if args is None else args))
+        args = list(sys.argv[1:] if args is None else args)
+        if (topic := asked_for_help(args)) is not None:
+            print(self.help_on(topic), end="")
+            sys.exit()
+        args = self._config_first(args)
         errors = OptionErrors(self._actions, self.names_within)
         try:
             configs = self._read_files(args, errors)
@@ -67,6 +84,42 @@ class ScriptParser(ArgumentParser):
         for name, kind in self._dataclasses.items():
             config[name] = kind(**config[name].as_dict())
         return config
+
+    def help_on(self, topic: str) -> str:
+        """Write the help on all options, on a section or on an option; with the topic "" the first page.
+
+        Exit with one line and status 2 where there is no such topic.
+        """
+        sections = [name for name in self.groups if f"--{name}" in self._option_string_actions]
+        positional = [action for action in self._actions if not action.option_strings]
+        if topic == "" and self._page is not None:
+            shown = {*self._page.common, *(action.dest for action in positional)}
+        elif topic in ("", "all"):
+            shown = {action.dest for action in self._actions}
+        else:
+            shown = self._option_names(topic.removeprefix("--"))
+        if not shown:
+            fail(f"no help on {topic!r:.80}; --help takes all, an option, or one of {', '.join(sections)}")
+        before = self.usage, self.description, {action: action.help for action in self._actions}
+        for action in self._actions:
+            # A section is no option: ScriptParser takes its options, and not a file for it.
+            if action.dest not in shown or (action.dest in sections and action.option_strings):
+                action.help = argparse.SUPPRESS
+        if self._page is not None:
+            words = [f"[{action.dest.upper()}]" for action in positional]
+            self.usage = " ".join(["%(prog)s", *words, "[--config FILE] [--OPTION VALUE ...]"])
+        if self._page is not None and topic == "":
+            more = f"--help all shows all options, --help SECTION those of {', '.join(sections)}"
+            self.description = f"{self.description}\n\n{self._page}\n\n{more}"
+        text = self.format_help()
+        self.usage, self.description, helps = before
+        for action, help_text in helps.items():
+            action.help = help_text
+        return text
+
+    def _option_names(self, prefix: str) -> set[str]:
+        """Find the options of a section, or the option, of this name."""
+        return {a.dest for a in self._actions if a.dest == prefix or a.dest.startswith(f"{prefix}.")}
 
     def _read_files(self, args: Sequence[str], errors: OptionErrors) -> list[dict[str, Any]]:
         """What the files after --config hold.

@@ -77,7 +77,7 @@ def make_parser(training: ModuleType) -> ScriptParser:
         nargs="?",
         const=0,
         default=None,
-        help="only say what the training takes; a number is that of the processes to reckon with, else the launcher's",
+        help="only print the parameters, memory and steps; N: for so many processes, else the launcher's",
     )
     return parser
 
