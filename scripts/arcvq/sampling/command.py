@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import commit, provenance
+from arcvq.compute.atomic_files import atomic_file
 from arcvq.compute.resumable import LONGEST_WAIT, ResumableMap
 from arcvq.compute.threads import use_all_cores
 from arcvq.evaluation.networks import environment
@@ -107,9 +108,8 @@ def main(args: Sequence[str] | None = None) -> None:
     claim(output / name, chunks.folder)
     write(output / name, tqdm(images_of(chunks), total=len(labels), desc="writing", unit="image"), labels, seeds)
     written = {"settings": settings | {"format": config.format}, "provenance": provenance("sample", args)}
-    unfinished = output / ".samples.json.tmp"
-    unfinished.write_text(json.dumps(written, indent=2) + "\n")
-    unfinished.replace(output / "samples.json")
+    with atomic_file(output / "samples.json") as unfinished:
+        unfinished.write_text(json.dumps(written, indent=2) + "\n")
     chunks.remove()  # not before the images are on disk
     print(f"{len(labels)} images: {output / name}, and {output / 'grid.png'}")
 

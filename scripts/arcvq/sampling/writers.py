@@ -5,7 +5,6 @@ Each is there under its name only when it is complete, and the same bytes whenev
 
 import io
 import json
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,15 +16,16 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
+from arcvq.compute.atomic_files import atomic_file, atomic_folder
+
 IMAGES_PER_SHARD = 5000
 
 
 def write_pngs(folder: Path, images: Iterable[Tensor], labels: Tensor) -> None:
     """PNG files named by index and class, from images uint8 (C, H, W) and labels (n,)."""
-    unfinished = _empty(folder)
-    for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        (unfinished / f"{index:08d}-class-{label:04d}.png").write_bytes(png(image))
-    _finish(unfinished, folder)
+    with atomic_folder(folder) as unfinished:
+        for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            (unfinished / f"{index:08d}-class-{label:04d}.png").write_bytes(png(image))
 
 
 def write_npz(file: Path, images: Iterable[Tensor], labels: Tensor) -> None:
@@ -33,8 +33,7 @@ def write_npz(file: Path, images: Iterable[Tensor], labels: Tensor) -> None:
 
     One image at a time: 50,000 of them never sit in memory.
     """
-    unfinished = file.with_name(f".{file.name}.tmp")
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with atomic_file(file) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
         with _member(archive, "arr_0.npy") as member:
             for index, image in enumerate(images):
                 pixels = np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
@@ -44,7 +43,6 @@ def write_npz(file: Path, images: Iterable[Tensor], labels: Tensor) -> None:
                 member.write(pixels.tobytes())
         with _member(archive, "arr_1.npy") as member:
             npy.write_array(member, labels.numpy(), allow_pickle=False)
-    unfinished.replace(file)
 
 
 def write_webdataset(folder: Path, images: Iterable[Tensor], labels: Tensor, seeds: Sequence[int]) -> None:
@@ -52,17 +50,12 @@ def write_webdataset(folder: Path, images: Iterable[Tensor], labels: Tensor, see
 
     Any reader of WebDataset takes them, and so does `data.name` with `data.streaming`.
     """
-    unfinished, samples = _empty(folder), zip(images, labels.tolist(), seeds, strict=True)
-    for start in range(0, len(labels), IMAGES_PER_SHARD):
-        with tarfile.open(unfinished / f"samples-{start // IMAGES_PER_SHARD:06d}.tar", "w") as shard:
-            for index in range(start, min(start + IMAGES_PER_SHARD, len(labels))):
-                image, label, seed = next(samples)
-                facts = json.dumps({"label": label, "seed": seed})
-                for ending, content in (("cls", str(label).encode()), ("json", facts.encode()), ("png", png(image))):
-                    member = tarfile.TarInfo(f"{index:08d}.{ending}")
-                    member.size = len(content)
-                    shard.addfile(member, io.BytesIO(content))
-    _finish(unfinished, folder)
+    samples = zip(images, labels.tolist(), seeds, strict=True)
+    with atomic_folder(folder) as unfinished:
+        for start in range(0, len(labels), IMAGES_PER_SHARD):
+            with tarfile.open(unfinished / f"samples-{start // IMAGES_PER_SHARD:06d}.tar", "w") as shard:
+                for index in range(start, min(start + IMAGES_PER_SHARD, len(labels))):
+                    _add_sample(shard, index, *next(samples))
 
 
 FORMATS: dict[str, tuple[str, Callable[[Path, Iterator[Tensor], Tensor, Sequence[int]], None]]] = {
@@ -97,14 +90,10 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     return archive.open(zipfile.ZipInfo(name), "w", force_zip64=True)
 
 
-def _empty(folder: Path) -> Path:
-    """An empty folder beside `folder`, to be renamed."""
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    return unfinished
-
-
-def _finish(unfinished: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.replace(folder)
+def _add_sample(shard: tarfile.TarFile, index: int, image: Tensor, label: int, seed: int) -> None:
+    """Append one sample to a shard, as three members that share a name."""
+    facts = json.dumps({"label": label, "seed": seed})
+    for ending, content in (("cls", str(label).encode()), ("json", facts.encode()), ("png", png(image))):
+        member = tarfile.TarInfo(f"{index:08d}.{ending}")
+        member.size = len(content)
+        shard.addfile(member, io.BytesIO(content))
