@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from pipelines.class_conditional import ClassConditionalPipeline
-from pipelines.figures.grids import save_class_samples
 from pipelines.metrics import ReconstructionMetrics, to_uint8
 from priors.diffusion import other_scheduler
 from tokenizer import VQTokenizer
@@ -153,32 +151,6 @@ def sample_batches(
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One generator per seed, on the CPU: the same noise on every device."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def save_preview(pipeline: ClassConditionalPipeline, picture: Path, **options: Any) -> None:
-    """Four images of each of the first 10 classes, of seeds 0 to 39; `options` are those of the pipeline's call."""
-    labels = list(pipeline.class_names)[:10] * 4
-    images = sample_batches(pipeline, labels, range(len(labels)), len(labels), show_progress=False, **options)
-    save_class_samples(torch.cat(list(images)), labels, pipeline.class_names, picture)
-
-
-def save_final_samples(pipeline: ClassConditionalPipeline, folder: Path, seed: int) -> None:
-    """One image of each of the first 16 classes, in one batch, as `folder`/final.npz: what the pipeline must repeat.
-
-    The file holds `images` (n, H, W, C) float32 in [0, 1], `class_labels` and `seeds`; the pipeline's other arguments
-    are its defaults.
-    """
-    labels = list(pipeline.class_names)[:16]
-    seeds = [seed + index for index in range(len(labels))]
-    pipeline.set_progress_bar_config(desc="final samples")
-    images = pipeline(labels, generator=generators(seeds), output_type="np").images
-    np.savez(folder / "final.npz", images=images, class_labels=labels, seeds=seeds)
-
-
-def read_final_samples(folder: Path) -> Tensor:
-    """The images of `folder`/final.npz as uint8 (n, C, H, W)."""
-    images = torch.from_numpy(np.load(folder / "final.npz")["images"])
-    return (images * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
