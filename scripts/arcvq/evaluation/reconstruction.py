@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from arcvq.cli.announced_data import announced_splits
-from arcvq.cli.provenance import commit
+from arcvq.cli.provenance import commit, environment
 from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import DataSetImages, ImageSource, ProtocolImages
 from arcvq.evaluation.networks import (
@@ -18,7 +18,6 @@ from arcvq.evaluation.networks import (
     check_count,
     check_same_images,
     default_extractor,
-    environment,
     make_measuring,
 )
 from arcvq.evaluation.reference import features_of

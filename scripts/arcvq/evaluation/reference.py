@@ -11,11 +11,11 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from arcvq.cli.provenance import commit
+from arcvq.cli.provenance import commit, environment
 from arcvq.compute.atomic_files import atomic_file
 from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import ImageSource, NpzImages
-from arcvq.evaluation.networks import CHUNK, environment, extractor_facts
+from arcvq.evaluation.networks import CHUNK, extractor_facts
 from arcvq.evaluation.npz import array_headers, no_npz
 from pipelines.metrics import moments_of
 from pipelines.metrics.distributions import NEIGHBOURS, FeatureMoments, covariance_problem

@@ -23,11 +23,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from arcvq.cli.parser import ScriptParser
-from arcvq.cli.provenance import commit, provenance
+from arcvq.cli.provenance import commit, environment, provenance
 from arcvq.compute.atomic_files import atomic_file
 from arcvq.compute.process import prepare_process
 from arcvq.compute.resumable import ResumableMap
-from arcvq.evaluation.networks import environment
 from arcvq.runs.seeds import check_seed
 from arcvq.sampling.options import SamplingConfig, SpeedConfig, class_labels
 from arcvq.sampling.sampler import Sampler, images_of
