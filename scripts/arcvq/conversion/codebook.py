@@ -20,10 +20,10 @@ from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.script import fail
 from arcvq.compute.atomic_files import atomic_folder
+from arcvq.compute.devices import default_device
 from arcvq.compute.threads import use_all_cores
 from arcvq.evaluation.networks import CHUNK
 from arcvq.runs.results import load_tokenizer
-from arcvq.sampling.options import default_device
 from pipelines.metrics import to_uint8
 from pipelines.metrics.extractors import ExtractorConfig, make_extractor
 from pipelines.metrics.patch_features import patch_features

@@ -22,7 +22,7 @@ from arcvq.evaluation.networks import (
 )
 from arcvq.evaluation.reference import features_of
 from arcvq.runs.results import check_images, load_tokenizer
-from arcvq.sampling.options import number_of_codes, round_trip
+from arcvq.sampling.reconstructions import number_of_codes, round_trip
 from pipelines.figures.grids import plot_codebook, save_comparison
 from pipelines.metrics import ReconstructionMetrics, distribution_metrics, moments_of, pair_metrics
 from pipelines.metrics.codebook import codebook_geometry

@@ -1,6 +1,6 @@
-"""Samples on disk: uint8 images, labels => PNG files, an npz as ADM's evaluator reads it, or tar shards.
+"""Write samples to disk: uint8 images, labels => PNG files, an npz for ADM's evaluator, or tar shards.
 
-Each is there under its name only when it is complete, and the same bytes whenever it is written.
+All are written atomically, and the same images always give the same bytes.
 """
 
 import io
@@ -22,16 +22,16 @@ IMAGES_PER_SHARD = 5000
 
 
 def write_pngs(folder: Path, images: Iterable[Tensor], labels: Tensor) -> None:
-    """PNG files named by index and class, from images uint8 (C, H, W) and labels (n,)."""
+    """Write PNG files named by index and class, from images uint8 (C, H, W) and labels (n,)."""
     with atomic_folder(folder) as unfinished:
         for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             (unfinished / f"{index:08d}-class-{label:04d}.png").write_bytes(png(image))
 
 
 def write_npz(file: Path, images: Iterable[Tensor], labels: Tensor) -> None:
-    """Images uint8 (C, H, W) and their labels as ADM's evaluator reads them: arr_0 uint8 (N, H, W, 3), arr_1 (N,).
+    """Write an npz for ADM's evaluator: arr_0 uint8 (N, H, W, 3), arr_1 (N,), from images uint8 (C, H, W) and labels.
 
-    One image at a time: 50,000 of them never sit in memory.
+    Images are written one by one, so that 50,000 of them need no memory.
     """
     with atomic_file(file) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
         with _member(archive, "arr_0.npy") as member:
@@ -46,9 +46,9 @@ def write_npz(file: Path, images: Iterable[Tensor], labels: Tensor) -> None:
 
 
 def write_webdataset(folder: Path, images: Iterable[Tensor], labels: Tensor, seeds: Sequence[int]) -> None:
-    """Tar shards `samples-000000.tar` and on, of IMAGES_PER_SHARD samples: .png, .cls (label) and .json (label, seed).
+    """Write WebDataset shards `samples-000000.tar` and on, of IMAGES_PER_SHARD samples each.
 
-    Any reader of WebDataset takes them, and so does `data.name` with `data.streaming`.
+    A sample has a .png, a .cls (label) and a .json (label, seed). `data.name` with `data.streaming` reads them too.
     """
     samples = zip(images, labels.tolist(), seeds, strict=True)
     with atomic_folder(folder) as unfinished:
@@ -66,10 +66,14 @@ FORMATS: dict[str, tuple[str, Callable[[Path, Iterator[Tensor], Tensor, Sequence
 
 
 def claim(target: Path, chunks: Path) -> None:
-    """Notes in the folder of the chunks that `target` is written from them, so that only such a one is written over.
+    """Mark `target` as written from these chunks, so that nothing else is ever overwritten.
+
+    Args:
+        target: the file or folder that will be written.
+        chunks: the folder of the chunks, which holds the mark.
 
     Raises:
-        ValueError: `target` is there, and not from these chunks.
+        ValueError: `target` exists, but was not written from these chunks.
     """
     mark = chunks / f"writes-{target.name}"
     if target.exists() and not mark.exists():
@@ -79,14 +83,14 @@ def claim(target: Path, chunks: Path) -> None:
 
 
 def png(image: Tensor) -> bytes:
-    """A uint8 image (C, H, W) as a PNG file."""
+    """Encode a uint8 image (C, H, W) as PNG."""
     content = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(content, "PNG")  # (H, W, 3), or (H, W) in grey
     return content.getvalue()
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    """Opened for writing, under one date: an archive of the same images is the same file."""
+    """Open an archive's member for writing, with a fixed date, so that the same images give the same bytes."""
     return archive.open(zipfile.ZipInfo(name), "w", force_zip64=True)
 
 

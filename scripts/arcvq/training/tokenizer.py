@@ -23,7 +23,7 @@ from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.runs.options import OptimConfig, RunConfig, check_run, check_share
 from arcvq.runs.run import Run
-from arcvq.sampling.options import reconstruct
+from arcvq.sampling.reconstructions import reconstruct
 from arcvq.training.adversary import AdversarialConfig, Adversary
 from arcvq.training.collapse import CollapseConfig
 from arcvq.training.memory_check import check_memory

@@ -311,9 +311,9 @@ def test_schedulers_and_speed_are_options(home):
 
 def test_the_grid_shows_every_class_alike():
     labels = torch.arange(3000) % 20
-    shown = sample.shown_of_each_class(labels)
+    shown = sample.first_of_each_class(labels)
     assert labels[shown].bincount().tolist() == [10] * 20 and shown == sorted(shown)
-    many = sample.shown_of_each_class(torch.arange(1000))
+    many = sample.first_of_each_class(torch.arange(1000))
     assert len(many) == 1000  # one of each
 
 
