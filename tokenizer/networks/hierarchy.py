@@ -31,7 +31,9 @@ class LevelNetworks(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int, residual_channels: int, num_layers: int):
         super().__init__()
-        sizes = ConvSizes(channels, channels, channels, hidden_channels, residual_channels, num_layers, strided_layers=1)
+        sizes = ConvSizes(
+            channels, channels, channels, hidden_channels, residual_channels, num_layers, strided_layers=1
+        )
         self.encoder = ConvEncoder(sizes)
         self.decoder = ConvDecoder(sizes)
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
