@@ -95,25 +95,25 @@ def encode_shard(
     if not shard["latents"].isfinite().all():
         name = str(dtype).removeprefix("torch.")
         raise ValueError(f"latents of images {indices[0]} to {indices[-1]} are not finite in {name}")
-    return shard | {"moments": _moments(shard["latents"])}
+    return shard | {"moments": _statistics(shard["latents"])}
 
 
-def _moments(values: Tensor) -> Tensor:
+def _statistics(values: Tensor) -> Tensor:
     """(count, mean, sum of squares about the mean) of all values, float64 (1, 3)."""
     values = values.double()
     mean = values.mean()
     return torch.stack([torch.tensor(values.numel(), dtype=torch.float64), mean, (values - mean).square().sum()])[None]
 
 
-def latent_scale(moments: Tensor) -> float:
-    """1 / standard deviation of the latents of all shards, from their moments (shards, 3) float64.
+def latent_scale(statistics: Tensor) -> float:
+    """1 / standard deviation of the latents of all shards, from their statistics (shards, 3) float64.
 
     Times this, the latents have unit variance.
 
     Raises:
         ValueError: the latents are all equal.
     """
-    counts, means, squares = moments.unbind(1)
+    counts, means, squares = statistics.unbind(1)
     mean = (counts * means).sum() / counts.sum()
     variance = (squares.sum() + (counts * (means - mean).square()).sum()) / (counts.sum() - 1)
     deviation = variance.sqrt().item()
@@ -133,14 +133,14 @@ class EncodedDataset(Dataset):
 
     Attributes:
         labels: (n,) int64, in memory.
-        moments: (shards, 3) float64, of the latents in all orientations: what `latent_scale` takes.
+        statistics: (shards, 3) float64, of the latents in all orientations: what `latent_scale` takes.
     """
 
     def __init__(self, shards: Sequence[Path]):
         self.shards = list(shards)
         small = [_open(file, "labels", "moments") for file in self.shards]
         self.labels = torch.cat([shard["labels"] for shard in small])  # a copy: these were maps of the files
-        self.moments = torch.cat([shard["moments"] for shard in small])
+        self.statistics = torch.cat([shard["moments"] for shard in small])
         self._ends = torch.tensor([len(shard["labels"]) for shard in small]).cumsum(0)
         self._mapped: dict[int, dict[str, Tensor]] = {}
 

@@ -12,7 +12,6 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from tokenizer.loading.limits import LARGEST_SIDE, check_at_most
 from tokenizer.loading.old_configs import with_network_options
 from tokenizer.loading.safe_mixin import CompleteWeights
 from tokenizer.networks import NetworkSizes, make_network
@@ -48,7 +47,7 @@ class TokenizerOutput(BaseOutput):
     Attributes:
         reconstruction: (B, C, H, W), about [-1, 1]. (2 B, C, H, W) while training a quantizer that decodes each batch
             twice: first from its `quantized` latents, then from its `sampled` ones.
-        moments: the encoder output, (B, encoder channels, h, w).
+        encoder_output: the encoder output, (B, encoder channels, h, w).
         latents: (B, latent channels, h, w), before quantisation.
         codes: (B, h, w) int64, or (B, h, w, depth); None for a continuous quantizer.
         losses: the quantizer's losses by name, not weighted.
@@ -57,7 +56,7 @@ class TokenizerOutput(BaseOutput):
 
     # Under mixed precision accelerate rebuilds the output from a dictionary, which needs the defaults.
     reconstruction: Tensor
-    moments: Tensor = None
+    encoder_output: Tensor = None
     latents: Tensor = None
     codes: Tensor = None
     losses: dict[str, Tensor] = None
@@ -102,7 +101,6 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         quantizer_options: dict[str, Any] | None = None,
     ):
         super().__init__()
-        check_at_most(LARGEST_SIDE, image_size=image_size)
         build_quantizer = partial(make_quantizer, quantizer, codebook_size, codebook_dim, quantizer_options or {})
         with torch.device("meta"):
             encoder_channels = build_quantizer().encoder_channels
@@ -172,7 +170,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
     @apply_forward_hook
     def encode(self, images: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """Encode images (B, C, H, W) in [-1, 1]: `.latents` (B, latent channels, h, w), before quantisation."""
-        latents = self.bottleneck.latents(self._moments(images))
+        latents = self.bottleneck.latents(self._encoder_output(images))
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
@@ -200,7 +198,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
     @apply_forward_hook
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Quantise latents (B, D, h, w), straight-through, and decode them: `.sample` (B, C, H, W), about [-1, 1]."""
-        sample = self.decoder(self.bottleneck.snap(latents).to(self.dtype))
+        sample = self.decoder(self.bottleneck.quantize_latents(latents).to(self.dtype))
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @apply_forward_hook
@@ -210,19 +208,19 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
 
     def forward(self, images: Tensor) -> TokenizerOutput:
         """Encode, quantise and decode images (B, C, H, W) in [-1, 1], as a training step does."""
-        moments = self._moments(images)
-        quantized = self.bottleneck(moments)
+        encoder_output = self._encoder_output(images)
+        quantized = self.bottleneck(encoder_output)
         decoded = [part for part in (quantized.quantized, quantized.sampled) if part is not None]
         return TokenizerOutput(
             reconstruction=self.decoder(decoded[0] if len(decoded) == 1 else torch.cat(decoded)),
-            moments=moments,
-            latents=self.bottleneck.latents(moments),
+            encoder_output=encoder_output,
+            latents=self.bottleneck.latents(encoder_output),
             codes=quantized.codes,
             losses=quantized.losses,
             counts=quantized.counts,
         )
 
-    def _moments(self, images: Tensor) -> Tensor:
+    def _encoder_output(self, images: Tensor) -> Tensor:
         """Encode images (B, C, H, W) to the encoder output (B, encoder channels, h, w)."""
         if images.ndim != 4 or images.shape[1] != self.config.in_channels:
             raise ValueError(f"expected images (B, {self.config.in_channels}, H, W), got {tuple(images.shape)}")

@@ -6,7 +6,6 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from tokenizer.loading.limits import LARGEST_SIZE, MOST_LAYERS, check_at_most
 from tokenizer.networks.base import Decoder, Encoder, Network, NetworkSizes
 
 
@@ -62,9 +61,6 @@ class ConvSizes:
             raise ValueError(f"hidden_channels must be even and at least 2, got {self.hidden_channels}")
         if self.strided_layers not in (1, 2):
             raise ValueError(f"strided_layers of network 'conv' is 1 or 2, got {self.strided_layers}")
-        widths = {"hidden_channels": self.hidden_channels, "residual_channels": self.residual_channels}
-        check_at_most(LARGEST_SIZE, in_channels=self.channels, **widths)
-        check_at_most(MOST_LAYERS, num_residual_layers=self.num_layers)
 
     @property
     def downsampling(self) -> int:

@@ -6,8 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokenizer.loading.limits import LARGEST_SIZE, MOST_LAYERS, check_at_most
-
 _SLOPE = 0.2  # of LeakyReLU for negative inputs
 
 
@@ -43,8 +41,6 @@ class PatchDiscriminator(nn.Module):
             raise ValueError(
                 f"adversarial.channels must be even and adversarial.layers at least 1, got {channels} and {num_layers}"
             )
-        check_at_most(LARGEST_SIZE // 8, **{"adversarial.channels": channels})
-        check_at_most(MOST_LAYERS, **{"adversarial.layers": num_layers})
         if norm not in ("group", "batch"):
             raise ValueError(f"adversarial.norm is group or batch, got {norm!r}")
         # The two convolutions of stride 1 remove one row and one column each, and one of each must remain.

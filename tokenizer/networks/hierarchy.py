@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tokenizer.functional.distributed import summed, whole_batch
+from tokenizer.functional.distributed import all_reduce_sum, global_count
 from tokenizer.networks.conv import ConvDecoder, ConvEncoder, ConvSizes
 
 _VARIANCE_FLOOR = 1e-5
@@ -31,9 +31,7 @@ class LevelNetworks(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int, residual_channels: int, num_layers: int):
         super().__init__()
-        sizes = ConvSizes(
-            channels, channels, channels, hidden_channels, residual_channels, num_layers, strided_layers=1
-        )
+        sizes = ConvSizes(channels, channels, channels, hidden_channels, residual_channels, num_layers, 1)
         self.encoder = ConvEncoder(sizes)
         self.decoder = ConvDecoder(sizes)
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
@@ -62,9 +60,9 @@ class LevelNetworks(nn.Module):
             decay: in [0, 1], a scalar tensor.
         """
         below = below.to(self.mean.dtype)
-        number = whole_batch(below) * below[0, 0].numel()
-        mean = summed(below.sum(dim=(0, 2, 3))[:, None, None]) / number
-        variance = summed((below - mean).square().sum(dim=(0, 2, 3))[:, None, None]) / number
+        number = global_count(below) * below[0, 0].numel()
+        mean = all_reduce_sum(below.sum(dim=(0, 2, 3))[:, None, None]) / number
+        variance = all_reduce_sum((below - mean).square().sum(dim=(0, 2, 3))[:, None, None]) / number
         for running, present in ((self.mean, mean), (self.variance, variance)):
             running.copy_(decay * running + (1 - decay) * present)
 

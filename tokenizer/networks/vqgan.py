@@ -12,7 +12,6 @@ from functools import partial
 import diffusers.models.autoencoders.vae as diffusers_vae
 from torch import Tensor, nn
 
-from tokenizer.loading.limits import LARGEST_SIZE, MOST_LAYERS, check_at_most
 from tokenizer.networks.base import Decoder, Encoder, Network, NetworkSizes
 
 
@@ -131,9 +130,6 @@ def make_vqgan(
             "hidden_channels of network 'vqgan' must be a multiple of norm_groups, its normalisation groups, "
             f"got {hidden_channels} and {norm_groups}"
         )
-    largest = hidden_channels * max(multipliers)
-    check_at_most(LARGEST_SIZE, in_channels=channels, z_channels=z_channels, **{"width of a level": largest})
-    check_at_most(MOST_LAYERS, num_residual_layers=num_layers)
     if sizes.image_size >> (len(multipliers) - 1) < 1:
         raise ValueError(
             f"images of {sizes.image_size} pixels cannot be halved {len(multipliers) - 1} times, once per level but "
