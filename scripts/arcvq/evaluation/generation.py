@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from arcvq.cli.announced_data import announced_splits
-from arcvq.compute.resumable import Chunks
+from arcvq.compute.resumable import ResumableMap
 from arcvq.evaluation.image_sources import DataSetImages, ImageSource
 from arcvq.evaluation.networks import Measured, default_extractor, make_measuring
 from arcvq.evaluation.reference import Reference, data_set_reference, read_statistics, statistics_reference
@@ -80,7 +80,7 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
 
 
 def _numbers(
-    chunks: Chunks, extractor: Extractor, protocol: Protocol, labels: Tensor | None, reference: Reference
+    chunks: ResumableMap, extractor: Extractor, protocol: Protocol, labels: Tensor | None, reference: Reference
 ) -> dict[str, float | int]:
     """The named numbers."""
     features, logits = chunks.column("features"), chunks.column("logits")

@@ -7,7 +7,7 @@ import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
 
-from arcvq.compute.resumable import Chunks
+from arcvq.compute.resumable import ResumableMap
 from arcvq.evaluation.image_sources import ImageSource
 from pipelines.metrics.digits import IMAGE_SIZE
 from pipelines.metrics.digits import NAME as DIGITS
@@ -43,7 +43,7 @@ class Measured:
 
     protocol: dict[str, Any]
     numbers: dict[str, float | int]
-    chunks: Chunks
+    chunks: ResumableMap
 
 
 def extractor_facts(extractor: Extractor) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from arcvq.cli.provenance import commit
-from arcvq.compute.resumable import Chunks, Measure, sharing_weights
+from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import ImageSource
 from arcvq.evaluation.networks import check_count, environment, extractor_facts
 from arcvq.evaluation.reference import features_of
@@ -50,7 +50,7 @@ class PipelineSamples:
         self._form = config.save_images
         self._kept = None if self._form is None else output / FORMATS[self._form][0]
 
-    def measured(self, extractor: Extractor) -> Chunks:
+    def measured(self, extractor: Extractor) -> ResumableMap:
         """Their features, and the images that are shown or kept.
 
         Raises:
@@ -58,13 +58,13 @@ class PipelineSamples:
         """
         settings = self.facts | extractor_facts(extractor) | environment()
         settings |= {"commit": commit(), "kept": self._kept is not None}
-        chunks = Chunks(self._output, "samples", settings, self.number, self._batch_size)
+        chunks = ResumableMap(self._output, "samples", settings, self.number, self._batch_size)
         if self._kept is not None and PartialState().is_main_process:
             claim(self._kept, chunks.folder)
         chunks.compute(lambda: self._measure(extractor))
         return chunks
 
-    def write_images(self, chunks: Chunks) -> None:
+    def write_images(self, chunks: ResumableMap) -> None:
         """The picture of the first samples, and all of them where they are kept."""
         shown = torch.stack(list(islice(images_of(chunks), SHOWN)))
         picture = self._output / "generation.png"
@@ -77,7 +77,7 @@ class PipelineSamples:
 
     def _measure(self, shared_extractor: Extractor) -> Measure:
         """The function that samples and measures the images of a range, with an extractor of its own thread."""
-        extractor = sharing_weights(shared_extractor.to(PartialState().device), shared_extractor)
+        extractor = copy_sharing_weights(shared_extractor.to(PartialState().device), shared_extractor)
 
         def measure(chunk: range) -> dict[str, Tensor]:
             images = self.sampler.sample(self.labels, self._seed, chunk)
@@ -101,11 +101,11 @@ class FileSamples:
         self.are_digits = config.data.name == "digits"
         self.facts = {"samples_fingerprint": self.source.fingerprint, "sample_size": source.image_size}
 
-    def measured(self, extractor: Extractor) -> Chunks:
+    def measured(self, extractor: Extractor) -> ResumableMap:
         """Their features."""
         return features_of(self.source, extractor, self._output)
 
-    def write_images(self, chunks: Chunks) -> None:
+    def write_images(self, chunks: ResumableMap) -> None:
         """The picture of the first samples."""
         save_samples(self.source.batch(range(min(self.number, 100))), self._output / "generation.png")
 

@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     config = make_parser().parse(args)
     PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
-    table, budget = chosen(config), check(config)
+    table, budget = select_rows(config), parse_budget(config)
     bench = Path(config.output_dir, f"{config.data}-{budget.text}")
     configs = sorted({row.config for row in TABLES[config.table].rows.values()})
     short = [tokenizer_arguments(config, budget, name) for name in configs]
@@ -123,7 +123,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise ValueError(f"{len(failures)} of the table's trainings failed: {'; '.join(failures)}")
 
 
-def check(config: Namespace) -> Budget:
+def parse_budget(config: Namespace) -> Budget:
     """The budget. Raises ValueError for options that cannot work, before time is spent."""
     budget, prior = Budget.parse(config.budget), Budget.parse(config.prior_budget)
     if not budget.is_full and config.data not in FULL_STEPS:
@@ -142,7 +142,7 @@ def check(config: Namespace) -> Budget:
     return budget
 
 
-def chosen(config: Namespace) -> Table:
+def select_rows(config: Namespace) -> Table:
     """The table with the rows that are asked for. Raises ValueError where it has none, or lacks a config."""
     table = TABLES[config.table]
     if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):

@@ -50,7 +50,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Seen:
+class TokenizerOnImages:
     """A tokenizer's tensors on the images, and of the shown ones latents (n, D, h, w) and reconstructions, uint8."""
 
     tensors: TokenizerTensors
@@ -94,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     chosen = Subset(images, indices)
     originals = to_uint8(chosen[shown]["images"])
-    seen = {name: see(name, tokenizer, chosen, shown) for name, tokenizer in tokenizers.items()}
+    seen = {name: run_tokenizer(name, tokenizer, chosen, shown) for name, tokenizer in tokenizers.items()}
     facts = {
         "data": {"name": images.name, "split": images.split, "fingerprint": images.fingerprint(), "images": indices},
         "tokenizers": {
@@ -142,7 +142,7 @@ def tokenizer_names(folders: Sequence[str]) -> dict[str, str]:
 
 
 @torch.no_grad()
-def see(name: str, tokenizer: VQTokenizer, images: Dataset, shown: Sequence[int]) -> Seen:
+def run_tokenizer(name: str, tokenizer: VQTokenizer, images: Dataset, shown: Sequence[int]) -> TokenizerOnImages:
     """Encodes all of the images, and decodes those whose places are `shown`."""
     bottleneck, device = tokenizer.bottleneck, tokenizer.device
     batch_size = max(1, min(BATCH, PIXELS_AT_ONCE // tokenizer.config.image_size**2))
@@ -164,4 +164,4 @@ def see(name: str, tokenizer: VQTokenizer, images: Dataset, shown: Sequence[int]
         for part in evaluation_batches(Subset(images, shown), batch_size=batch_size)
     ]
     tensors = TokenizerTensors(name, tokens_of(latents), codebook, counts, radius)
-    return Seen(tensors, latents[shown], to_uint8(torch.cat(made)))
+    return TokenizerOnImages(tensors, latents[shown], to_uint8(torch.cat(made)))

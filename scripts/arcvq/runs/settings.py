@@ -32,7 +32,7 @@ def read_settings(file: Path) -> dict[str, Any]:
         return {}
 
 
-def refuse_other_run(file: Path, settings: dict[str, Any]) -> None:
+def check_settings(file: Path, settings: dict[str, Any]) -> None:
     """Raises ValueError where the folder of `file` holds work, and `file` does not say that of a run of `settings`."""
     if changed := _differences(file, settings):
         raise ValueError(
@@ -41,12 +41,12 @@ def refuse_other_run(file: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def settle_other_run(
+def resolve_settings_conflict(
     file: Path, settings: dict[str, Any], policy: Literal["refuse", "go_on", "start_over"], is_main: bool
 ) -> bool:
     """Whether the folder of `file` is to be renamed and begun anew, by a policy that is not `refuse`, which raises."""
     if policy == "refuse":
-        refuse_other_run(file, settings)
+        check_settings(file, settings)
     changed = _differences(file, settings)
     if changed and is_main:
         print(f"note: {file.parent} {changed}; run.other_settings is {policy}")

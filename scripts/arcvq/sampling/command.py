@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import commit, provenance
-from arcvq.compute.resumable import LONGEST_WAIT, Chunks
+from arcvq.compute.resumable import LONGEST_WAIT, ResumableMap
 from arcvq.compute.threads import use_all_cores
 from arcvq.evaluation.networks import environment
 from arcvq.runs.seeds import check_seed
@@ -88,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> None:
             "batch_size": config.batch_size,
         }
     )
-    chunks = Chunks(output, "sampling", settings, len(labels), config.batch_size)
+    chunks = ResumableMap(output, "sampling", settings, len(labels), config.batch_size)
     if is_complete(output, name, settings | {"format": config.format}):
         if state.is_main_process:
             chunks.remove()

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from arcvq.compute.resumable import Chunks, Measure, sharing_weights
+from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.runs.results import check_images
 from priors.latents import (
     SHARD_FORMAT,
@@ -62,7 +62,7 @@ class LatentsConfig:
 
 
 @dataclass(frozen=True)
-class StageOne:
+class EncodedData:
     """A tokenizer and a data set seen through it.
 
     Attributes:
@@ -98,7 +98,7 @@ def encode_splits(
     latents: LatentsConfig,
     cache_dir: Path,
     device: torch.device,
-) -> StageOne:
+) -> EncodedData:
     """Encode both splits on the device; all processes encode what is not cached, together.
 
     Args:
@@ -118,7 +118,7 @@ def encode_splits(
     check_images(tokenizer, images["train"])
     fingerprint = tokenizer_fingerprint(tokenizer)
 
-    def shards(split: str, indices: Sequence[int], dtype: str = "float32", only: str | None = None) -> Chunks:
+    def shards(split: str, indices: Sequence[int], dtype: str = "float32", only: str | None = None) -> ResumableMap:
         """The shards about some images of a split, computed where they are not there; or one tensor of each."""
         flips = images[split].framing.flip
         settings = {
@@ -130,11 +130,11 @@ def encode_splits(
             "dtype": dtype,
             "only": only,
         }
-        chunks = Chunks(cache_dir, f"latents-{split}", settings, len(indices), SHARD)
+        chunks = ResumableMap(cache_dir, f"latents-{split}", settings, len(indices), SHARD)
         workers = 0 if device.type == "cpu" else data.num_workers  # on a CPU each thread decodes its own images
 
-        def make_measure() -> Measure:
-            ours, its_images = sharing_weights(tokenizer, tokenizer), copy.copy(images[split])
+        def make_worker() -> Measure:
+            ours, its_images = copy_sharing_weights(tokenizer, tokenizer), copy.copy(images[split])
 
             def measure(chunk: range) -> dict[str, Tensor]:
                 chosen = [indices[index] for index in chunk]
@@ -143,7 +143,7 @@ def encode_splits(
 
             return measure
 
-        chunks.compute(make_measure)
+        chunks.compute(make_worker)
         if report := report_bad_images(images[split]):
             print(f"warning: {split} split: {report}", file=sys.stderr)
         return chunks
@@ -155,7 +155,7 @@ def encode_splits(
         train = images["train"]
         statistics = shards("train", evenly_spaced_images(train, SCALE_SAMPLE), only="moments").column("moments")
     held_out = EncodedDataset(shards("test", evenly_spaced_images(images["test"], HELD_OUT)).files)
-    return StageOne(
+    return EncodedData(
         tokenizer=tokenizer,
         train=train,
         held_out=held_out[list(range(len(held_out)))],

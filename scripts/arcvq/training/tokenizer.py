@@ -150,7 +150,7 @@ def make_dry_training(run: DryRun, config: Namespace, images: DatasetInfo) -> Dr
     def step() -> None:
         run.step = adversarial.fullest_step(run.optim.max_steps)
         seen, _ = training.step(batch.chunk(run.optim.accumulation), run.noise_seed)
-        run.complete(seen.updated)
+        run.end_step(seen.updated)
 
     tokenizer = training.tokenizer
     parts = {"encoder": tokenizer.encoder, "quantizer": tokenizer.bottleneck, "decoder": tokenizer.decoder}
@@ -198,17 +198,17 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         training.reconstruction_loss.pixel_variance = variance
     quantizer, collapse = tokenizer.bottleneck, CollapseConfig(**config.collapse.as_dict())
     preview = Subset(test_set, evenly_spaced_images(test_set, PREVIEW_IMAGES))
-    used = run.tally("used codes", quantizer.codebook_size)
+    used = run.counter("used codes", quantizer.codebook_size)
 
     for batch in run.steps(whole=True):
         parts = batch["images"].chunk(optim.accumulation)  # each (B, C, H, W)
         seen, against = training.step(parts, run.noise_seed)
-        run.complete(seen.updated)
+        run.end_step(seen.updated)
 
         run.log(**seen.terms, **against)
         if tokenizer.has_codes:
             used += seen.counts
-        if run.due(run.config.log_every):
+        if run.is_due(run.config.log_every):
             numbers = quantizer.diagnostics()
             if tokenizer.has_codes:
                 counts = run.accelerator.reduce(used, "sum")
@@ -217,7 +217,7 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
                 values = torch.stack([value.float() for value in numbers.values()]).tolist()  # one wait for the device
                 run.write(dict(zip(numbers, values, strict=True)))
             used.zero_()
-        if run.is_main and run.due(run.config.sample_every):
+        if run.is_main and run.is_due(run.config.sample_every):
             load_average(run, tokenizer, averaged)
             originals, reconstructions, metrics = reconstruct(averaged, preview)
             if report := report_bad_images(test_set):

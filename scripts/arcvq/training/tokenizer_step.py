@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from arcvq.runs.trained_module import Trained, copies, restore
+from arcvq.runs.trained_module import TrainableModule, copies, restore
 from arcvq.training.adversary import Adversary
 from arcvq.training.reconstruction_loss import ReconstructionLoss
 from tokenizer import VQTokenizer
@@ -51,7 +51,7 @@ class TokenizerUpdate:
     def __init__(
         self,
         accelerator: Accelerator,
-        trained: Trained,
+        trained: TrainableModule,
         reconstruction_loss: ReconstructionLoss,
         adversary: Adversary | None = None,
     ):
@@ -89,7 +89,7 @@ class TokenizerUpdate:
             quantized, loss = self._back_in_parts(parts, outputs, pulls)
         terms = {"loss": terms.pop("image_loss") + loss.detach(), **terms, **quantized.losses}
         # All terms: the adaptive weight takes a generator's loss out of the sum where it is not finite.
-        updated = self._trained.descend(torch.stack([term.detach().float() for term in terms.values()]).sum())
+        updated = self._trained.optimizer_step(torch.stack([term.detach().float() for term in terms.values()]).sum())
         self._after_update(updated, outputs)
         return Seen(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
 
@@ -175,7 +175,7 @@ class TokenizerUpdate:
             loss, [encoder_output, *parameters], allow_unused=True, materialize_grads=True
         )
         for index, (pull, at_part) in enumerate(zip(pulls, at_moments.chunk(len(parts)), strict=True)):
-            with self._trained.alone(index < len(parts) - 1):
+            with self._trained.no_sync(index < len(parts) - 1):
                 output = self._pass(parts, index)
                 value = _dot(output.reconstruction, pull) + _dot(output.encoder_output, at_part)
                 for parameter, gradient in zip(parameters, at_parameters, strict=True):

@@ -155,7 +155,7 @@ def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind):
         for parts in (1, 2, 4):
             run.step = step
             module.anchors.copy_(anchors)
-            adversary._trained.descend = lambda loss: torch.tensor(True)
+            adversary._trained.optimizer_step = lambda loss: torch.tensor(True)
             module.zero_grad()
             terms = adversary.update(real.chunk(parts), fake.requires_grad_().chunk(parts))
             assert fake.grad is None

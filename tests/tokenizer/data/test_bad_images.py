@@ -23,7 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from priors import latents
 from tokenizer.data import (
     DataConfig,
@@ -180,7 +180,7 @@ def test_what_pil_warns_of_is_neither_printed_nor_raised(tmp_path):
         "    warnings.filterwarnings(action, append=True)\n"
         "    try:\n        decode_image(file.getvalue(), 'x')\n    except DataError as error:\n        print(error)\n"
     )
-    done = warm.run([sys.executable, str(tmp_path / "warns.py")], tmp_path)
+    done = forked_process.run([sys.executable, str(tmp_path / "warns.py")], tmp_path)
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and all(line.startswith("x is too large: 80x1, more than 60 pixels; ") for line in lines)
     assert "omb" not in done.stderr

@@ -7,7 +7,7 @@ import torch
 from places import HELPERS
 from processes_worker import train
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 
 WORKER = HELPERS / "processes_worker.py"
 
@@ -18,7 +18,10 @@ def results(folder, world, codes, gather="global"):
         train(folder, 0, 1, codes, gather)
     else:
         command = [sys.executable, str(WORKER), str(folder)]
-        workers = [warm.Process([*command, *map(str, (rank, world, codes)), gather], folder) for rank in range(world)]
+        workers = [
+            forked_process.PreloadedProcess([*command, *map(str, (rank, world, codes)), gather], folder)
+            for rank in range(world)
+        ]
         for worker in workers:
             assert worker.wait(240) == 0, worker.output()
     return [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]

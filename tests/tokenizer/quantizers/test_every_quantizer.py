@@ -9,7 +9,7 @@ import torch
 from places import HELPERS
 from quantizer_cases import NAMES, REFUSED, small_quantizer, small_tokenizer, total
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from priors import PixelCNN
 from priors.diffusion import make_scheduler
@@ -231,7 +231,9 @@ def test_it_is_computed_in_float32_under_autocast(name):
 def test_processes_with_equal_global_batch_train_as_one(tmp_path):
     """One pair of processes trains every quantizer, as starts take longer than all of it."""
     command = [sys.executable, str(WORKER), str(tmp_path)]
-    workers = [warm.Process([*command, *of], tmp_path) for of in (("0", "2"), ("1", "2"), ("0", "1"))]
+    workers = [
+        forked_process.PreloadedProcess([*command, *of], tmp_path) for of in (("0", "2"), ("1", "2"), ("0", "1"))
+    ]
     for worker in workers:
         assert worker.wait(300) == 0, worker.output()
     alone, *together = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))

@@ -24,8 +24,8 @@ from tokenizer.loading.model_folder import read_model_config
 
 
 @dataclass(frozen=True)
-class PlannedStageOne:
-    """In the place of `encoding.StageOne`, for a dry run: tensors have its sizes, and no contents.
+class PlannedEncodedData:
+    """In the place of `encoding.EncodedData`, for a dry run: tensors have its sizes, and no contents.
 
     Args:
         place: the tokenizer's folder or that of its run; or, where it is yet to be trained, the config file of its
