@@ -43,10 +43,10 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 
 
 def make_quantizer(name: str, codebook_size: int, codebook_dim: int, options: dict[str, Any]) -> Quantizer:
-    """The quantizer called `name`; `options` are the other arguments of its constructor.
+    """Build the quantizer called `name`; `options` are the further arguments of its constructor.
 
     Raises:
-        ValueError: an unknown name or option, or an option of the wrong type, which are named; a number below 0.
+        ValueError: an unknown name or option, an option of the wrong type, or a negative number; the message names it.
     """
     if name not in QUANTIZERS:
         raise ValueError(f"unknown quantizer {name!r}; there are {', '.join(QUANTIZERS)}")
@@ -62,10 +62,10 @@ def _check_type(name: str, option: str, value: Any, annotation: Any) -> None:
     if get_origin(annotation) is Literal:
         if value not in get_args(annotation):
             raise ValueError(f"{name}.{option} is one of {', '.join(get_args(annotation))}, got {value!r}")
-    # An int is a good float, a bool is not a good int.
+    # An int is accepted as a float; a bool is not accepted as an int.
     elif type(value) is not annotation and not (annotation is float and type(value) is int):
         raise ValueError(f"{name}.{option} must be of type {annotation.__name__}, got {value!r}")
-    # Weights, rates, counts and angles: none of them has a meaning below 0, or where a float no longer counts.
+    # Options are weights, rates, counts and angles: none is negative, and an int must be exact as a float.
     elif type(value) is not bool and not 0 <= value < (2**53 if type(value) is int else math.inf):
         raise ValueError(f"{name}.{option} must be finite and not negative, got {value!r}")
 
