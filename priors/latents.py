@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, Subset
 
 from tokenizer.data import ImageDataset, StreamedImages, evaluation_batches
 from tokenizer.data.framing import mirrored, uniform_draws
+from tokenizer.loading.old_configs import without_network_options
 from tokenizer.model import VQTokenizer
 
 # To be raised when the meaning of the stored tensors changes.
@@ -35,6 +36,7 @@ def tokenizer_fingerprint(tokenizer: VQTokenizer) -> str:
     """SHA-256 (hex) over the tokenizer's config, and every tensor of its state with name, dtype and shape."""
     digest = hashlib.sha256()
     config = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
+    config = without_network_options(config)  # so that runs and caches from before network_options stay known
     digest.update(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         # The counter of training steps changes no latent and no code.

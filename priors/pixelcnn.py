@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from priors.code_sampling import CodeSampler, check_given_codes
 from priors.gated_layer import GatedLayer
 from priors.pixelcnn_cache import PixelCNNCache
-from tokenizer.loading.limits import LARGEST_SIDE, LARGEST_SIZE, MOST_LAYERS, check_at_most
 from tokenizer.loading.safe_mixin import CompleteWeights
+from tokenizer.loading.typed_decorators import apply_forward_hook, register_to_config
 from tokenizer.model import VQTokenizer
 
 
@@ -72,9 +71,6 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         for name, value in (sizes | widths | {"grid_size": min(grid_size)}).items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}: every size of a PixelCNN is")
-        check_at_most(LARGEST_SIZE, **sizes, channels=channels, head_channels=head_channels)
-        check_at_most(LARGEST_SIDE, grid_size=max(grid_size))
-        check_at_most(MOST_LAYERS, num_layers=num_layers)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
         if not 0 <= label_dropout < 1:

@@ -21,7 +21,6 @@ from tokenizer.functional.noise import ImageNoise
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.functional.usage import code_counts, perplexity, usage
 from tokenizer.functional.vectors import at_least_float32, unit_vectors
-from tokenizer.loading.limits import LARGEST_SIZE, check_at_most
 
 
 @dataclass
@@ -84,7 +83,6 @@ class Quantizer(nn.Module, ABC):
                 f"codebook_size {codebook_size} x codebook_dim {codebook_dim}: "
                 "a codebook needs at least one row and one column"
             )
-        check_at_most(LARGEST_SIZE, codebook_size=codebook_size, codebook_dim=codebook_dim)
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
         self._noise_of: tuple[int, int] | None = None

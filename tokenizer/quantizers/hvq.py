@@ -13,7 +13,6 @@ from tokenizer.functional.noise import ImageNoise
 from tokenizer.functional.soft_assignment import code_logits, expected_distances, relaxed_one_hot
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.functional.vectors import at_least_float32
-from tokenizer.loading.limits import MOST_LEVELS, check_at_most
 from tokenizer.networks.hierarchy import LevelNetworks
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.tables import TableInit, initial_table
@@ -90,7 +89,6 @@ class HVQQuantizer(Quantizer):
         super().__init__(codebook_size, codebook_dim)
         if levels < 1:
             raise ValueError(f"levels must be at least 1, got {levels}")
-        check_at_most(MOST_LEVELS, levels=levels)
         if not min(initial_temperature, final_temperature) > 0:
             raise ValueError(f"temperatures must be above 0, got {initial_temperature} and {final_temperature}")
         if norm_decay > 1:

@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from tokenizer.functional.straight_through import straight_through
-from tokenizer.loading.limits import MOST_LAYERS, check_at_most
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, tokens_of
 from tokenizer.quantizers.ema import EMAQuantizer
 from tokenizer.quantizers.tables import TableInit
@@ -47,7 +46,6 @@ class RQQuantizer(EMAQuantizer):
         super().__init__(codebook_size, codebook_dim, beta, decay, revive_below, init)
         if code_depth < 1:
             raise ValueError(f"code_depth must be at least 1, got {code_depth}")
-        check_at_most(MOST_LAYERS, code_depth=code_depth)
         self.depth = code_depth
 
     def residuals(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, Subset
 from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
-from arcvq.compute.threads import use_all_cores
+from arcvq.compute.process import prepare_process
 from arcvq.evaluation.networks import check_count, refuse_skipping
 from arcvq.runs.results import check_images, load_tokenizer, note_other_data
 from arcvq.runs.settings import ARTEFACTS
@@ -71,10 +71,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(DataConfig, "data")
     config = parser.parse(args)
     refuse_skipping(config)
-    use_all_cores()
-    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
+    prepare_process()
     names = tokenizer_names(config.folders)
-    data = DataConfig(**config.data.as_dict())
+    data = config.data
     images = announced_splits(data).held_out
     there = f"images in the test split of {images.name}"
     asked = min(DEFAULT_IMAGES, len(images)) if config.num_images is None else config.num_images

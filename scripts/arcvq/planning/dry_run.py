@@ -16,7 +16,6 @@ from torch import nn
 from arcvq.cli.parser import ScriptParser
 from arcvq.planning.dry_training import DryRun, DryTraining
 from arcvq.planning.fake_memory import StepMemory, Unallocated
-from arcvq.runs.options import OptimConfig, RunConfig
 from tokenizer.data.facts import DatasetInfo
 
 
@@ -88,8 +87,8 @@ def reckon(
 ) -> DryReport:
     """What the training of a config takes on so many processes. Raises as `dry_run`."""
     with Unallocated() as memory:
-        optim = OptimConfig(**config.optim.as_dict())
-        run = DryRun(RunConfig(**config.run.as_dict()), optim, parser.settings(config), processes, memory)
+        optim = config.optim
+        run = DryRun(config.run, optim, parser.settings(config), processes, memory)
         training = make(run, config)
         memory.assign("batch", training.batch)
         for part, modules in (("average", training.averaged), ("frozen networks", training.frozen.values())):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from arcvq.cli.parser import CONFIGS
+from arcvq.cli.configs import CONFIGS
 from arcvq.cli.safe_yaml import read_yaml
 from arcvq.planning.dry_training import DryRun, DryTraining
 from arcvq.runs.results import check_images, find_tokenizer
@@ -59,7 +59,7 @@ class PlannedEncodedData:
             if Path(self.place).is_dir():
                 return VQTokenizer.from_config(read_model_config(VQTokenizer, find_tokenizer(self.place)))
             config = make_parser().parse([f"--config={_config_of(self.place)}"])
-            images = dataset_info(DataConfig(**config.data.as_dict()))
+            images = dataset_info(config.data)
             sizes = {"in_channels": images.channels, "image_size": images.image_size}
             return VQTokenizer(**sizes, **config.model.as_dict())
 

@@ -41,6 +41,8 @@ from tokenizer.data.in_memory import bytes_held, pixel_variance
 from tokenizer.data.subsets import evenly_spaced_images
 from tokenizer.functional.usage import perplexity, usage
 from tokenizer.losses.lpips import RandomWeights, WeightFiles
+from tokenizer.networks import network_options
+from tokenizer.quantizers import quantizer_options
 
 # Held-out images for the numbers and pictures of a training; scripts/evaluate.py takes all of them.
 PREVIEW_IMAGES = 512
@@ -50,6 +52,10 @@ def make_parser() -> ScriptParser:
     """The options of this script."""
     parser = ScriptParser("Train an image tokenizer.", digits_config="tokenizer.yaml")
     parser.add_class_arguments(VQTokenizer, "model", skip={"in_channels", "image_size"})
+    parser.names_within = {
+        "model.network_options": network_options,
+        "model.quantizer_options": quantizer_options,
+    }
     parser.add_argument(
         "--codebook_file",
         type=str | None,
@@ -82,9 +88,9 @@ def check(config: Namespace) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ValueError("FSDP shards the UNet of train_ldm.py; launch this with configs/accelerate/eight_gpus.yaml")
     check_run(config)
-    LossConfig(**config.loss.as_dict()).check()
-    AdversarialConfig(**config.adversarial.as_dict()).check(config.optim.max_steps)
-    CollapseConfig(**config.collapse.as_dict()).check()
+    config.loss.check()
+    config.adversarial.check(config.optim.max_steps)
+    config.collapse.check()
     if config.ema_decay is not None:
         check_share("ema_decay", config.ema_decay)
 
@@ -117,7 +123,7 @@ def set_up(
     weights: WeightFiles,
 ) -> Training:
     """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
-    loss, adversarial = LossConfig(**config.loss.as_dict()), AdversarialConfig(**config.adversarial.as_dict())
+    loss, adversarial = config.loss, config.adversarial
     sizes = (images.channels, images.image_size)
     make = partial(VQTokenizer, *sizes, **config.model.as_dict())
     check_memory(run, make, "model.hidden_channels or model.codebook_size")
@@ -145,7 +151,7 @@ def make_dry_training(run: DryRun, config: Namespace, images: DatasetInfo) -> Dr
     """The same with random weights of LPIPS's network, and on images of no contents."""
     training = set_up(run, config, images, RandomWeights())
     batch = on_device(torch.empty(run.images_here, images.channels, images.image_size, images.image_size), run.device)
-    adversarial = AdversarialConfig(**config.adversarial.as_dict())
+    adversarial = config.adversarial
 
     def step() -> None:
         run.step = adversarial.fullest_step(run.optim.max_steps)
@@ -165,14 +171,14 @@ def make_dry_training(run: DryRun, config: Namespace, images: DatasetInfo) -> Dr
         tokens_per_image=math.prod(tokenizer.latent_shape[1:]),
         source=f"images of {images.name}",
         bytes_per_epoch=images.encoded_bytes,
-        bytes_held=bytes_held(images, DataConfig(**config.data.as_dict())),
+        bytes_held=bytes_held(images, config.data),
     )
 
 
 def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
     """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
     check(config)
-    images = dataset_info(DataConfig(**config.data.as_dict()))
+    images = dataset_info(config.data)
     return partial(make_dry_training, images=images), images
 
 
@@ -183,12 +189,12 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
     if config.dry_run is not None:
         return dry_run(parser, config, *plan(config))
     check(config)
-    data, optim = DataConfig(**config.data.as_dict()), OptimConfig(**config.optim.as_dict())
+    data, optim = config.data, config.optim
     splits = announced_splits(data)
     train_set, test_set = splits.train, splits.held_out
-    run = Run(RunConfig(**config.run.as_dict()), optim, parser.settings(config))
+    run = Run(config.run, optim, parser.settings(config))
     run.data = str(splits)
-    training = set_up(run, config, train_set, WeightFiles(**config.weights.as_dict()))
+    training = set_up(run, config, train_set, config.weights)
     tokenizer, averaged = training.tokenizer, training.averaged
     run.dataset = load_into_memory(train_set, data, partial(tqdm, desc="decoding train", disable=not run.is_main))
     if config.recon_norm and config.loss.pixel == "mse":
@@ -196,7 +202,7 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         if not variance > 0:
             raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
         training.reconstruction_loss.pixel_variance = variance
-    quantizer, collapse = tokenizer.bottleneck, CollapseConfig(**config.collapse.as_dict())
+    quantizer, collapse = tokenizer.bottleneck, config.collapse
     preview = Subset(test_set, evenly_spaced_images(test_set, PREVIEW_IMAGES))
     used = run.counter("used codes", quantizer.codebook_size)
 

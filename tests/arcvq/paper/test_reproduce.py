@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from places import GOLDEN
 
-from arcvq.cli.parser import CONFIGS
+from arcvq.cli.configs import CONFIGS
 from arcvq.faults import forked_process
 from arcvq.paper import budget as budgets
 from arcvq.paper import command as reproduce
