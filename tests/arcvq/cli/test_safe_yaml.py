@@ -148,7 +148,7 @@ def test_no_class_that_a_config_names_is_imported(tmp_path, monkeypatch, capsys)
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     asked = ("{class_path: trap.Trap, init_args: {a: 1}}", "{'class_path': trap.Trap}", "trap.Trap", "{a: trap.Trap}")
-    for section in ("model", "data", "model: {quantizer_options", "model: {attention_sizes", "run: {name", "ema_decay"):
+    for section in ("model", "data", "model: {quantizer_options", "model: {network_options", "run: {name", "ema_decay"):
         for value in (*asked, "[trap.Trap]"):
             (tmp_path / "theirs.yaml").write_text(f"{section}: {value}" + "}" * section.count("{"))
             parsed(train_tokenizer, tmp_path / "theirs.yaml", capsys)
@@ -322,8 +322,11 @@ def test_sizes_are_bounded_in_time_and_memory(tmp_path):
         ("train_tokenizer", "model: {codebook_size: 1000000000000}"),
         ("train_tokenizer", "model: {num_residual_layers: 1000000000}"),
         ("train_tokenizer", "model: {hidden_channels: 1000000000}"),
-        ("train_tokenizer", "model: {network: vqgan, channel_multipliers: [" + "1, " * 60_000 + "1]}"),
-        ("train_tokenizer", "model: {network: vqgan, channel_multipliers: [1, 10000000000]}"),
+        (
+            "train_tokenizer",
+            "model: {network: vqgan, network_options: {channel_multipliers: [" + "1, " * 60_000 + "1]}}",
+        ),
+        ("train_tokenizer", "model: {network: vqgan, network_options: {channel_multipliers: [1, 10000000000]}}"),
         ("train_tokenizer", "model: {network: vqgan, num_residual_layers: 1000000}"),
         ("train_tokenizer", "model: {quantizer: hvq, quantizer_options: {levels: 1000000000}}"),
         ("train_tokenizer", "model: {quantizer: lc, quantizer_options: {feature_dim: 1000000000000}}"),
