@@ -14,7 +14,6 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from tokenizer.loading.limits import LARGEST_SIDE, LARGEST_SIZE, MOST_LAYERS, check_at_most
 from tokenizer.loading.model_folder import check_model_folder
 from tokenizer.loading.safe_mixin import CompleteWeights, only_safetensors
 
@@ -145,10 +144,6 @@ def make_unet(
     if not 0 <= dropout <= 1:
         raise ValueError(f"unet.dropout must be between 0 and 1, got {dropout}")
     latent_channels, height, width = latent_shape
-    largest = channels * max(channel_multipliers)
-    check_at_most(LARGEST_SIZE, num_classes=num_classes, **{"width of a level": largest})
-    check_at_most(LARGEST_SIDE, latents=max(height, width))
-    check_at_most(MOST_LAYERS, **{"unet.num_blocks": num_blocks})
     levels = len(channel_multipliers)
     if any(side % (1 << (levels - 1)) for side in (height, width)):
         raise ValueError(

@@ -7,7 +7,7 @@ import sys
 import pytest
 from places import ROOT
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "--max_steps", "4", "--num_images", "20"]
@@ -17,7 +17,7 @@ COMMAND = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "--max_steps
 def demo(tmp_path_factory):
     """A folder in which the demo has run, and what it printed."""
     cwd = tmp_path_factory.mktemp("demo")
-    done = warm.run(COMMAND, cwd, timeout=540)
+    done = forked_process.run(COMMAND, cwd, timeout=540)
     assert done.returncode == 0, done.stderr[-4000:]
     return cwd, done.stdout
 
@@ -44,7 +44,7 @@ def test_the_demo_goes_from_images_to_a_report(demo):
 def test_a_second_start_trains_nothing(demo):
     cwd, _ = demo
     before = (cwd / "runs/quickstart/numbers.json").read_text()
-    again = warm.run(COMMAND, cwd, timeout=540)
+    again = forked_process.run(COMMAND, cwd, timeout=540)
     assert again.returncode == 0 and again.stdout.count("nothing is left to train") == 3
     results, expected = json.loads((cwd / "runs/quickstart/numbers.json").read_text()), json.loads(before)
     assert {name: of["numbers"] for name, of in results.items()} == {

@@ -18,8 +18,7 @@ from PIL import Image
 from places import ROOT
 from safetensors.torch import load_file
 
-from arcvq.faults import forked_process as warm
-from arcvq.faults import trainings as fault_runs
+from arcvq.faults import forked_process, trainings
 
 SCRIPT = str(ROOT / "scripts" / "train_tokenizer.py")
 SMALL = ["--model.codebook_size", "16", "--model.codebook_dim", "4", "--model.hidden_channels", "8"]
@@ -28,7 +27,9 @@ WEIGHTS = "runs/run/tokenizer/diffusion_pytorch_model.safetensors"
 
 
 def train(cwd, *options, steps=8, check=True):
-    done = warm.run([sys.executable, SCRIPT, *SMALL, "--optim.max_steps", str(steps), *map(str, options)], cwd)
+    done = forked_process.run(
+        [sys.executable, SCRIPT, *SMALL, "--optim.max_steps", str(steps), *map(str, options)], cwd
+    )
     assert done.returncode == 0 or not check, done.stderr[-3000:]
     return done
 
@@ -99,10 +100,10 @@ def test_a_part_is_switched_on_and_off_in_a_line_each(begun, tmp_path, options, 
 @pytest.mark.slow
 def test_two_processes_go_on_with_a_discriminator_that_joins(begun):
     options = (*map(str, [*SMALL, *GAN, "--run.other_settings", "go_on"]), "--optim.max_steps", "12")
-    out = fault_runs.FaultTraining("pair", "train_tokenizer", options, "", 2).finish(begun, "run")
+    out = trainings.FaultTraining("pair", "train_tokenizer", options, "", 2).finish(begun, "run")
     assert out.count("note: the discriminator starts anew after step 8") == 1
     again = (*map(str, [*SMALL, *GAN]), "--optim.max_steps", "16")
-    assert "anew" not in fault_runs.FaultTraining("pair", "train_tokenizer", again, "", 2).finish(begun, "run")
+    assert "anew" not in trainings.FaultTraining("pair", "train_tokenizer", again, "", 2).finish(begun, "run")
 
 
 def test_a_renamed_folder_goes_on(begun):
@@ -173,14 +174,14 @@ def test_deterministic_runs_are_the_same_bits(tmp_path):
 
 def test_a_kernel_that_is_not_deterministic_is_refused_in_one_line(tmp_path):
     (tmp_path / "refused.py").write_text("""
-from arcvq.cli.parser import run_script
+from arcvq.cli.script import run_script
 from arcvq.runs.seeds import be_deterministic
 def main():
     be_deterministic()
     raise RuntimeError("foo_kernel does not have a deterministic implementation, but you set 'x'. You can turn off ...")
 run_script(main)
 """)
-    done = warm.run([sys.executable, str(tmp_path / "refused.py")], tmp_path)
+    done = forked_process.run([sys.executable, str(tmp_path / "refused.py")], tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert (
         "foo_kernel does not have a deterministic implementation" in done.stderr and "run.deterministic" in done.stderr
@@ -263,7 +264,7 @@ def test_no_loader_process_outlives_a_kill(tmp_path):
     """Nor where a server starts them, which they keep alive."""
     options = ["--data.num_workers", "2", "--data.memory_limit_gib", "0", "--optim.max_steps", "1000000"]
     (tmp_path / "train.py").write_text(FORK_SERVER)
-    process = warm.Process([sys.executable, str(tmp_path / "train.py"), *SMALL, *options], tmp_path)
+    process = forked_process.PreloadedProcess([sys.executable, str(tmp_path / "train.py"), *SMALL, *options], tmp_path)
     log, deadline = tmp_path / "runs/run/metrics.jsonl", time.monotonic() + 120
     while not log.exists() or not log.read_text():
         assert process.poll() is None and time.monotonic() < deadline
@@ -277,7 +278,7 @@ def test_no_loader_process_outlives_a_kill(tmp_path):
 
 
 def test_a_signal_to_one_of_two_processes_ends_both_at_one_step(tmp_path):
-    training = fault_runs.FaultTraining("pair", "train_tokenizer", (*SMALL, "--optim.max_steps", "100000"), "", 2)
+    training = trainings.FaultTraining("pair", "train_tokenizer", (*SMALL, "--optim.max_steps", "100000"), "", 2)
     processes = training.start(tmp_path, "pair")
     log = tmp_path / "runs/pair/metrics.jsonl"
     wait_for(lambda: log.exists() and log.read_text().count("\n") > 3, processes[0])
@@ -289,7 +290,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_at_one_step(tmp_path):
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on_and_says_what_is_not_the_same(begun):
     options = (*SMALL, "--optim.max_steps", "12")
-    out = fault_runs.FaultTraining("pair", "train_tokenizer", options, "", 2).finish(begun, "run")
+    out = trainings.FaultTraining("pair", "train_tokenizer", options, "", 2).finish(begun, "run")
     assert "resuming from runs/run/checkpoints/step-8" in out and "note: processes so far: 1, now: 2" in out
     expected = begun / "alone"
     expected.mkdir()

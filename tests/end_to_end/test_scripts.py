@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from small_runs import ACCELERATE, ARTEFACT, SMALL, TWO_PROCESSES, command, run, training
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from arcvq.verbs import VERBS
 from tokenizer import VQTokenizer
 
@@ -105,7 +105,7 @@ for stage, pipeline in (("ldm", ArcVQLDMPipeline), ("pixelcnn", ArcVQPixelCNNPip
 @pytest.mark.parametrize("stage", ["tokenizer", pytest.param("pixelcnn", marks=pytest.mark.slow), SLOW_LDM])
 def test_a_killed_training_ends_with_the_weights_of_one_never_killed(home, stage):
     arguments = training(stage, "killed", 60, "--run.checkpoint_every", 7)
-    process = warm.Process(command(*arguments), home)
+    process = forked_process.PreloadedProcess(command(*arguments), home)
     log = home / "killed" / stage / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 25):
         time.sleep(0.002)

@@ -9,7 +9,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-from arcvq.cli.parser import run_script
+from arcvq.cli.script import run_script
 from arcvq.runs.run import Run
 from arcvq.training import ldm as train_ldm
 from arcvq.training import prior as prior_training
@@ -23,12 +23,12 @@ if __name__ == "__main__":
         torch.distributed.init_process_group("gloo")
     train_ldm.PREVIEW_STEPS = 1
     prior_training.save_final_samples = lambda *_: None
-    complete = Run.complete
+    end_step = Run.end_step
 
     def until_stop(run: Run, updated: bool) -> None:
         if run.step == int(os.environ.get("STOP", -1)):
             os._exit(3)
-        complete(run, updated)
+        end_step(run, updated)
 
-    Run.complete = until_stop
+    Run.end_step = until_stop
     run_script(train_ldm.main)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from places import ROOT
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 
 ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 # Without --multi_gpu the launcher starts one process where there is no GPU, whatever --num_processes says.
@@ -32,7 +32,7 @@ def run(*args, cwd, check=True, **kwargs):
     if "launcher" in kwargs:
         done = subprocess.run(command(*args, **kwargs), cwd=cwd, capture_output=True, text=True, timeout=300)
     else:
-        done = warm.run(command(*args), cwd, **kwargs)
+        done = forked_process.run(command(*args), cwd, **kwargs)
     assert done.returncode == 0 or not check, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
 
 from arcvq.conversion import codebook
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from arcvq.training import tokenizer as train_tokenizer
 from pipelines.metrics.extractors import ExtractorConfig, make_extractor
 from pipelines.metrics.patch_features import patch_features
@@ -227,7 +227,7 @@ def test_features_are_made_trained_with_and_reduced(here, weights, capsys, monke
         train_tokenizer.main([*options, *small])
 
     command = [sys.executable, "-m", "arcvq", "codebook", "reduce", "runs/lc", "--codebook_size", "5"]
-    done = warm.run(command, here)
+    done = forked_process.run(command, here)
     assert done.stdout == "tokenizer with 5 of 16 codes: runs/reduced\n"
     reduced = VQTokenizer.from_pretrained("runs/reduced")
     assert torch.equal(reduced.bottleneck.table, reduced_codebook(trained, 5).bottleneck.table)

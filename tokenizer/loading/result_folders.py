@@ -1,6 +1,5 @@
 """Find the result in a run folder, and say what another folder holds instead."""
 
-from itertools import islice
 from pathlib import Path
 
 from tokenizer.loading.json_config import read_json
@@ -8,9 +7,7 @@ from tokenizer.loading.json_config import read_json
 # A run's result, by its name in the run folder, and the file in it that says of what class it is.
 RESULTS = {"tokenizer": "config.json", "pipeline": "model_index.json"}
 
-_FEW = 5  # of what an error lists
-_MOST = 1000  # folders that are looked into for it
-_LONGEST = 100  # characters of a class's name
+_FEW = 5  # folders that an error lists
 
 
 def result_folder(folder: Path, result: str, wanted: str) -> Path:
@@ -46,8 +43,7 @@ def what_it_holds(folder: Path) -> str:
         return f"a {name}{inside}, which {name}.from_pretrained loads{part}"
     if any((folder / name).exists() for name in ("checkpoints", "config.yaml")):
         return "a run that has no such result yet; start its training again to complete it, or name another folder"
-    inner = islice((place for place in sorted(folder.glob("*")) if place.is_dir()), _MOST)
-    if places := [str(place) for below in inner for place, _ in _results(below)]:
+    if places := [str(place) for below in sorted(folder.glob("*/")) for place, _ in _results(below)]:
         others = ", ..." if len(places) > _FEW else ""
         return f"folders with {', '.join(places[:_FEW])}{others}; name one of them"
     return "nothing that this project has written; name a run folder, or one that save_pretrained has written"
@@ -59,7 +55,7 @@ def class_in(index: Path) -> str | None:
         name = read_json(index).get("_class_name")
     except ValueError:
         return None
-    return name if isinstance(name, str) and name.isidentifier() and len(name) < _LONGEST else None
+    return name if isinstance(name, str) and name.isidentifier() else None
 
 
 def _results(folder: Path) -> list[tuple[Path, str]]:

@@ -1,4 +1,4 @@
-"""A folder that holds exactly a model's weights, or does not load."""
+"""Load a model from a folder that holds exactly its weights in safetensors; raise ValueError for any other."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,25 @@ _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 class CompleteWeights:
-    """To be named before diffusers' ModelMixin, whose `from_pretrained` trusts a folder: it reads pickles where there
-    are no safetensors, builds whatever the config says, and leaves missing tensors empty.
+    """Mixin for models, put before ModelMixin: loads safetensors only, and fails on missing or unexpected weights.
+
+    diffusers' own `from_pretrained` reads pickles where there are no safetensors, and leaves missing tensors empty.
 
     Attributes:
-        _result: what a run folder calls it, where it is a run's result.
+        _result: name of the model's folder in a run folder; None for a model that no training exports by itself.
     """
 
     _result: str | None = None
+
+    @classmethod
+    def current_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Bring a config up to date that an older version of the class has written."""
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Build the model from a config, as diffusers does, also from one that an older version has written."""
+        return super().from_config(cls.current_config(config), *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from tokenizer.loading.limits import LARGEST_SIZE, check_at_most
 from tokenizer.quantizers.projected import ProjectedQuantizer
 
 
@@ -27,7 +26,6 @@ class LCQuantizer(ProjectedQuantizer):
     ):
         if feature_dim < 1:
             raise ValueError(f"lc.feature_dim must be at least 1, got {feature_dim}")
-        check_at_most(LARGEST_SIZE, feature_dim=feature_dim)
         super().__init__(codebook_size, codebook_dim, feature_dim, bias)
         nn.init.normal_(self.projector.weight, std=codebook_dim**-0.5)
         self.beta = beta

@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from tokenizer.functional.straight_through import straight_through
-from tokenizer.loading.limits import MOST_LAYERS, check_at_most
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, tokens_of
 from tokenizer.quantizers.ema import EMAQuantizer
 from tokenizer.quantizers.tables import TableInit
@@ -44,7 +43,6 @@ class RQQuantizer(EMAQuantizer):
         super().__init__(codebook_size, codebook_dim, beta, decay, revive_below, init)
         if code_depth < 1:
             raise ValueError(f"code_depth must be at least 1, got {code_depth}")
-        check_at_most(MOST_LAYERS, code_depth=code_depth)
         self.depth = code_depth
 
     def residuals(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -55,11 +53,13 @@ class RQQuantizer(EMAQuantizer):
             left.append(left[-1] - embedding(codes[-1], self.codebook))
         return torch.stack(codes, dim=1), left[1:]
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        codes, left = self.residuals(tokens_of(moments))
-        codes = self._grid(codes, moments)
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        codes, left = self.residuals(tokens_of(encoder_output))
+        codes = self._grid(codes, encoder_output)
         losses = {"commitment": torch.stack([residual.square().mean() for residual in left]).mean()}
-        return QuantizerOutput(straight_through(self.embed(codes), moments), codes, losses, self.counts_of(codes))
+        return QuantizerOutput(
+            straight_through(self.embed(codes), encoder_output), codes, losses, self.counts_of(codes)
+        )
 
     def assign_latents(self, latents: Tensor) -> Tensor:
         return self._grid(self.residuals(tokens_of(latents))[0], latents)
@@ -68,10 +68,10 @@ class RQQuantizer(EMAQuantizer):
         rows = embedding(codes, self.codebook)
         return rearrange(rows if self.depth == 1 else rows.sum(dim=-2), "b h w d -> b d h w")
 
-    def assigned(self, moments: Tensor, codes: Tensor) -> Tensor:
+    def assigned(self, encoder_output: Tensor, codes: Tensor) -> Tensor:
         rows = embedding(codes.reshape(-1, self.depth), self.codebook)  # (N, depth, D)
         before = rows.cumsum(dim=1) - rows
-        return (tokens_of(moments)[:, None] - before).flatten(0, 1)
+        return (tokens_of(encoder_output)[:, None] - before).flatten(0, 1)
 
     def _grid(self, codes: Tensor, latents: Tensor) -> Tensor:
         """(B h w, depth) -> (B, h, w, depth), or (B, h, w) of depth 1."""

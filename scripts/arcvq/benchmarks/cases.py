@@ -27,7 +27,7 @@ from arcvq.benchmarks.peers import (
 from arcvq.compute.allocator import keep_freed_memory
 from arcvq.compute.threads import use_all_cores
 from arcvq.runs.options import OptimConfig, RunConfig
-from arcvq.runs.trained_module import Trained, on_device
+from arcvq.runs.trained_module import TrainableModule, on_device
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
 from arcvq.training.tokenizer_step import TokenizerUpdate
 from pipelines import ArcVQLDMPipeline
@@ -37,8 +37,8 @@ from priors.diffusion import make_scheduler
 from priors.pixelcnn import PixelCNN
 from priors.unet import make_unet, null_label
 from tokenizer import VQTokenizer
-from tokenizer.losses.losses import normalised_mse
 from tokenizer.losses.lpips import WeightFiles
+from tokenizer.losses.reconstruction import normalised_mse
 from tokenizer.quantizers import make_quantizer
 
 Work = Callable[[], None]
@@ -103,7 +103,7 @@ def step_case(name: str, batch_size: int, precision: str, compiled: bool, device
         optimizer = torch.optim.AdamW(model.parameters(), lr=OptimConfig().lr)
         return lambda: _descend(model, images, torch.Tensor.backward, optimizer)
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-    trained = Trained(accelerator, model, name, OptimConfig(), RunConfig(name, compile=compiled))
+    trained = TrainableModule(accelerator, model, name, OptimConfig(), RunConfig(name, compile=compiled))
     images = on_device(images, device)
     if not ours:
         return lambda: _descend(trained.wrapped, images, accelerator.backward, trained.optimizer)

@@ -12,7 +12,7 @@ from accelerate.utils import OPTIMIZER_NAME, SAFE_WEIGHTS_NAME, SCALER_NAME
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from arcvq.runs.trained_module import Trained
+from arcvq.runs.trained_module import TrainableModule
 
 AVERAGES = "ema.safetensors"
 
@@ -33,7 +33,7 @@ class ChangedParts:
         averages_anew: whether the averages do.
     """
 
-    def __init__(self, accelerator: Accelerator, checkpoint: Path, trained: Sequence[Trained], averaged: bool):
+    def __init__(self, accelerator: Accelerator, checkpoint: Path, trained: Sequence[TrainableModule], averaged: bool):
         self._accelerator, self._checkpoint, self._trained = accelerator, checkpoint, trained
         has_averages = (checkpoint / AVERAGES).is_file()
         self.averages_anew, self._averages_left = averaged and not has_averages, has_averages and not averaged
@@ -91,7 +91,7 @@ class ChangedParts:
                 torch.save(self._accelerator.scaler.state_dict(), folder / SCALER_NAME)
             yield folder
 
-    def _misfit(self, one: Trained, place: int) -> str | None:
+    def _misfit(self, one: TrainableModule, place: int) -> str | None:
         """Why a module beside the run's model cannot take up what the checkpoint has in its place."""
         if place >= self._stored - 1:
             return "the checkpoint has none"

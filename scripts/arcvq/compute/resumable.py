@@ -36,7 +36,7 @@ Measure = Callable[[range], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Chunks:
+class ResumableMap:
     """The chunks of one measurement, in a folder that `settings` name: with other settings it is another folder.
 
     Args:
@@ -66,10 +66,10 @@ class Chunks:
         """The images of each chunk."""
         return [range(start, min(start + self.size, self.images)) for start in range(0, self.images, self.size)]
 
-    def compute(self, make_measure: Callable[[], Measure]) -> None:
+    def compute(self, make_worker: Callable[[], Measure]) -> None:
         """Computes this process's share of the chunks that are not there yet, with a progress bar on the main one.
 
-        Every process calls it; none returns before all chunks are there. `make_measure` is called once for each thread
+        Every process calls it; none returns before all chunks are there. `make_worker` is called once for each thread
         and gives the function that measures the images of a range; its models are the thread's own.
 
         Raises:
@@ -86,7 +86,7 @@ class Chunks:
         with tqdm(
             total=self.images, initial=done, desc=self.title, unit="image", disable=not state.is_main_process
         ) as bar:
-            for chunk in _in_threads(ours, lambda measure, chunk: self._write(chunk, measure(chunk)), make_measure):
+            for chunk in _in_threads(ours, lambda measure, chunk: self._write(chunk, measure(chunk)), make_worker):
                 bar.update(len(chunk) * min(state.num_processes, len(missing)))
         state.wait_for_everyone()
         if lost := [chunk for chunk in self.ranges() if not self._file(chunk).is_file()]:
@@ -165,14 +165,14 @@ class Chunks:
             raise
 
 
-def sharing_weights(thing: T, *modules: nn.Module) -> T:
+def copy_sharing_weights(thing: T, *modules: nn.Module) -> T:
     """A copy of a module, or of a pipeline with these modules, for one thread: its own state, the same weights."""
     tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
     return copy.deepcopy(thing, {id(tensor): tensor for tensor in tensors})
 
 
 def _in_threads(
-    chunks: list[range], work: Callable[[Measure, range], None], make_measure: Callable[[], Measure]
+    chunks: list[range], work: Callable[[Measure, range], None], make_worker: Callable[[], Measure]
 ) -> Iterator[range]:
     """Does each chunk in one thread of the CPU, as many at once as there are threads; yields them as they are done.
 
@@ -185,7 +185,7 @@ def _in_threads(
     def do(chunk: range) -> range:
         if not hasattr(own, "measure"):
             torch.set_num_threads(1)
-            own.measure = make_measure()
+            own.measure = make_worker()
         work(own.measure, chunk)
         return chunk
 

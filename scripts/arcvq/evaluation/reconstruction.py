@@ -9,7 +9,7 @@ from torch import Tensor
 
 from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.provenance import commit
-from arcvq.compute.resumable import Chunks, Measure, sharing_weights
+from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import DataSetImages, ImageSource, ProtocolImages
 from arcvq.evaluation.networks import (
     CHUNK,
@@ -32,7 +32,7 @@ from pipelines.metrics.images import metric_name
 from pipelines.metrics.protocols import PROTOCOLS, number_name
 from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, ImageDataset
+from tokenizer.data import ImageDataset
 from tokenizer.functional.usage import code_counts
 
 SHOWN = 32  # originals in the picture
@@ -44,7 +44,7 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
     psnr, ssim, l1 and, with --lpips, LPIPS; the codebook's usage, perplexity and geometry; with an extractor the
     Frechet distance to the originals and, where it has logits, the Inception score.
     """
-    images = announced_splits(DataConfig(**config.data.as_dict())).held_out
+    images = announced_splits(config.data).held_out
     number = check_count(config.num_images, len(images), f"images in the test split of {images.name}")
     measuring = make_measuring(config, PROTOCOLS[config.protocol or "rfid"], default_extractor(config, None))
     if measuring.extractor is not None:
@@ -68,7 +68,7 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
         "image_size": images.image_size,
         "fingerprint": images.fingerprint(),
     }
-    chunks = Chunks(output, "reconstruction", facts | environment() | {"commit": commit()}, number, CHUNK)
+    chunks = ResumableMap(output, "reconstruction", facts | environment() | {"commit": commit()}, number, CHUNK)
     chunks.compute(lambda: _measure(measuring, images, tokenizer or source, config.ssim_window))
     originals = None
     if measuring.extractor is not None:  # the same for every tokenizer of these images
@@ -89,11 +89,11 @@ def _measure(
     """The function that measures the images of a range, with networks of its own thread."""
     device = PartialState().device
     extractor, perceptual = measuring.extractor, measuring.perceptual
-    extractor = extractor and sharing_weights(extractor.to(device), extractor)
-    perceptual = perceptual and sharing_weights(perceptual.to(device), perceptual)
+    extractor = extractor and copy_sharing_weights(extractor.to(device), extractor)
+    perceptual = perceptual and copy_sharing_weights(perceptual.to(device), perceptual)
     tokenizer = None
     if isinstance(reconstructions, VQTokenizer):
-        tokenizer = sharing_weights(reconstructions, reconstructions)
+        tokenizer = copy_sharing_weights(reconstructions, reconstructions)
 
     @torch.no_grad()
     def measure(chunk: range) -> dict[str, Tensor]:
@@ -123,7 +123,11 @@ def _measure(
 
 
 def _numbers(
-    chunks: Chunks, originals: Chunks | None, measuring: Measuring, tokenizer: VQTokenizer | None, asked: int
+    chunks: ResumableMap,
+    originals: ResumableMap | None,
+    measuring: Measuring,
+    tokenizer: VQTokenizer | None,
+    asked: int,
 ) -> tuple[dict[str, float | int], Tensor, dict[str, Tensor]]:
     """The named numbers, how often each code occurred, and the first chunk."""
     others = {"counts", "features", "logits", "originals", "reconstructions"}

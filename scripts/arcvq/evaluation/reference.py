@@ -12,7 +12,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from arcvq.cli.provenance import commit
-from arcvq.compute.resumable import Chunks, Measure, sharing_weights
+from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import ImageSource, NpzImages
 from arcvq.evaluation.networks import CHUNK, environment, extractor_facts
 from arcvq.evaluation.npz import array_headers, no_npz
@@ -34,13 +34,13 @@ class Reference:
     facts: dict[str, Any]
 
 
-def features_of(images: ImageSource, extractor: Extractor, folder: Path) -> Chunks:
+def features_of(images: ImageSource, extractor: Extractor, folder: Path) -> ResumableMap:
     """Features and logits of images, in chunks below `folder`, which are kept under all that they depend on."""
     settings = {"images": images.fingerprint, "commit": commit(), **extractor_facts(extractor)}
-    chunks = Chunks(folder, "features", settings | environment(), len(images), CHUNK)
+    chunks = ResumableMap(folder, "features", settings | environment(), len(images), CHUNK)
 
-    def make_measure() -> Measure:
-        own = sharing_weights(extractor.to(PartialState().device), extractor)
+    def make_worker() -> Measure:
+        own = copy_sharing_weights(extractor.to(PartialState().device), extractor)
 
         def measure(chunk: range) -> dict[str, Tensor]:
             features, logits = own.extract(images.batch(chunk))
@@ -48,7 +48,7 @@ def features_of(images: ImageSource, extractor: Extractor, folder: Path) -> Chun
 
         return measure
 
-    chunks.compute(make_measure)
+    chunks.compute(make_worker)
     return chunks
 
 

@@ -10,11 +10,11 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from arcvq.cli.provenance import commit
-from arcvq.compute.resumable import Chunks, Measure, sharing_weights
+from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import ImageSource
 from arcvq.evaluation.networks import check_count, environment, extractor_facts
 from arcvq.evaluation.reference import features_of
-from arcvq.sampling.options import SamplingConfig, SpeedConfig, class_labels
+from arcvq.sampling.options import class_labels
 from arcvq.sampling.sampler import Sampler, images_of
 from arcvq.sampling.writers import FORMATS, claim
 from pipelines.figures.grids import save_class_samples, save_samples
@@ -37,8 +37,7 @@ class PipelineSamples:
     """
 
     def __init__(self, folder: str, config: Namespace, output: Path):
-        sampling, speed = (config[name].as_dict() for name in ("sampling", "speed"))
-        self.sampler = Sampler(folder, SamplingConfig(**sampling), SpeedConfig(**speed))
+        self.sampler = Sampler(folder, config.sampling, config.speed)
         self.pipeline = self.sampler.pipeline
         self.number = check_enough(DEFAULT_NUMBER if config.num_images is None else config.num_images)
         self.labels = class_labels(self.number, list(self.pipeline.class_names), config.labels, config.seed)
@@ -50,7 +49,7 @@ class PipelineSamples:
         self._form = config.save_images
         self._kept = None if self._form is None else output / FORMATS[self._form][0]
 
-    def measured(self, extractor: Extractor) -> Chunks:
+    def measured(self, extractor: Extractor) -> ResumableMap:
         """Their features, and the images that are shown or kept.
 
         Raises:
@@ -58,13 +57,13 @@ class PipelineSamples:
         """
         settings = self.facts | extractor_facts(extractor) | environment()
         settings |= {"commit": commit(), "kept": self._kept is not None}
-        chunks = Chunks(self._output, "samples", settings, self.number, self._batch_size)
+        chunks = ResumableMap(self._output, "samples", settings, self.number, self._batch_size)
         if self._kept is not None and PartialState().is_main_process:
             claim(self._kept, chunks.folder)
         chunks.compute(lambda: self._measure(extractor))
         return chunks
 
-    def write_images(self, chunks: Chunks) -> None:
+    def write_images(self, chunks: ResumableMap) -> None:
         """The picture of the first samples, and all of them where they are kept."""
         shown = torch.stack(list(islice(images_of(chunks), SHOWN)))
         picture = self._output / "generation.png"
@@ -77,7 +76,7 @@ class PipelineSamples:
 
     def _measure(self, shared_extractor: Extractor) -> Measure:
         """The function that samples and measures the images of a range, with an extractor of its own thread."""
-        extractor = sharing_weights(shared_extractor.to(PartialState().device), shared_extractor)
+        extractor = copy_sharing_weights(shared_extractor.to(PartialState().device), shared_extractor)
 
         def measure(chunk: range) -> dict[str, Tensor]:
             images = self.sampler.sample(self.labels, self._seed, chunk)
@@ -101,11 +100,11 @@ class FileSamples:
         self.are_digits = config.data.name == "digits"
         self.facts = {"samples_fingerprint": self.source.fingerprint, "sample_size": source.image_size}
 
-    def measured(self, extractor: Extractor) -> Chunks:
+    def measured(self, extractor: Extractor) -> ResumableMap:
         """Their features."""
         return features_of(self.source, extractor, self._output)
 
-    def write_images(self, chunks: Chunks) -> None:
+    def write_images(self, chunks: ResumableMap) -> None:
         """The picture of the first samples."""
         save_samples(self.source.batch(range(min(self.number, 100))), self._output / "generation.png")
 

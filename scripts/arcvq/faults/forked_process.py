@@ -28,7 +28,7 @@ MODULES = [
 ]
 
 
-class Process:
+class PreloadedProcess:
     """A script that runs; the interface is subprocess.Popen's."""
 
     def __init__(self, command: list[str], cwd: Path, env: dict[str, str] | None = None):
@@ -81,20 +81,22 @@ class Process:
 @cache
 def _outputs() -> tempfile.TemporaryDirectory:
     """Where processes write, until this one ends."""
-    return tempfile.TemporaryDirectory(prefix="arcvq-warm-")
+    return tempfile.TemporaryDirectory(prefix="arcvq-forked-")
 
 
-def start(command: list[str], cwd: Path, processes: int = 1, env: dict[str, str] | None = None) -> list[Process]:
+def start(
+    command: list[str], cwd: Path, processes: int = 1, env: dict[str, str] | None = None
+) -> list[PreloadedProcess]:
     """Starts a script, or so many processes of it that work together, as `accelerate launch` starts them."""
     if processes == 1:
-        return [Process(command, cwd, env)]
+        return [PreloadedProcess(command, cwd, env)]
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     count, variables = str(processes), dict(os.environ if env is None else env)
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     ranks = map(str, range(processes))
-    return [Process(command, cwd, variables | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
+    return [PreloadedProcess(command, cwd, variables | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
 
 
 def run(

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from arcvq.cli.parser import run_script
-from arcvq.runs import run as common
+from arcvq.cli.script import run_script
+from arcvq.runs.run import Run
 from arcvq.training import adversary, reconstruction_loss
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
@@ -62,14 +62,14 @@ def main() -> None:
     term, _, rank = term.partition("@")
     first, _, last = steps.partition(":")
     broken = range(int(first) - 1, int(last) - 1 if last else sys.maxsize)
-    runs: list[common.Run] = []
-    made = common.Run.__init__
+    runs: list[Run] = []
+    made = Run.__init__
 
-    def remember(run: common.Run, *args: Any, **kwargs: Any) -> None:
+    def remember(run: Run, *args: Any, **kwargs: Any) -> None:
         runs.append(run)
         made(run, *args, **kwargs)
 
-    common.Run.__init__ = remember
+    Run.__init__ = remember
 
     def is_broken() -> bool:
         return runs[0].step in broken and rank in ("", str(runs[0].accelerator.process_index))

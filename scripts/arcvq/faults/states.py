@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from arcvq.checkpoints.checkpoint import checkpoints, step_of
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from arcvq.faults.trainings import PATIENCE, STEPS, FaultTraining, resumes_as_it_should
 
 HALF = STEPS // 2
@@ -61,23 +61,25 @@ class FaultyRun:
         places = ["--run.output_dir", "runs", "--run.name", self._name]
         return [*self._training.command, *self._training.options, *places]
 
-    def start(self, *before: str) -> subprocess.Popen | warm.Process:
+    def start(self, *before: str) -> subprocess.Popen | forked_process.PreloadedProcess:
         """Goes on; the words `before` come before the command, which they start."""
         variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         if not before:
-            return warm.Process(self.command, self._home, variables)
+            return forked_process.PreloadedProcess(self.command, self._home, variables)
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen([*before, *self.command], cwd=self._home, env=variables, **output)
 
-    def wait_for(self, condition: Callable[[], bool], process: subprocess.Popen | warm.Process) -> None:
+    def wait_for(
+        self, condition: Callable[[], bool], process: subprocess.Popen | forked_process.PreloadedProcess
+    ) -> None:
         """Until a condition holds, or the process has ended."""
         end = time.monotonic() + PATIENCE
         while not condition() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
 
-    def text(self, process: subprocess.Popen | warm.Process) -> str:
+    def text(self, process: subprocess.Popen | forked_process.PreloadedProcess) -> str:
         """All that a process has printed when it has ended, line by line, what it says at last at the end."""
-        if isinstance(process, warm.Process):
+        if isinstance(process, forked_process.PreloadedProcess):
             process.wait(PATIENCE)
             out, err = process.output()
             text = f"{err}\n{out}"  # the bar ends when the training does, and its line may have no end
@@ -86,7 +88,10 @@ class FaultyRun:
         return text.replace("\r", "\n").replace(f"{self._home}/", "")
 
     def outcome(
-        self, process: subprocess.Popen | warm.Process, expected: dict[str, torch.Tensor], mend: Callable[[], object]
+        self,
+        process: subprocess.Popen | forked_process.PreloadedProcess,
+        expected: dict[str, torch.Tensor],
+        mend: Callable[[], object],
     ) -> Outcome:
         """Waits for the end, mends what was broken, and goes on until the training is done."""
         text = self.text(process)

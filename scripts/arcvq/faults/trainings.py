@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from arcvq.checkpoints.checkpoint import checkpoints
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from tokenizer.data.sources import digit_tables
 
 STEPS = 40
@@ -51,12 +51,12 @@ class FaultTraining:
             return [sys.executable, "-m", "arcvq.faults.nan"]
         return [sys.executable, "-m", "arcvq", self.script]
 
-    def start(self, home: Path, run_name: str) -> list[warm.Process]:
+    def start(self, home: Path, run_name: str) -> list[forked_process.PreloadedProcess]:
         """Starts it in a folder where the stages' runs are in `runs`."""
         places = ["--run.output_dir", "runs", "--run.name", run_name]
         command = [*self.command, *self.options, *places]
         variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        return warm.start(command, home, self.processes, variables)
+        return forked_process.start(command, home, self.processes, variables)
 
     def run(self, home: Path, run_name: str) -> tuple[list[int], str, str]:
         """Runs it to its end: the processes' statuses, and what the main one wrote to stdout and stderr."""
@@ -195,7 +195,7 @@ def kills(training: FaultTraining, home: Path, count: int, seed: int) -> Iterato
         shutil.rmtree(home / "runs" / run_name)
 
 
-def _kill(processes: list[warm.Process]) -> list[int]:
+def _kill(processes: list[forked_process.PreloadedProcess]) -> list[int]:
     """Kills processes; their statuses, when those are gone too that they had started. RuntimeError where these stay."""
     started = []
     for process in processes:
@@ -208,7 +208,7 @@ def _kill(processes: list[warm.Process]) -> list[int]:
     return codes
 
 
-def _await(processes: list[warm.Process], condition: Callable[[], bool]) -> bool:
+def _await(processes: list[forked_process.PreloadedProcess], condition: Callable[[], bool]) -> bool:
     """Waits for a condition; False where the processes have ended before."""
     end = time.monotonic() + PATIENCE
     while not condition():

@@ -24,18 +24,19 @@ from torch.utils.data import Dataset, Subset
 from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
-from arcvq.compute.threads import use_all_cores
+from arcvq.compute.process import prepare_process
 from arcvq.evaluation.networks import check_count, refuse_skipping
 from arcvq.runs.results import check_images, load_tokenizer, note_other_data
 from arcvq.runs.settings import ARTEFACTS
 from arcvq.sampling.options import PIXELS_AT_ONCE, default_device, round_trip
 from pipelines.figures.activations import plot_activations
 from pipelines.figures.distances import plot_distances
-from pipelines.figures.tokenizers import NotDrawable, TokenizerTensors, evenly, plot_norms, plot_planes
+from pipelines.figures.tokenizers import NotDrawable, TokenizerTensors, plot_norms, plot_planes
 from pipelines.metrics import to_uint8
 from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, evaluation_batches
+from tokenizer.data.subsets import evenly_spaced_indices
 from tokenizer.quantizers.base import tokens_of
 
 FIGURES: dict[str, Callable[[Sequence[TokenizerTensors], Path], dict[str, Any]]] = {
@@ -49,7 +50,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Seen:
+class TokenizerOnImages:
     """A tokenizer's tensors on the images, and of the shown ones latents (n, D, h, w) and reconstructions, uint8."""
 
     tensors: TokenizerTensors
@@ -70,18 +71,17 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(DataConfig, "data")
     config = parser.parse(args)
     refuse_skipping(config)
-    use_all_cores()
-    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
+    prepare_process()
     names = tokenizer_names(config.folders)
-    data = DataConfig(**config.data.as_dict())
+    data = config.data
     images = announced_splits(data).held_out
     there = f"images in the test split of {images.name}"
     asked = min(DEFAULT_IMAGES, len(images)) if config.num_images is None else config.num_images
     number = check_count(asked, len(images), there)
-    indices = evenly(len(images), number).tolist()
+    indices = evenly_spaced_indices(len(images), number).tolist()
     if not 1 <= config.shown <= number:
         raise ValueError(f"shown is {config.shown}, but num_images is {number}; take 1 to {number}")
-    shown = evenly(number, config.shown).tolist()
+    shown = evenly_spaced_indices(number, config.shown).tolist()
     tokenizers = {}
     for name, folder in names.items():
         tokenizers[name] = load_tokenizer(folder).to(default_device())
@@ -93,7 +93,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     chosen = Subset(images, indices)
     originals = to_uint8(chosen[shown]["images"])
-    seen = {name: see(name, tokenizer, chosen, shown) for name, tokenizer in tokenizers.items()}
+    seen = {name: run_tokenizer(name, tokenizer, chosen, shown) for name, tokenizer in tokenizers.items()}
     facts = {
         "data": {"name": images.name, "split": images.split, "fingerprint": images.fingerprint(), "images": indices},
         "tokenizers": {
@@ -141,7 +141,7 @@ def tokenizer_names(folders: Sequence[str]) -> dict[str, str]:
 
 
 @torch.no_grad()
-def see(name: str, tokenizer: VQTokenizer, images: Dataset, shown: Sequence[int]) -> Seen:
+def run_tokenizer(name: str, tokenizer: VQTokenizer, images: Dataset, shown: Sequence[int]) -> TokenizerOnImages:
     """Encodes all of the images, and decodes those whose places are `shown`."""
     bottleneck, device = tokenizer.bottleneck, tokenizer.device
     batch_size = max(1, min(BATCH, PIXELS_AT_ONCE // tokenizer.config.image_size**2))
@@ -163,4 +163,4 @@ def see(name: str, tokenizer: VQTokenizer, images: Dataset, shown: Sequence[int]
         for part in evaluation_batches(Subset(images, shown), batch_size=batch_size)
     ]
     tensors = TokenizerTensors(name, tokens_of(latents), codebook, counts, radius)
-    return Seen(tensors, latents[shown], to_uint8(torch.cat(made)))
+    return TokenizerOnImages(tensors, latents[shown], to_uint8(torch.cat(made)))

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
 from jsonargparse import Namespace
 
-from arcvq.cli.parser import CONFIGS
+from arcvq.cli.configs import CONFIGS
 from arcvq.conversion import codebook
 from arcvq.evaluation import command as evaluate
 from arcvq.paper.budget import Budget
 from arcvq.paper.tables import Row
-from arcvq.runs.settings import read_settings, refuse_other_run
+from arcvq.runs.settings import check_settings, read_settings
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer
@@ -96,7 +96,7 @@ def tokenizer_arguments(config: Namespace, budget: Budget, name: str) -> list[st
     options = common_options(config, budget)
     if config.images is not None:
         options["data.name"] = config.images
-    options |= {f"weights.{weights}": file for weights, file in config.weights.as_dict().items() if file is not None}
+    options |= {f"weights.{weights}": file for weights, file in asdict(config.weights).items() if file is not None}
     options.pop("weights.inception", None)
     return [f"--config={config_file(config.data, name)}", *as_arguments(options)]
 
@@ -109,9 +109,11 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
 def numbers_of(config: Namespace, budget: Budget, steps: int | None, bench: Path, row: Row, seed: int) -> RowNumbers:
     """What a row comes to for a seed; trains and measures what is missing."""
     name = f"{row.config}-seed{seed}"
-    run, length = bench / name, {} if steps is None else {"optim.max_steps": steps, **often(steps)}
+    run, length = bench / name, {} if steps is None else {"optim.max_steps": steps, **save_intervals(steps)}
     arguments = tokenizer_arguments(config, budget, row.config)
-    trained(train_tokenizer, [*arguments, *as_arguments(length | placed(bench, name, seed))], run, "tokenizer")
+    ensure_trained(
+        train_tokenizer, [*arguments, *as_arguments(length | run_options(bench, name, seed))], run, "tokenizer"
+    )
     if row.codes is not None:
         reduced = bench / f"{name}-{row.codes}-codes"
         if not reduced.is_dir() and PartialState().is_main_process:
@@ -119,18 +121,18 @@ def numbers_of(config: Namespace, budget: Budget, steps: int | None, bench: Path
         PartialState().wait_for_everyone()
         run = reduced
     if row.prior is None:
-        return replace(measured(config, row, run), history=history(bench / name))
+        return replace(ensure_measured(config, row, run), history=history(bench / name))
     prior, prior_steps = f"{name}-{row.prior}-{config.prior_budget}", Budget.parse(config.prior_budget).steps
-    options = prior_options(config, row.prior) | placed(bench, prior, seed) | {"tokenizer": run}
-    options |= {} if prior_steps is None else often(prior_steps)
+    options = prior_options(config, row.prior) | run_options(bench, prior, seed) | {"tokenizer": run}
+    options |= {} if prior_steps is None else save_intervals(prior_steps)
     options |= {} if config.images is None else {"data.name": config.images}
     script = {"ldm": train_ldm, "pixelcnn": train_pixelcnn}[row.prior]
     arguments = [f"--config={config_file(config.data, row.prior)}", *as_arguments(options)]
-    trained(script, arguments, bench / prior, "pipeline")
-    return replace(measured(config, row, bench / prior), samples=bench / prior / "evaluation" / "generation.png")
+    ensure_trained(script, arguments, bench / prior, "pipeline")
+    return replace(ensure_measured(config, row, bench / prior), samples=bench / prior / "evaluation" / "generation.png")
 
 
-def trained(script: Any, arguments: Sequence[str], run: Path, artefact: str) -> None:
+def ensure_trained(script: Any, arguments: Sequence[str], run: Path, artefact: str) -> None:
     """Trains what is not there yet.
 
     Raises:
@@ -141,18 +143,18 @@ def trained(script: Any, arguments: Sequence[str], run: Path, artefact: str) -> 
         return
     parser = script.make_parser()
     settings = parser.settings(parser.parse(arguments))
-    refuse_other_run(run / "config.yaml", settings)
+    check_settings(run / "config.yaml", settings)
     before, now = (which["optim"]["max_steps"] for which in (read_settings(run / "config.yaml"), settings))
     if before != now:
         raise ValueError(f"{run} holds a run of {before} steps, not of {now}; choose another --output_dir")
 
 
-def placed(bench: Path, name: str, seed: int) -> dict[str, Any]:
+def run_options(bench: Path, name: str, seed: int) -> dict[str, Any]:
     """Where a run writes, and its seed."""
     return {"run.output_dir": bench, "run.name": name, "run.seed": seed}
 
 
-def often(steps: int) -> dict[str, Any]:
+def save_intervals(steps: int) -> dict[str, Any]:
     """How often a run of so many steps shows itself and is saved: five times."""
     interval = max(1, -(-steps // 5))
     return {"run.sample_every": interval, "run.checkpoint_every": interval}
@@ -163,11 +165,11 @@ def task_of(row: Row) -> str:
     return "reconstruction" if row.prior is None else "generation"
 
 
-def measured(config: Namespace, row: Row, run: Path) -> RowNumbers:
+def ensure_measured(config: Namespace, row: Row, run: Path) -> RowNumbers:
     """The numbers of a run; what is measured once is not measured again with the same options."""
     task = task_of(row)
-    images = train_tokenizer.make_parser().parse([f"--config={config_file(config.data, row.config)}"]).data.as_dict()
-    options = {f"data.{name}": value for name, value in images.items() if value is not None}
+    images = train_tokenizer.make_parser().parse([f"--config={config_file(config.data, row.config)}"]).data
+    options = {f"data.{name}": value for name, value in asdict(images).items() if value is not None}
     options |= {} if config.images is None else {"data.name": config.images}
     arguments = [*as_arguments(options), *measure_arguments(config, task)]
     if row.prior == "ldm" and config.measure.num_inference_steps is not None:
@@ -204,7 +206,7 @@ def measure_arguments(config: Namespace, task: str) -> list[str]:
         options |= {"protocol": measure.protocol, "lpips": measure.lpips}
     else:
         options |= {"num_images": measure.num_images}
-    options |= {f"weights.{name}": value for name, value in config.weights.as_dict().items()}
+    options |= {f"weights.{name}": value for name, value in asdict(config.weights).items()}
     return as_arguments({name: value for name, value in options.items() if value is not None})
 
 

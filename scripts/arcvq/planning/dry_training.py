@@ -17,10 +17,10 @@ from arcvq.runs.ema import Average
 from arcvq.runs.folder import RunFolder
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.run import Run
-from arcvq.runs.settings import settle_other_run
-from arcvq.runs.trained_module import Trained
+from arcvq.runs.settings import resolve_settings_conflict
+from arcvq.runs.trained_module import TrainableModule
 from tokenizer.data.batches import check_shares
-from tokenizer.data.facts import ImageFacts
+from tokenizer.data.facts import DatasetInfo
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -93,9 +93,9 @@ class DryFolder(RunFolder):
         self.path = Path(config.output_dir) / config.name
         self._policy = config.other_settings
 
-    def settle(self, file: str, settings: dict[str, Any]) -> None:
+    def check_settings(self, file: str, settings: dict[str, Any]) -> None:
         """As in a training, and nothing is renamed."""
-        settle_other_run(self.path / file, settings, self._policy, is_main=False)
+        resolve_settings_conflict(self.path / file, settings, self._policy, is_main=False)
 
 
 class DryRun(Run):
@@ -133,7 +133,7 @@ class DryRun(Run):
     def prepare(
         self,
         model: nn.Module,
-        dataset: ImageFacts,
+        dataset: DatasetInfo,
         inputs: dict[str, str],
         num_workers: int = 0,
         ema_decay: float | None = None,
@@ -141,16 +141,16 @@ class DryRun(Run):
         """As in a training, but for the run folder."""
         check_shares(len(dataset), self.optim.batch_size, 0, self.accelerator.num_processes)
         self.model = model
-        self.main = self.train(model, "model")
+        self.main = self.add_module(model, "model")
         if ema_decay is not None:
             self.average = Average(model, ema_decay)
             if self._memory is not None:
                 self._memory.assign("average", self.average.tensors)
         return self.main.wrapped
 
-    def train(self, module: nn.Module, name: str) -> Trained:
+    def add_module(self, module: nn.Module, name: str) -> TrainableModule:
         """A module in training, counted."""
-        trained = super().train(module, name)
+        trained = super().add_module(module, name)
         if self._memory is None:
             return trained
         self._memory.trained(trained.module, trained.optimizer)

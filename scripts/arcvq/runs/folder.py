@@ -13,7 +13,7 @@ from arcvq.checkpoints.checkpoint import RunState, checkpoints, newest_intact, o
 from arcvq.checkpoints.manifest import to_disk
 from arcvq.runs.lock import LOCK, FolderLock
 from arcvq.runs.options import RunConfig
-from arcvq.runs.settings import ARTEFACTS, settle_other_run
+from arcvq.runs.settings import ARTEFACTS, resolve_settings_conflict
 
 
 class RunFolder:
@@ -39,30 +39,30 @@ class RunFolder:
         if (self.path / LOCK).is_file():  # a new folder is made when all is known to fit
             self._hold()
 
-    def settle(self, file: str, settings: dict[str, Any]) -> None:
+    def check_settings(self, file: str, settings: dict[str, Any]) -> None:
         """Compares what is to be run with what `file` says of the folder.
 
         Raises:
             ValueError: the folder holds work of other settings, and `run.other_settings` is `refuse`.
         """
-        self._anew |= settle_other_run(self.path / file, settings, self._config.other_settings, self._is_main)
+        self._anew |= resolve_settings_conflict(self.path / file, settings, self._config.other_settings, self._is_main)
 
     def open(self, settings: dict[str, Any], inputs: dict[str, str]) -> Path | None:
         """Holds the folder, which is made, or begun anew, as it is asked for; its newest intact checkpoint."""
-        self._accelerator.wait_for_everyone()  # all have settled
+        self._accelerator.wait_for_everyone()  # all have compared their settings
         if self._is_main and self._lock is None:
             self._hold()
-            self.settle("config.yaml", settings)  # another process may have been quicker
-            self.settle("inputs.yaml", inputs)
+            self.check_settings("config.yaml", settings)  # another process may have been quicker
+            self.check_settings("inputs.yaml", inputs)
         if self._is_main and not self._anew:
             self._check_places()
         if self._is_main:
             self._lock = self._lock.start_over() if self._anew else self._lock
-            self._lock.sign()
+            self._lock.write_owner()
         self._accelerator.wait_for_everyone()
         return newest_intact(self._accelerator, self.path)
 
-    def describe(self, settings: dict[str, Any], inputs: dict[str, str], data: str) -> None:
+    def write_config(self, settings: dict[str, Any], inputs: dict[str, str], data: str) -> None:
         """Write down what the run is, and what its data set was found to be, on the main process."""
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
         self._note_other_data(data)

@@ -41,7 +41,7 @@ class FolderLock:
                 f"{folder} is in use by {self._holder()}; wait for it, end it, or choose another --run.name"
             ) from error
 
-    def sign(self) -> None:
+    def write_owner(self) -> None:
         """Writes down who holds the folder."""
         self._file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")

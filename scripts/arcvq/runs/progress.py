@@ -47,7 +47,7 @@ class RunReport:
         """Adds scalars to the means of the next line."""
         self._means.add(scalars)
 
-    def tally(self, name: str, size: int) -> Tensor:
+    def counter(self, name: str, size: int) -> Tensor:
         """Counts, int64 (size,), of this process alone, to be added to."""
         if name not in self._tallies:
             self._tallies[name] = torch.zeros(size, dtype=torch.int64, device=self._accelerator.device)

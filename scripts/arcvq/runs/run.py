@@ -34,7 +34,7 @@ from arcvq.runs.settings import read_settings
 from arcvq.runs.signals import Stopping
 from arcvq.runs.skipped_images import SkippedImages
 from arcvq.runs.skipped_steps import SkippedSteps
-from arcvq.runs.trained_module import Trained, first_broken, on_device
+from arcvq.runs.trained_module import TrainableModule, first_broken, on_device
 from tokenizer.data import training_batches
 
 # In the place of a rank, where a seed is that of all processes.
@@ -87,7 +87,7 @@ class Run:
         self.settings = settings
         optim.check_batch(self.accelerator.num_processes)
         self._files = self._open_files()
-        self._files.settle("config.yaml", settings)
+        self._files.check_settings("config.yaml", settings)
         use_all_cores()
         torch.manual_seed(config.seed)
         self.step = 0
@@ -95,7 +95,7 @@ class Run:
         self.data = ""
         self.was: dict[str, Any] = {}
         self.average: Average | None = None
-        self._trained: list[Trained] = []
+        self._trained: list[TrainableModule] = []
         self._parts_done = 0  # of the step in progress
         self._loss_done: Tensor | None = None  # of these parts
         self._report = RunReport(self.accelerator)
@@ -148,9 +148,9 @@ class Run:
         self.dataset = dataset
         # A batch size that does not fit is an error now, before anything is written.
         self._batches(dataset, start_step=0)
-        self._files.settle("inputs.yaml", inputs)
+        self._files.check_settings("inputs.yaml", inputs)
         self.model = model
-        self.main = self.train(model, "model")  # before anything is written, as it may refuse
+        self.main = self.add_module(model, "model")  # before anything is written, as it may refuse
         newest = self._files.open(self.settings, inputs)
         done = step_of(newest) if newest else 0
         if self.is_main and done >= self.optim.max_steps:
@@ -167,15 +167,15 @@ class Run:
             before = read_settings(self.folder / "inputs.yaml").get("data")
             self._resume(newest, of_other_data=before is not None and before != inputs.get("data"))
         if self.is_main and done < self.optim.max_steps:  # when it is known that it can go on
-            self._files.describe(self.settings, inputs, self.data)
+            self._files.write_config(self.settings, inputs, self.data)
         return self.main.wrapped
 
-    def train(self, module: nn.Module, name: str) -> Trained:
+    def add_module(self, module: nn.Module, name: str) -> TrainableModule:
         """A module that is trained beside the run's model; to be asked for before `prepare`, which loads its state."""
-        self._trained.append(Trained(self.accelerator, module, name, self.optim, self.config))
+        self._trained.append(TrainableModule(self.accelerator, module, name, self.optim, self.config))
         return self._trained[-1]
 
-    def began(self, name: str) -> int:
+    def joined_at(self, name: str) -> int:
         """The steps that were done before a module of this name joined the run; to be asked for after `prepare`."""
         return self.counts.get(_began(name), 0)
 
@@ -183,7 +183,7 @@ class Run:
         """The batches of the steps that remain, each on the device; seeds, logs and saves around every step.
 
         Each step has `optim.accumulation` batches, and `update` is to be called after each; or, if `whole`, one batch,
-        whose parts are left to the caller, who calls `complete`.
+        whose parts are left to the caller, who calls `end_step`.
 
         Raises:
             ValueError: `run.max_skipped_steps` steps in a row were skipped.
@@ -212,11 +212,11 @@ class Run:
             batch = {name: on_device(tensor, self.device) for name, tensor in batch.items()}
             pieces = zip(*(tensor.chunk(parts) for tensor in batch.values()), strict=True)
             for index, piece in enumerate(pieces, start=1):
-                with self.main.alone(index < parts):
+                with self.main.no_sync(index < parts):
                     yield dict(zip(batch, piece, strict=True))
             self._report.step()
-            asked = self._skipped.read(stopping.signal is not None, self.step)
-            if warning := self._skipped.news():
+            asked = self._skipped.sync(stopping.signal is not None, self.step)
+            if warning := self._skipped.warning():
                 self.warn(warning)
             if error := self._skipped.too_many(self.config.max_skipped_steps):
                 raise ValueError(f"{error}; {self._files.last_state}")
@@ -234,9 +234,9 @@ class Run:
         self._parts_done += 1
         self._loss_done = loss.detach() + (0 if self._loss_done is None else self._loss_done)
         if self._parts_done == self.optim.accumulation:
-            self.complete(self.main.descend(self._loss_done))
+            self.end_step(self.main.optimizer_step(self._loss_done))
 
-    def complete(self, updated: Tensor) -> None:
+    def end_step(self, updated: Tensor) -> None:
         """Ends the step. Where the model was not `updated`, a bool scalar, its average stays as it is."""
         if self.average is not None:
             self.average.update(updated)
@@ -246,12 +246,12 @@ class Run:
             if trained.gradient_norm is not None
         }
         self._skipped.count([updated, *(one.updated for one in self._trained if one.updated is not None)])
-        self._skipped.see(norms, completed=False)
+        self._skipped.observe(norms, completed=False)
         self._report.add(norms)
         self._parts_done, self._loss_done = 0, None
         self.step += 1
 
-    def due(self, interval: int) -> bool:
+    def is_due(self, interval: int) -> bool:
         """Whether a step has just been completed that ends an interval, or the run."""
         return self._parts_done == 0 and (self.step % interval == 0 or self.step == self.optim.max_steps)
 
@@ -261,19 +261,19 @@ class Run:
         What is not finite is left out of the means; `skipped_steps`, those of the run so far, stands beside them.
         """
         self._report.add(scalars)
-        self._skipped.see(scalars, completed=self._parts_done == 0)
-        if self.due(self.config.log_every):
+        self._skipped.observe(scalars, completed=self._parts_done == 0)
+        if self.is_due(self.config.log_every):
             counts = {"skipped_steps": self._skipped.counts["skipped_steps"], **self._skipped_images.counts()}
-            if self.is_main and (warning := self._skipped_images.news()):
+            if self.is_main and (warning := self._skipped_images.pop_warning()):
                 self.warn(warning)
             self._report.line(self.step, **counts, lr=self.optim.learning_rate(self.step - 1))
 
-    def tally(self, name: str, size: int) -> Tensor:
+    def counter(self, name: str, size: int) -> Tensor:
         """Counts, int64 (size,), for the script to add up on this process: a resumed run goes on with what they were.
 
         To be asked for after `prepare`.
         """
-        return self._report.tally(name, size)
+        return self._report.counter(name, size)
 
     def write(self, scalars: dict[str, float]) -> None:
         """Writes numbers of the completed step to the log, on the main process."""

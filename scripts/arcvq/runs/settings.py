@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from arcvq.checkpoints.checkpoint import has_checkpoints
 from arcvq.cli.safe_yaml import read_yaml
+from tokenizer.loading.old_configs import with_network_options
 
 # What a run's result is called in its folder.
 ARTEFACTS = ("tokenizer", "pipeline")
@@ -25,14 +26,20 @@ _OF_A_PART = ("step of adversarial.disc_start",)
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The settings that a run has stored in its folder; empty where there is no such file, or one of something else."""
+    """Read the settings that a run has stored in its folder; empty if there is no such file or it holds something else.
+
+    The options of a tokenizer's network are moved to `model.network_options`, where older versions did not have them.
+    """
     try:
-        return read_yaml(file)
+        settings = read_yaml(file)
+        if isinstance(settings.get("model"), dict):
+            settings["model"] = with_network_options(settings["model"])
+        return settings
     except ValueError:
         return {}
 
 
-def refuse_other_run(file: Path, settings: dict[str, Any]) -> None:
+def check_settings(file: Path, settings: dict[str, Any]) -> None:
     """Raises ValueError where the folder of `file` holds work, and `file` does not say that of a run of `settings`."""
     if changed := _differences(file, settings):
         raise ValueError(
@@ -41,12 +48,12 @@ def refuse_other_run(file: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def settle_other_run(
+def resolve_settings_conflict(
     file: Path, settings: dict[str, Any], policy: Literal["refuse", "go_on", "start_over"], is_main: bool
 ) -> bool:
     """Whether the folder of `file` is to be renamed and begun anew, by a policy that is not `refuse`, which raises."""
     if policy == "refuse":
-        refuse_other_run(file, settings)
+        check_settings(file, settings)
     changed = _differences(file, settings)
     if changed and is_main:
         print(f"note: {file.parent} {changed}; run.other_settings is {policy}")

@@ -23,7 +23,7 @@ class SkippedImages:
         self._bad = bad_images_of(dataset)
         if self._bad is not None:
             self._bad.found[list(found)] = True
-        self._told = len(found)
+        self._reported = len(found)
 
     def counts(self) -> dict[str, int]:
         """How many there are, for the log; to be called by all processes."""
@@ -38,9 +38,9 @@ class SkippedImages:
         self.counts()
         return [] if self._bad is None else self._bad.found.nonzero().flatten().tolist()
 
-    def news(self) -> str | None:
+    def pop_warning(self) -> str | None:
         """A warning, if there are more than when this was last asked."""
-        if self._bad is None or self._bad.count <= self._told:
+        if self._bad is None or self._bad.count <= self._reported:
             return None
-        self._told = self._bad.count
+        self._reported = self._bad.count
         return report_bad_images(self._dataset)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 # The sum of the terms, and what is computed of it: like the gradient they only follow the term that went first.
-_FOLLOW = ("loss", "bits_per_code")
+_DERIVED = ("loss", "bits_per_code")
 
 
 class SkippedSteps:
@@ -24,8 +24,8 @@ class SkippedSteps:
 
     Attributes:
         in_row: when it was last read.
-        began: the first of these steps, counted from 1.
-        is_news: whether the first one had just been.
+        first_skipped: the first of these steps, counted from 1.
+        just_began: whether the first one had just been.
     """
 
     def __init__(self, accelerator: Accelerator, total: int = 0, in_row: int = 0):
@@ -33,9 +33,9 @@ class SkippedSteps:
         self._total, self._in_row = (torch.tensor(count, device=accelerator.device) for count in (total, in_row))
         self._broken: dict[str, Tensor] = {}  # in the first step of the present row
         self._of_step: dict[str, Tensor] = {}
-        self._late = _LateReader(accelerator.device)
-        self._told = total
-        self.in_row, self.began, self.is_news = in_row, 0, False
+        self._reader = _AsyncReader(accelerator.device)
+        self._reported = total
+        self.in_row, self.first_skipped, self.just_began = in_row, 0, False
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Which terms went first in the present row, in a group."""
@@ -56,7 +56,7 @@ class SkippedSteps:
         self._in_row = torch.where(made, 0, self._in_row + 1)
         self._total = self._total + ~made
 
-    def see(self, terms: Mapping[str, Tensor], completed: bool) -> None:
+    def observe(self, terms: Mapping[str, Tensor], completed: bool) -> None:
         """Takes in scalars of the step in progress, or of the one just `completed`."""
         for name, value in terms.items():
             broken = ~value.detach().isfinite().all()
@@ -69,34 +69,34 @@ class SkippedSteps:
                 self._broken[name] = torch.where(begins, now, before)
             self._of_step = {}
 
-    def read(self, asked: bool, step: int) -> bool:
-        """Brings `in_row`, `began` and `is_news` up to date; whether any process `asked` for something.
+    def sync(self, stop_requested: bool, step: int) -> bool:
+        """Brings `in_row`, `first_skipped` and `just_began` up to date; whether any process has asked to stop.
 
         To be called by all processes after each step; on a GPU the answer is that of the step before.
         """
-        asked_by = torch.tensor(int(asked), device=self._accelerator.device)
+        requests = torch.tensor(int(stop_requested), device=self._accelerator.device)
         if self._accelerator.num_processes > 1:
-            asked_by = self._accelerator.reduce(asked_by, "sum")
-        of_step, total, self.in_row, asked_by = self._late.read([self._total, self._in_row, asked_by], step)
-        self.began = of_step - self.in_row + 1
-        self.is_news, self._told = total > self._told and self.in_row == 1, total
-        return asked_by > 0
+            requests = self._accelerator.reduce(requests, "sum")
+        of_step, total, self.in_row, requests = self._reader.read([self._total, self._in_row, requests], step)
+        self.first_skipped = of_step - self.in_row + 1
+        self.just_began, self._reported = total > self._reported and self.in_row == 1, total
+        return requests > 0
 
-    def news(self) -> str | None:
+    def warning(self) -> str | None:
         """A warning, if a step has just been skipped after one that was not; to be called by all processes."""
-        return f"step {self.began} is skipped: {self.went_first()} not finite" if self.is_news else None
+        return f"step {self.first_skipped} is skipped: {self.first_nonfinite()} not finite" if self.just_began else None
 
     def too_many(self, limit: int) -> str | None:
         """What to say where so many were skipped in a row; to be called by all processes."""
         if self.in_row < limit:
             return None
         return (
-            f"{self.in_row} steps in a row were skipped, from step {self.began} on, in which {self.went_first()} not "
-            "finite: look at that term; start again under another run.name with a lower optim.lr or with "
-            "optim.max_grad_norm, or raise run.max_skipped_steps"
+            f"{self.in_row} steps in a row were skipped, from step {self.first_skipped} on, in which "
+            f"{self.first_nonfinite()} not finite: look at that term; start again under another run.name with a lower "
+            "optim.lr or with optim.max_grad_norm, or raise run.max_skipped_steps"
         )
 
-    def went_first(self) -> str:
+    def first_nonfinite(self) -> str:
         """The names of what was not finite in the first step of the row; to be called by all processes."""
         names = list(self._broken)
         if not names:
@@ -105,11 +105,11 @@ class SkippedSteps:
         flags = self._accelerator.reduce(flags, "sum") if self._accelerator.num_processes > 1 else flags
         broken = [name for name, flag in zip(names, flags.tolist(), strict=True) if flag]
         losses = [name for name in broken if not name.startswith("gradient_norm")]
-        shown = [name for name in losses if name not in _FOLLOW] or losses[:1] or broken[:1] or ["the loss"]
+        shown = [name for name in losses if name not in _DERIVED] or losses[:1] or broken[:1] or ["the loss"]
         return f"{', '.join(shown)} {'is' if len(shown) == 1 else 'are'}"
 
 
-class _LateReader:
+class _AsyncReader:
     """Numbers of the device for the host, which does not wait for the step in progress."""
 
     def __init__(self, device: torch.device):

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from arcvq.runs.options import OptimConfig, RunConfig
 
 
-class Trained:
+class TrainableModule:
     """A module and its AdamW.
 
     Convolutions' weights are laid out channels-last, in which convolutions are fastest (but where processes share them,
@@ -60,15 +60,15 @@ class Trained:
         self.gradient_norm = self.updated = None
         self._buffers = copies(self.module.buffers())
 
-    def alone(self, alone: bool) -> AbstractContextManager:
-        """Around a forward and backward pass; if `alone`, the processes do not exchange their gradients yet."""
-        return self._accelerator.no_sync(self.wrapped) if alone else nullcontext()
+    def no_sync(self, enabled: bool) -> AbstractContextManager:
+        """Around a forward and backward pass; if `enabled`, the processes do not exchange their gradients yet."""
+        return self._accelerator.no_sync(self.wrapped) if enabled else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a loss, scaled where the precision is fp16."""
         self._accelerator.backward(loss)
 
-    def descend(self, loss: Tensor) -> Tensor:
+    def optimizer_step(self, loss: Tensor) -> Tensor:
         """One optimiser step down the gradients, which are then gone; whether it was made, a bool scalar.
 
         It is not made where `loss`, a scalar, or the gradient is not finite on any of the processes, and what the
@@ -112,7 +112,7 @@ def on_all(accelerator: Accelerator, condition: Tensor) -> Tensor:
     return accelerator.reduce(condition.float(), "sum") == accelerator.num_processes
 
 
-def first_broken(every: Iterable[Trained]) -> str | None:
+def first_broken(every: Iterable[TrainableModule]) -> str | None:
     """The name of the first parameter of modules that is not finite. Waits for the device."""
     named = (pair for trained in every for pair in trained.module.named_parameters())
     return next((name for name, weight in named if not weight.isfinite().all()), None)

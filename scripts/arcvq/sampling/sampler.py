@@ -11,7 +11,7 @@ from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
-from arcvq.compute.resumable import Chunks
+from arcvq.compute.resumable import ResumableMap
 from arcvq.runs.results import find_pipeline, load_pipeline
 from arcvq.sampling.options import SamplingConfig, SpeedConfig, sample_batches
 from pipelines.class_conditional import ClassConditionalPipeline
@@ -75,6 +75,6 @@ def folder_fingerprint(folder: str) -> str:
     return digest.hexdigest()
 
 
-def images_of(chunks: Chunks) -> Iterator[Tensor]:
+def images_of(chunks: ResumableMap) -> Iterator[Tensor]:
     """The images of all chunks that kept theirs, one by one, uint8 (C, H, W)."""
     return (image for values in chunks.read("images") for image in values.get("images", ()))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from arcvq.runs.run import Run
-from tokenizer.losses.losses import GANLoss, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
+from tokenizer.losses.adversarial import GANLoss, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
 from tokenizer.networks.discriminator import PatchDiscriminator
 
 # Of the running means of the logits (Tseng et al. 2021).
@@ -110,7 +110,7 @@ class Adversary:
             discriminator = torch.nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
         self._run = run
         self.config = config
-        self._trained = run.train(discriminator, _NAME)
+        self._trained = run.add_module(discriminator, _NAME)
 
     def take_up(self) -> None:
         """To be called after `Run.prepare`: says what else of it starts anew, or never would."""
@@ -126,7 +126,7 @@ class Adversary:
             self._trained.module.anchors.zero_()
         before = run.was.get("adversarial")
         had_lecam = isinstance(before, dict) and bool(before.get("lecam_weight"))
-        if run.is_main and run.began(_NAME) < run.step and had_lecam != bool(config.lecam_weight):
+        if run.is_main and run.joined_at(_NAME) < run.step and had_lecam != bool(config.lecam_weight):
             what = "start anew" if config.lecam_weight else "end"
             print(f"note: LeCAM's running means of the logits {what} after step {run.step}")
 
@@ -138,7 +138,7 @@ class Adversary:
     @property
     def _start(self) -> int:
         """The step, counted from 0, in which the adversarial loss begins; one that joins is trained alone first."""
-        start, began = self.config.start(self._run.optim.max_steps), self._run.began(_NAME)
+        start, began = self.config.start(self._run.optim.max_steps), self._run.joined_at(_NAME)
         return max(start, began + self.config.pretrain_steps) if began else start
 
     @property
@@ -165,13 +165,13 @@ class Adversary:
             return {}
         logs, total = [], torch.zeros((), device=self._run.device)
         for index, (real, fake) in enumerate(zip(images, reconstructions, strict=True), start=1):
-            with self._trained.alone(index < len(images)):
+            with self._trained.no_sync(index < len(images)):
                 loss, terms = self._loss(real, fake.detach())
                 self._trained.backward(loss / len(images))
             logs.append(terms)
             total = total + loss.detach()
         means = {name: torch.stack([terms[name] for terms in logs]).mean() for name in logs[0]}
-        updated = self._trained.descend(total)
+        updated = self._trained.optimizer_step(total)
         if self.config.lecam_weight:
             both = self._run.accelerator.reduce(torch.stack([means["logits_real"], means["logits_fake"]]), "mean")
             anchors = self._trained.module.anchors

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from arcvq.compute.resumable import Chunks, Measure, sharing_weights
+from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.runs.results import check_images
 from priors.latents import (
     SHARD_FORMAT,
@@ -23,6 +23,7 @@ from priors.latents import (
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, DataSplits, ImageDataset, StreamedImages
 from tokenizer.data.bad_images import report_bad_images
+from tokenizer.data.subsets import evenly_spaced_images
 
 # Images of a shard, 67 MB of ImageNet's latents: what an encoding that is killed loses, times its threads.
 SHARD = 512
@@ -32,9 +33,6 @@ HELD_OUT = 512
 
 # Images that the latents' scale is measured on where none are stored, evenly spaced over the split.
 SCALE_SAMPLE = 4096
-
-# Streamed images of such a sample that follow each other.
-STREAMED_RUN = 64
 
 
 @dataclass(frozen=True)
@@ -64,27 +62,27 @@ class LatentsConfig:
 
 
 @dataclass(frozen=True)
-class StageOne:
+class EncodedData:
     """A tokenizer and a data set seen through it.
 
     Attributes:
         train: the train split: encoded from the cache, or as images.
         held_out: latents, codes and labels of up to 512 images of the test split, in memory.
-        moments: of the latents of the train split, or of a sample of it: (shards, 3), see `latent_scale`.
+        statistics: of the latents of the train split, or of a sample of it: (shards, 3), see `latent_scale`.
         fingerprints: of the tokenizer and of the train split's images.
     """
 
     tokenizer: VQTokenizer
     train: EncodedDataset | ImageDataset | StreamedImages
     held_out: dict[str, Tensor]
-    moments: Tensor
+    statistics: Tensor
     class_names: list[str]
     fingerprints: dict[str, str]
 
     @property
     def latent_scale(self) -> float:
         """1 / standard deviation of the train split's latents. ValueError where they are all equal."""
-        return latent_scale(self.moments)
+        return latent_scale(self.statistics)
 
     def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch of `train` as latents, codes and labels: what comes from the cache is that already."""
@@ -100,7 +98,7 @@ def encode_splits(
     latents: LatentsConfig,
     cache_dir: Path,
     device: torch.device,
-) -> StageOne:
+) -> EncodedData:
     """Encode both splits on the device; all processes encode what is not cached, together.
 
     Args:
@@ -120,7 +118,7 @@ def encode_splits(
     check_images(tokenizer, images["train"])
     fingerprint = tokenizer_fingerprint(tokenizer)
 
-    def shards(split: str, indices: Sequence[int], dtype: str = "float32", only: str | None = None) -> Chunks:
+    def shards(split: str, indices: Sequence[int], dtype: str = "float32", only: str | None = None) -> ResumableMap:
         """The shards about some images of a split, computed where they are not there; or one tensor of each."""
         flips = images[split].framing.flip
         settings = {
@@ -132,11 +130,11 @@ def encode_splits(
             "dtype": dtype,
             "only": only,
         }
-        chunks = Chunks(cache_dir, f"latents-{split}", settings, len(indices), SHARD)
+        chunks = ResumableMap(cache_dir, f"latents-{split}", settings, len(indices), SHARD)
         workers = 0 if device.type == "cpu" else data.num_workers  # on a CPU each thread decodes its own images
 
-        def make_measure() -> Measure:
-            ours, its_images = sharing_weights(tokenizer, tokenizer), copy.copy(images[split])
+        def make_worker() -> Measure:
+            ours, its_images = copy_sharing_weights(tokenizer, tokenizer), copy.copy(images[split])
 
             def measure(chunk: range) -> dict[str, Tensor]:
                 chosen = [indices[index] for index in chunk]
@@ -145,33 +143,23 @@ def encode_splits(
 
             return measure
 
-        chunks.compute(make_measure)
+        chunks.compute(make_worker)
         if report := report_bad_images(images[split]):
             print(f"warning: {split} split: {report}", file=sys.stderr)
         return chunks
 
     if latents.mode == "cache":
         train = EncodedDataset(shards("train", range(len(images["train"])), latents.dtype).files)
-        moments = train.moments
+        statistics = train.statistics
     else:
         train = images["train"]
-        moments = shards("train", evenly_spaced(train, SCALE_SAMPLE), only="moments").column("moments")
-    held_out = EncodedDataset(shards("test", evenly_spaced(images["test"], HELD_OUT)).files)
-    return StageOne(
+        statistics = shards("train", evenly_spaced_images(train, SCALE_SAMPLE), only="moments").column("moments")
+    held_out = EncodedDataset(shards("test", evenly_spaced_images(images["test"], HELD_OUT)).files)
+    return EncodedData(
         tokenizer=tokenizer,
         train=train,
         held_out=held_out[list(range(len(held_out)))],
-        moments=moments,
+        statistics=statistics,
         class_names=images["train"].class_names,
         fingerprints={"tokenizer": fingerprint, "data": images["train"].fingerprint()},
     )
-
-
-def evenly_spaced(images: ImageDataset | StreamedImages, count: int) -> list[int]:
-    """The indices of `count` images, evenly spaced over the data set, or of all where there are fewer.
-
-    Of streamed images, which are read in blocks, runs of `STREAMED_RUN` are evenly spaced.
-    """
-    length, count = len(images), min(len(images), count)
-    run = STREAMED_RUN if isinstance(images, StreamedImages) else 1
-    return [index // run * run * length // count + index % run for index in range(count)]

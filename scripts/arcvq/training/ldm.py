@@ -17,18 +17,18 @@ from torch import Tensor
 from arcvq.cli.parser import ScriptParser
 from arcvq.planning.dry_run import DryReport, dry_run
 from arcvq.planning.dry_training import DryRun, DryTraining
-from arcvq.planning.planned_stage_one import PlannedStageOne
+from arcvq.planning.planned_data import PlannedEncodedData
 from arcvq.runs.options import check_run, check_share
 from arcvq.runs.results import load_tokenizer
 from arcvq.runs.run import Run
 from arcvq.sampling.options import save_preview
-from arcvq.training.latent_cache import StageOne
+from arcvq.training.latent_cache import EncodedData
 from arcvq.training.memory_check import check_memory
 from arcvq.training.prior import PriorTraining, add_prior_options, finish, plan_prior, start
 from pipelines import ArcVQLDMPipeline
 from priors.diffusion import diffusion_loss, make_scheduler
 from priors.unet import make_unet, null_label
-from tokenizer.data.facts import ImageFacts
+from tokenizer.data.facts import DatasetInfo
 
 # DDIM steps of the pictures made during training; the final ones take the pipeline's default.
 PREVIEW_STEPS = 50
@@ -62,7 +62,7 @@ class LDMTraining(PriorTraining):
     scheduler: DDIMScheduler
 
 
-def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> LDMTraining:
+def set_up(run: Run, config: Namespace, stage_one: EncodedData | PlannedEncodedData) -> LDMTraining:
     """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
     shape, classes = stage_one.tokenizer.latent_shape, len(stage_one.class_names)
     make = partial(make_unet, shape, classes, **config.unet.as_dict())
@@ -81,7 +81,7 @@ def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -
     return LDMTraining(unet, averaged, loss, scheduler)
 
 
-def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
+def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
     """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
     check(config)
     return plan_prior(config, "UNet", set_up)
@@ -107,9 +107,9 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         loss = training.loss(batch)
         run.update(loss)
         run.log(loss=loss)
-        if run.due(run.config.sample_every):
+        if run.is_due(run.config.sample_every):
             run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
-        if run.is_main and run.due(run.config.sample_every):
+        if run.is_main and run.is_due(run.config.sample_every):
             run.write({"test_loss": held_out_loss(pipeline, stage_one.held_out)})
             save_preview(pipeline, run.picture("step"), num_inference_steps=PREVIEW_STEPS)
 

@@ -16,18 +16,18 @@ from torch import Tensor
 from arcvq.cli.parser import ScriptParser
 from arcvq.planning.dry_run import DryReport, dry_run
 from arcvq.planning.dry_training import DryRun, DryTraining
-from arcvq.planning.planned_stage_one import PlannedStageOne
+from arcvq.planning.planned_data import PlannedEncodedData
 from arcvq.runs.options import check_run, check_share
 from arcvq.runs.results import load_tokenizer
 from arcvq.runs.run import Run
 from arcvq.sampling.options import save_preview
-from arcvq.training.latent_cache import StageOne
+from arcvq.training.latent_cache import EncodedData
 from arcvq.training.memory_check import check_memory
 from arcvq.training.prior import PriorTraining, add_prior_options, finish, plan_prior, start
 from pipelines import ArcVQPixelCNNPipeline
 from priors.pixelcnn import PixelCNN, code_grid, code_nll
 from tokenizer import VQTokenizer
-from tokenizer.data.facts import ImageFacts
+from tokenizer.data.facts import DatasetInfo
 
 
 def make_parser() -> ScriptParser:
@@ -46,7 +46,7 @@ def check(config: Namespace) -> None:
         raise ValueError("the PixelCNN has no gradient checkpointing; leave out run.gradient_checkpointing")
 
 
-def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -> PriorTraining:
+def set_up(run: Run, config: Namespace, stage_one: EncodedData | PlannedEncodedData) -> PriorTraining:
     """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
     make = partial(
         PixelCNN,
@@ -68,7 +68,7 @@ def set_up(run: Run, config: Namespace, stage_one: StageOne | PlannedStageOne) -
     return PriorTraining(prior, averaged, loss)
 
 
-def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
+def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
     """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
     check(config)
     return plan_prior(config, "PixelCNN", set_up)
@@ -92,9 +92,9 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
         loss = training.loss(batch)
         run.update(loss)
         run.log(loss=loss, bits_per_code=loss.detach() / math.log(2))
-        if run.due(run.config.sample_every):
+        if run.is_due(run.config.sample_every):
             run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
-        if run.is_main and run.due(run.config.sample_every):
+        if run.is_main and run.is_due(run.config.sample_every):
             run.write(held_out_bits(averaged, stage_one.held_out, pixel_values(tokenizer)))
             save_preview(pipeline, run.picture("step"))
 

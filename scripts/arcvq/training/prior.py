@@ -11,16 +11,16 @@ from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.planning.dry_run import add_dry_run
 from arcvq.planning.dry_training import DryRun, DryTraining
-from arcvq.planning.planned_stage_one import PlannedStageOne
+from arcvq.planning.planned_data import PlannedEncodedData
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.results import note_other_data
 from arcvq.runs.run import Run
 from arcvq.sampling.options import save_final_samples
-from arcvq.training.latent_cache import LatentsConfig, StageOne, encode_splits
+from arcvq.training.latent_cache import EncodedData, LatentsConfig, encode_splits
 from pipelines.class_conditional import ClassConditionalPipeline
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig
-from tokenizer.data.facts import ImageFacts
+from tokenizer.data.facts import DatasetInfo
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,14 @@ def add_prior_options(parser: ScriptParser, name: str, ema_decay: float) -> None
 
 
 def plan_prior(
-    config: Namespace, name: str, set_up: Callable[[Run, Namespace, PlannedStageOne], PriorTraining]
-) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
+    config: Namespace, name: str, set_up: Callable[[Run, Namespace, PlannedEncodedData], PriorTraining]
+) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
     """What a dry run needs of a prior called `name`: how its training is set up, and its images.
 
     Raises:
         ValueError: there is no such tokenizer, or it is one of other images.
     """
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
-    planned = PlannedStageOne(config.tokenizer, data, latents)
+    planned = PlannedEncodedData(config.tokenizer, config.data, config.latents)
 
     def make(run: DryRun, config: Namespace) -> DryTraining:
         training = set_up(run, config, planned)
@@ -68,10 +67,10 @@ def plan_prior(
     return make, planned.train
 
 
-def start(parser: ScriptParser, config: Namespace, tokenizer: VQTokenizer) -> tuple[Run, StageOne]:
+def start(parser: ScriptParser, config: Namespace, tokenizer: VQTokenizer) -> tuple[Run, EncodedData]:
     """The run, and its images as this tokenizer's latents and codes. Raises ValueError for what cannot work."""
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
-    run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
+    data, latents = config.data, config.latents
+    run = Run(config.run, config.optim, parser.settings(config))
     if run.is_main:
         note_other_data(config.tokenizer, data)
     splits = announced_splits(data)

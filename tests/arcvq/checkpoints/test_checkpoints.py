@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from arcvq.checkpoints import checkpoint as checkpoints
-from arcvq.checkpoints import manifest as checkpoint_files
+from arcvq.checkpoints import manifest
 from arcvq.checkpoints.checkpoint import RunState, load_checkpoint, newest_intact, save_checkpoint
 from arcvq.checkpoints.manifest import Progress
 
@@ -157,7 +157,7 @@ def test_one_of_another_way_to_share_a_model_is_refused(accelerator, tmp_path):
     file = tmp_path / "checkpoints/step-1/progress.json"
     content = json.loads(file.read_text()) | {"distribution": "FSDP"}
     del content["sha256"]
-    file.write_text(json.dumps(content | {"sha256": checkpoint_files._hash(content)}))
+    file.write_text(json.dumps(content | {"sha256": manifest._hash(content)}))
     with pytest.raises(ValueError, match="distributed by FSDP, this run's is by NO; launch it as before"):
         load_checkpoint(accelerator, tmp_path / "checkpoints/step-1", averaged=False)
 
@@ -179,7 +179,7 @@ def test_one_of_another_version_is_refused_in_words(accelerator, tmp_path):
     file = tmp_path / "checkpoints/step-1/progress.json"
     content = json.loads(file.read_text())
     del content["sha256"], content["threads"]
-    file.write_text(json.dumps(content | {"sha256": checkpoint_files._hash(content)}))
+    file.write_text(json.dumps(content | {"sha256": manifest._hash(content)}))
     with pytest.raises(ValueError, match=r"its progress\.json has no threads; go on with that version"):
         load_checkpoint(accelerator, newest_intact(accelerator, tmp_path), averaged=False)
 

@@ -12,7 +12,7 @@ from arcvq.cli.parser import ScriptParser
 from arcvq.conversion import codebook, convert
 from arcvq.evaluation import command as evaluate
 from arcvq.faults import command as faults
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from arcvq.sampling import command as sample
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
@@ -195,6 +195,6 @@ def test_a_number_out_of_range_is_told_by_its_name_before_anything_is_made(
 @pytest.mark.slow
 def test_a_script_in_its_own_process_says_it_in_one_line(tmp_path):
     command = [sys.executable, "-m", "arcvq", "sample", "--sampling.guidance_scale", "nan"]
-    done = warm.run(command, tmp_path)
+    done = forked_process.run(command, tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "--sampling.guidance_scale" in done.stderr and "--format" not in done.stderr

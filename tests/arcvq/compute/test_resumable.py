@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from arcvq.compute.resumable import Chunks, sharing_weights
+from arcvq.compute.resumable import ResumableMap, copy_sharing_weights
 
 
 def squares(asked, fail_at=None):
@@ -21,7 +21,7 @@ def squares(asked, fail_at=None):
 
 def test_every_image_is_measured_once_and_read_in_order(tmp_path):
     asked = []
-    chunks = Chunks(tmp_path, "squares", {"seed": 0}, images=23, size=5)
+    chunks = ResumableMap(tmp_path, "squares", {"seed": 0}, images=23, size=5)
     chunks.compute(squares(asked))
     assert sorted(index for chunk in asked for index in chunk) == list(range(23))
     assert chunks.column("squares").tolist() == [index**2 for index in range(23)]
@@ -30,7 +30,7 @@ def test_every_image_is_measured_once_and_read_in_order(tmp_path):
 
 
 def test_what_is_there_is_not_computed_again(tmp_path):
-    chunks = Chunks(tmp_path, "squares", {"seed": 0}, images=20, size=5)
+    chunks = ResumableMap(tmp_path, "squares", {"seed": 0}, images=20, size=5)
     with pytest.raises(ValueError, match="image 12 is broken"):
         chunks.compute(squares([], fail_at=12))
     there = {file.name for file in chunks.folder.glob("*.safetensors")}
@@ -44,7 +44,7 @@ def test_what_is_there_is_not_computed_again(tmp_path):
 
 
 def test_a_chunk_that_was_cut_off_is_computed_again(tmp_path):
-    chunks = Chunks(tmp_path, "squares", {"seed": 0}, images=10, size=5)
+    chunks = ResumableMap(tmp_path, "squares", {"seed": 0}, images=10, size=5)
     chunks.compute(squares([]))
     file = chunks.folder / "00000005-00000010.safetensors"
     for content in (b"", file.read_bytes()[:-3]):
@@ -56,7 +56,7 @@ def test_a_chunk_that_was_cut_off_is_computed_again(tmp_path):
 
 
 def test_damaged_values_are_computed_again_and_said(tmp_path, capsys):
-    chunks = Chunks(tmp_path, "squares", {"seed": 0}, images=10, size=5)
+    chunks = ResumableMap(tmp_path, "squares", {"seed": 0}, images=10, size=5)
     chunks.compute(squares([]))
     content = chunks.files[1].read_bytes()
     for place in (1, 7, 20):
@@ -71,7 +71,7 @@ def test_damaged_values_are_computed_again_and_said(tmp_path, capsys):
 
 
 def test_a_chunk_of_another_measurement_is_not_taken_for_ones_own(tmp_path):
-    ours, others = (Chunks(tmp_path, "squares", {"seed": seed}, images=10, size=5) for seed in (0, 1))
+    ours, others = (ResumableMap(tmp_path, "squares", {"seed": seed}, images=10, size=5) for seed in (0, 1))
     for chunks in (ours, others):
         chunks.compute(squares([]))
     first, second = ours.files
@@ -84,23 +84,23 @@ def test_a_chunk_of_another_measurement_is_not_taken_for_ones_own(tmp_path):
 
 
 def test_other_settings_and_other_chunks_are_another_folder(tmp_path):
-    first = Chunks(tmp_path, "squares", {"seed": 0}, images=10, size=5)
+    first = ResumableMap(tmp_path, "squares", {"seed": 0}, images=10, size=5)
     first.compute(squares([]))
     for other in (
-        Chunks(tmp_path, "squares", {"seed": 1}, images=10, size=5),
-        Chunks(tmp_path, "squares", {"seed": 0}, images=10, size=2),
+        ResumableMap(tmp_path, "squares", {"seed": 1}, images=10, size=5),
+        ResumableMap(tmp_path, "squares", {"seed": 0}, images=10, size=2),
     ):
         asked = []
         other.compute(squares(asked))
         assert len(asked) == len(other.ranges())
-    longer = Chunks(tmp_path, "squares", {"seed": 0}, images=15, size=5)  # more images: only what is new
+    longer = ResumableMap(tmp_path, "squares", {"seed": 0}, images=15, size=5)  # more images: only what is new
     asked = []
     longer.compute(squares(asked))
     assert asked == [range(10, 15)]
 
 
 def test_removing_leaves_the_other_measurements(tmp_path):
-    first, second = (Chunks(tmp_path, "squares", {"seed": seed}, images=4, size=2) for seed in (0, 1))
+    first, second = (ResumableMap(tmp_path, "squares", {"seed": seed}, images=4, size=2) for seed in (0, 1))
     for chunks in (first, second):
         chunks.compute(squares([]))
     first.remove()
@@ -110,7 +110,7 @@ def test_removing_leaves_the_other_measurements(tmp_path):
 
 def test_each_thread_has_models_of_its_own_that_share_the_weights():
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    copy = sharing_weights(module, module)
+    copy = copy_sharing_weights(module, module)
     assert copy is not module and copy[0] is not module[0]
     for ours, theirs in zip(copy.state_dict().values(), module.state_dict().values(), strict=True):
         assert ours.data_ptr() == theirs.data_ptr()
@@ -125,5 +125,5 @@ def test_the_threads_compile_under_the_callers_limits(tmp_path):
         return {"indices": torch.tensor(chunk)}
 
     with torch._dynamo.config.patch(recompile_limit=77):
-        Chunks(tmp_path, "limits", {}, images=6, size=2).compute(lambda: measure)
+        ResumableMap(tmp_path, "limits", {}, images=6, size=2).compute(lambda: measure)
     assert found == [77, 77, 77]

@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d, group_norm, interpolate, pad, silu
 
 from arcvq.conversion import convert
 from arcvq.conversion.state_dict_keys import PUBLIC_NETWORKS
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from tokenizer import VQTokenizer
 
 GOLDEN = {kind: places.GOLDEN / f"official_{kind}_model.safetensors" for kind in ("small", "vqgan")}
@@ -434,7 +434,7 @@ def test_a_folder_that_holds_something_is_left_alone_and_said_in_one_line(tmp_pa
     convert.main([str(GOLDEN["small"]), str(tmp_path)])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     command = [sys.executable, "-m", "arcvq", "convert", GOLDEN["vqgan"], tmp_path]
-    done = warm.run(list(map(str, command)), tmp_path)
+    done = forked_process.run(list(map(str, command)), tmp_path)
     assert done.returncode != 0 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "not an empty folder" in done.stderr
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
 
-from arcvq.compute.resumable import Chunks
+from arcvq.compute.resumable import ResumableMap
 from arcvq.evaluation.command import main
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from pipelines import ArcVQPixelCNNPipeline
 from pipelines.metrics.digits import DigitExtractor, digit_classifier
 from pipelines.metrics.extractors import EXTRACTORS
@@ -60,7 +60,7 @@ def evaluated(home, output, task, *options, name=None, processes=None):
         with contextlib.chdir(home):
             main([*map(str, options)])
     else:
-        done = warm.run(command(*options), home, processes=processes)
+        done = forked_process.run(command(*options), home, processes=processes)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads((home / output / f"{name or task}.json").read_text())
 
@@ -143,12 +143,12 @@ def mark_features(file):
     with safe_open(file, "pt") as chunk:
         start, stop, key = re.fullmatch(r"(\d+)-(\d+) of (\w+): \w+", chunk.metadata()["chunk"]).groups()
     values["features"] += 1
-    save_file(values, file, Chunks._origin(SimpleNamespace(_key=key), range(int(start), int(stop)), values))
+    save_file(values, file, ResumableMap._origin(SimpleNamespace(_key=key), range(int(start), int(stop)), values))
 
 
 def test_a_killed_evaluation_goes_on_and_gives_the_same_number(home, generation):
     arguments = ("--output", "killed", "--save_images", "png")
-    process = warm.Process(command(*GENERATION, *arguments), home)
+    process = forked_process.PreloadedProcess(command(*GENERATION, *arguments), home)
     deadline = time.monotonic() + 120
     while len(there := sorted((home / "killed").glob("samples-*/*.safetensors"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline
@@ -164,7 +164,7 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_number(home, generation)
     assert len(list((home / "killed" / "images").iterdir())) == 50
     assert not list((home / "killed").glob("samples-*"))
 
-    process = warm.Process(command(*GENERATION, "--output", "again"), home)
+    process = forked_process.PreloadedProcess(command(*GENERATION, "--output", "again"), home)
     while not list((home / "again").glob("samples-*/*.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline + 120
         time.sleep(0.01)
@@ -296,7 +296,7 @@ def test_what_cannot_be_measured_is_one_clear_line(bad, arguments, text, monkeyp
 
 
 def test_a_broken_file_on_two_processes_is_an_error_and_no_wait(bad):
-    done = warm.run(command("generation", "broken"), bad, processes=2)
+    done = forked_process.run(command("generation", "broken"), bad, processes=2)
     assert done.returncode != 0
     # The other process adds that it lost it.
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

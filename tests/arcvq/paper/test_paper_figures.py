@@ -10,8 +10,8 @@ from images import is_png
 from matplotlib.figure import Figure
 from places import ROOT
 
-from arcvq.faults import forked_process as warm
-from arcvq.paper.figures import main, see, tokenizer_names
+from arcvq.faults import forked_process
+from arcvq.paper.figures import main, run_tokenizer, tokenizer_names
 from pipelines.figures.tokenizers import NotDrawable
 from tokenizer import VQTokenizer
 
@@ -23,7 +23,7 @@ def test_the_script_draws_every_figure_and_writes_what_is_in_it(tmp_path):
         tokenizer = VQTokenizer(1, 32, "conv", quantizer, 32, 4, hidden_channels=8, residual_channels=4)
         tokenizer.save_pretrained(tmp_path / name / "tokenizer")
     arguments = ["figures", "first", "second/tokenizer", "--num_images", "20", "--shown", "2", "--output", "out"]
-    done = warm.run([sys.executable, str(ROOT / "scripts" / "reproduce.py"), *arguments], tmp_path)
+    done = forked_process.run([sys.executable, str(ROOT / "scripts" / "reproduce.py"), *arguments], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     figures = {}
     for name in ("figure_1", "figure_2", "figure_3", "figure_5"):
@@ -57,7 +57,7 @@ def test_tokenizers_without_codes_and_with_several_per_token_are_seen(saved):
     batch = torch.stack([image["images"] for image in images])
     for name in ("vae", "rq"):
         its = VQTokenizer.from_pretrained(saved / name).eval()
-        seen = see(name, its, Stacked(images), [1, 4])
+        seen = run_tokenizer(name, its, Stacked(images), [1, 4])
         latents = its.encode(batch).latents.detach()
         torch.testing.assert_close(seen.tensors.tokens, latents.permute(0, 2, 3, 1).flatten(0, 2))
         torch.testing.assert_close(seen.latents, latents[[1, 4]])

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from places import GOLDEN
 
-from arcvq.cli.parser import CONFIGS
-from arcvq.faults import forked_process as warm
+from arcvq.cli.configs import CONFIGS
+from arcvq.faults import forked_process
 from arcvq.paper import budget as budgets
 from arcvq.paper import command as reproduce
 from arcvq.paper import figures
@@ -227,7 +227,7 @@ def test_two_processes_make_the_table_of_one(tmp_path, images, monkeypatch):
     command += ["--rows", "[vq, arcvq]", "--measure.extractor", "null", "--measure.lpips", "null"]
     reproduce.main([*command, "--output_dir", "one"])
     script = [sys.executable, "-m", "arcvq", "reproduce"]
-    done = warm.run([*script, *command, "--output_dir", "two"], tmp_path, processes=2)
+    done = forked_process.run([*script, *command, "--output_dir", "two"], tmp_path, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 processes" in done.stdout
     one, two = (json.loads(Path(folder, "mnist-1step/table_12-mnist.json").read_text()) for folder in ("one", "two"))
@@ -332,9 +332,9 @@ def test_a_files_place_is_not_the_trainings(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "config.yaml").write_text("weights: {alexnet: here.safetensors}\noptim: {lr: 1}\n")
     moved = {"weights": {"alexnet": "there.safetensors"}, "optim": {"lr": 1}}
-    table_runs.refuse_other_run(tmp_path / "config.yaml", moved)
+    table_runs.check_settings(tmp_path / "config.yaml", moved)
     with pytest.raises(ValueError, match=r"optim.lr was 1 and is now 2"):
-        table_runs.refuse_other_run(tmp_path / "config.yaml", moved | {"optim": {"lr": 2}})
+        table_runs.check_settings(tmp_path / "config.yaml", moved | {"optim": {"lr": 2}})
 
 
 @pytest.mark.parametrize(

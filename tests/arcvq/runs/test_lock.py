@@ -15,7 +15,7 @@ sys.path.insert(0, {scripts!r})
 from pathlib import Path
 from arcvq.runs.lock import FolderLock
 lock = FolderLock(Path({folder!r}))
-lock.sign()
+lock.write_owner()
 print("held", flush=True)
 time.sleep(60)
 """

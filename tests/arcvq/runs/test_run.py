@@ -36,7 +36,7 @@ def make(folder, name="run", ema_decay=None, model=None, beside=None, dataset=No
     config = RunConfig(name, str(folder), log_every=2, checkpoint_every=3, other_settings=policy)
     run = Run(config, optim, {"run": {}})
     if beside is not None:
-        run.train(beside, "discriminator")
+        run.add_module(beside, "discriminator")
     run.prepare(
         model or nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double(),
         dataset or Points(),
@@ -54,7 +54,7 @@ def train(run):
         loss = (run.main.wrapped(batch["x"]).squeeze(-1) - batch["y"]).square().mean()
         run.update(loss)
         run.log(loss=loss)
-        turns.append((run.step, run.due(1), run.due(2)))
+        turns.append((run.step, run.is_due(1), run.is_due(2)))
     return turns
 
 
@@ -80,7 +80,7 @@ def test_the_parts_of_a_step_make_the_step_of_the_whole(tmp_path):
 def test_a_mean_is_over_the_steps_that_have_it(tmp_path):
     run = make(tmp_path)
     for index, _ in enumerate(run.steps(whole=True)):
-        run.complete(torch.tensor(True))
+        run.end_step(torch.tensor(True))
         run.log(always=torch.tensor(float(index)), **({"seldom": torch.tensor(7.0)} if index == 3 else {}))
     found = [(line["always"], line.get("seldom")) for line in lines(run)]
     assert found == [(0.5, None), (2.5, 7.0), (4.5, None)]
@@ -144,8 +144,8 @@ def updated(run):
         for trained in run._trained:
             sum((weight.square().sum() for weight in trained.module.parameters()), torch.zeros(())).backward()
         for trained in run._trained[::-1]:
-            done = trained.descend(torch.zeros(()))
-        run.complete(done)
+            done = trained.optimizer_step(torch.zeros(()))
+        run.end_step(done)
 
 
 def test_an_average_that_is_added_begins_with_the_present_weights(tmp_path, capsys):
@@ -203,7 +203,7 @@ def test_a_network_that_joins_starts_anew_and_the_model_goes_on(tmp_path, capsys
     run = make(tmp_path, beside=fresh)
     (line,) = notes(capsys)
     assert "discriminator" in line and "anew" in line and "step 3" in line
-    assert run.step == 3 and run.began("discriminator") == 3
+    assert run.step == 3 and run.joined_at("discriminator") == 3
     assert all(torch.equal(value, start[name]) for name, value in fresh.state_dict().items())
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     beside, main = (trained.optimizer.state_dict()["state"] for trained in run._trained)
@@ -211,7 +211,7 @@ def test_a_network_that_joins_starts_anew_and_the_model_goes_on(tmp_path, capsys
     updated(run)
     assert len(list((run.folder / "checkpoints/step-6").glob("*.safetensors"))) == 3  # two, and what is added up
     again = make(tmp_path, beside=network(5), max_steps=9)
-    assert not notes(capsys) and again.began("discriminator") == 3
+    assert not notes(capsys) and again.joined_at("discriminator") == 3
     states = [trained.optimizer.state_dict()["state"] for trained in again._trained]
     assert [state["step"] for one in states for state in one.values()] == [3] * 4 + [6] * 4
 

@@ -19,8 +19,8 @@ def step(skipped, number, **terms):
     """One step, whose update is made where all terms are finite."""
     values = {name: torch.tensor(value) for name, value in terms.items()}
     skipped.count([torch.stack(list(values.values())).isfinite().all()])
-    skipped.see(values, completed=True)
-    skipped.read(False, number)
+    skipped.observe(values, completed=True)
+    skipped.sync(False, number)
 
 
 def test_a_stop_within_a_row_does_not_forget_which_term_went_first(accelerator):
@@ -29,12 +29,12 @@ def test_a_stop_within_a_row_does_not_forget_which_term_went_first(accelerator):
     step(skipped, 1, loss=nan, arc=nan, codebook=1.0)
     step(skipped, 2, loss=1.0, arc=1.0, codebook=1.0)
     step(skipped, 3, loss=nan, arc=1.0, codebook=nan)
-    assert skipped.news() == "step 3 is skipped: codebook is not finite"
+    assert skipped.warning() == "step 3 is skipped: codebook is not finite"
     step(skipped, 4, loss=nan, arc=nan, codebook=nan)
     counts, state = skipped.counts, skipped.state()
     resumed = SkippedSteps(accelerator, counts["skipped_steps"], counts["skipped_in_row"])
     resumed.load_state(state)
     step(resumed, 5, loss=nan, arc=nan, codebook=nan)
-    assert resumed.news() is None and resumed.counts == {"skipped_steps": 4, "skipped_in_row": 3}
+    assert resumed.warning() is None and resumed.counts == {"skipped_steps": 4, "skipped_in_row": 3}
     assert resumed.too_many(4) is None
     assert resumed.too_many(3).startswith("3 steps in a row were skipped, from step 3 on, in which codebook is not")

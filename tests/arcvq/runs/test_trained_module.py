@@ -45,7 +45,7 @@ def as_fp16(run):
 def make_tokenizer(run):
     torch.manual_seed(0)
     tokenizer = VQTokenizer(3, 16, codebook_size=12, codebook_dim=4, hidden_channels=8, residual_channels=4)
-    run.model, run.main = tokenizer, run.train(tokenizer, "model")
+    run.model, run.main = tokenizer, run.add_module(tokenizer, "model")
     run.average = Average(tokenizer, decay=0.9)
     as_fp16(run)
     return tokenizer
@@ -68,7 +68,7 @@ def update(run, loss, adversary=None):
     images = [2 * torch.rand(shape, generator=torch.Generator().manual_seed(run.step)) - 1]
     seen = TokenizerUpdate(run.accelerator, run.main, loss, adversary)(images, 0)
     against = adversary.update(images, seen.reconstructions) if adversary else {}
-    run.complete(seen.updated)
+    run.end_step(seen.updated)
     run._report._means.add(seen.terms)
     return seen, against
 
@@ -114,7 +114,7 @@ def test_a_skipped_step_leaves_every_quantizer_as_it_is(start, name):
     run = start(False)
     torch.manual_seed(0)
     run.model = small_tokenizer(name)
-    run.main, run.average = run.train(run.model, "model"), Average(run.model, 0.9)
+    run.main, run.average = run.add_module(run.model, "model"), Average(run.model, 0.9)
     update(run, squared())
     before = state(run)
     seen, _ = update(run, squared(float("nan")))
@@ -131,7 +131,7 @@ def test_nan_in_the_latents_reaches_neither_weights_nor_tables(start):
         run = start(False)
         torch.manual_seed(0)
         run.model = small_tokenizer(name)
-        run.main, run.average = run.train(run.model, "model"), Average(run.model, 0.9)
+        run.main, run.average = run.add_module(run.model, "model"), Average(run.model, 0.9)
         update(run, squared())
         before, broken = state(run), run.model.encoder.register_forward_hook(lambda *args: args[-1] * float("nan"))
         seen, _ = update(run, squared())
@@ -183,17 +183,17 @@ def test_finite_gradients_descend_as_without_a_scaler(start, max_grad_norm):
 def test_the_norm_is_clipped(start):
     """By SGD, which, unlike Adam, sees the gradient's length."""
     run = start(False, max_grad_norm=0.5)
-    trained = run.train(nn.Linear(4, 1, bias=False), "model")
+    trained = run.add_module(nn.Linear(4, 1, bias=False), "model")
     before = trained.module.weight.detach().clone()
     trained.optimizer.optimizer = torch.optim.SGD(trained.module.parameters(), lr=1.0)
     trained.backward((trained.module.weight * torch.tensor([[3.0, 0.0, 4.0, 0.0]])).sum())
-    assert trained.descend(torch.tensor(0.0)) and trained.gradient_norm == 5
+    assert trained.optimizer_step(torch.tensor(0.0)) and trained.gradient_norm == 5
     torch.testing.assert_close(before - trained.module.weight, torch.tensor([[0.3, 0.0, 0.4, 0.0]]))
 
 
 def test_the_fused_optimizer_is_not_used_where_steps_may_be_left_out(start):
     for scaled in (True, False):
-        trained = start(scaled).train(nn.Linear(2, 2), "model")
+        trained = start(scaled).add_module(nn.Linear(2, 2), "model")
         assert trained.optimizer.param_groups[0]["fused"] is not scaled
 
 

@@ -14,11 +14,11 @@ import torch
 from places import ROOT
 from quantizer_cases import small_tokenizer
 
-from arcvq.compute.resumable import Chunks
+from arcvq.compute.resumable import ResumableMap
 from arcvq.evaluation.image_sources import FolderImages, NpzImages
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from arcvq.sampling import command as sample
-from arcvq.sampling import writers as sample_files
+from arcvq.sampling import writers
 from arcvq.sampling.writers import write_webdataset
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from priors import PixelCNN
@@ -51,13 +51,13 @@ def command(*options):
 
 
 def run(home, *options, processes=1):
-    done = warm.run(command(*options), home, processes=processes)
+    done = forked_process.run(command(*options), home, processes=processes)
     assert done.returncode == 0, done.stderr
     return done
 
 
 def refused(home, *options):
-    done = warm.run(command(*options), home)
+    done = forked_process.run(command(*options), home)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return line
@@ -94,7 +94,7 @@ def test_processes_and_kills_change_no_byte(home, stage, numbers):
     killed = home / f"{stage}-killed"
     there = []
     for _ in range(2):
-        process = warm.Process(command(*options, "--output", killed), home)
+        process = forked_process.PreloadedProcess(command(*options, "--output", killed), home)
         before = len(there)
         while len(there := list(killed.glob("sampling-*/*.safetensors"))) < before + 4:
             assert process.poll() is None, process.output()
@@ -214,7 +214,7 @@ def test_an_end_in_the_middle_of_writing_loses_nothing(home, monkeypatch, moment
     options = ["pixelcnn", "--num_images=9", "--batch_size=4"]
     sample.main([*options, f"--output={moment}-whole"])
     with pytest.MonkeyPatch.context() as patch:
-        place = {"_finish": sample_files, "remove": Chunks}.get(moment, sample)
+        place = {"_finish": writers, "remove": ResumableMap}.get(moment, sample)
         patch.setattr(place, moment, killed_after_the_first if moment == "claim" else killed)
         with pytest.raises(KeyboardInterrupt):
             sample.main([*options, f"--output={moment}-killed"])

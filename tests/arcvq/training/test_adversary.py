@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.run import Run
 from arcvq.training.adversary import AdversarialConfig, Adversary
-from tokenizer.losses.losses import discriminator_loss, generator_loss, lecam_penalty, r1_penalty
+from tokenizer.losses.adversarial import discriminator_loss, generator_loss, lecam_penalty, r1_penalty
 
 SMALL = {"channels": 4, "layers": 2}
 
@@ -155,7 +155,7 @@ def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind):
         for parts in (1, 2, 4):
             run.step = step
             module.anchors.copy_(anchors)
-            adversary._trained.descend = lambda loss: torch.tensor(True)
+            adversary._trained.optimizer_step = lambda loss: torch.tensor(True)
             module.zero_grad()
             terms = adversary.update(real.chunk(parts), fake.requires_grad_().chunk(parts))
             assert fake.grad is None

@@ -6,13 +6,14 @@ import pytest
 import torch
 from places import HELPERS
 
-from arcvq.faults import forked_process as warm
-from arcvq.training import latent_cache as encoding
+from arcvq.faults import forked_process
+from arcvq.training import latent_cache
 from arcvq.training.latent_cache import LatentsConfig, encode_splits
 from priors.latents import EncodedDataset, encode_images
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, load_images, load_splits, training_batches
 from tokenizer.data.sources import digit_tables
+from tokenizer.data.subsets import evenly_spaced_images
 
 WORKER = HELPERS / "encoding_worker.py"
 
@@ -61,13 +62,13 @@ def test_the_cache_equals_direct_encoding_to_the_bit(cached):
 
 
 def test_two_processes_write_the_shards_of_one(folder, cached):
-    done = warm.run([sys.executable, str(WORKER), str(folder)], folder, processes=2)
+    done = forked_process.run([sys.executable, str(WORKER), str(folder)], folder, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert files(folder / "pair") == files(folder / "alone") and len(files(folder / "pair")) == 4
 
 
 def test_an_encoding_that_is_cut_off_goes_on(folder, cached, monkeypatch):
-    encode_shard, done = encoding.encode_shard, []
+    encode_shard, done = latent_cache.encode_shard, []
 
     def cut_off(tokenizer, dataset, indices, *options):
         if indices[0] == 512:
@@ -75,13 +76,13 @@ def test_an_encoding_that_is_cut_off_goes_on(folder, cached, monkeypatch):
         done.append(indices[0])
         return encode_shard(tokenizer, dataset, indices, *options)
 
-    monkeypatch.setattr(encoding, "encode_shard", cut_off)
+    monkeypatch.setattr(latent_cache, "encode_shard", cut_off)
     with pytest.raises(KeyboardInterrupt):
         encode(folder, "cut")
     there = len(files(folder / "cut"))
     assert there == len(done) < 3
 
-    monkeypatch.setattr(encoding, "encode_shard", lambda *args: done.append(args[2][0]) or encode_shard(*args))
+    monkeypatch.setattr(latent_cache, "encode_shard", lambda *args: done.append(args[2][0]) or encode_shard(*args))
     encode(folder, "cut")
     assert sorted(done) == [0, 0, 512, 1024]  # each of the train split's and the held-out one, once
     assert files(folder / "cut") == files(folder / "alone")
@@ -113,7 +114,7 @@ def test_on_the_fly_gives_what_the_cache_gives_and_stores_no_latents_to_train_on
 
 
 def test_the_scale_on_the_fly_is_that_of_a_sample_over_the_whole_split(folder, cached, monkeypatch):
-    monkeypatch.setattr(encoding, "SCALE_SAMPLE", 100)
+    monkeypatch.setattr(latent_cache, "SCALE_SAMPLE", 100)
     stage = encode(folder, "sample", mode="on_the_fly")
     chosen = [index * 1437 // 100 for index in range(100)]
     expected = 1 / cached.train[chosen]["latents"].double().std().item()
@@ -170,7 +171,7 @@ def test_streamed_shards_are_cached_and_sampled(folder, tmp_path):
     torch.testing.assert_close(stage.train[list(range(150))]["latents"], expected["latents"])
     assert torch.equal(stage.train.labels, whole.labels) and len(stage.held_out["labels"]) == 150
     assert encode(folder, "streamed", data, mode="on_the_fly").latent_scale == stage.latent_scale
-    assert encoding.evenly_spaced(whole, 128) == [*range(64), *range(75, 139)]
+    assert evenly_spaced_images(whole, 128) == [*range(64), *range(75, 139)]
 
 
 def test_a_cache_of_random_crops_is_refused(folder):

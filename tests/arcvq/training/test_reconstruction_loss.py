@@ -98,8 +98,8 @@ def test_an_update_of_a_stochastic_tokenizer_in_parts_is_that_of_the_whole(tmp_p
         AcceleratorState._reset_state(reset_partial_state=True)
         run = Run(RunConfig("run", str(tmp_path)), OptimConfig(max_steps=10), {"run": {}})
         tokenizer = VQTokenizer(3, 8, quantizer="sq", codebook_size=6, codebook_dim=4, hidden_channels=8)
-        trained = run.train(tokenizer, "model")
-        trained.descend = lambda loss: torch.tensor(False)
+        trained = run.add_module(tokenizer, "model")
+        trained.optimizer_step = lambda loss: torch.tensor(False)
         seen = TokenizerUpdate(run.accelerator, trained, log_mse())(images.chunk(parts), seed=0)
         return {name: parameter.grad for name, parameter in tokenizer.named_parameters()}, seen.terms
 

@@ -53,7 +53,7 @@ def training(folder, network="conv", checkpointing=False, quantizer=None, **opti
         tokenizer = small_tokenizer(quantizer, in_channels=3, codebook_dim=4).double()
     else:
         tokenizer = VQTokenizer(3, 16, codebook_size=12, codebook_dim=4, **NETWORKS[network]).double()
-    return run, run.train(tokenizer, "model")
+    return run, run.add_module(tokenizer, "model")
 
 
 def batch(n=8, size=16):
@@ -63,7 +63,7 @@ def batch(n=8, size=16):
 def gradients(folder, network, parts, adversary=None, loss=squared, **options):
     """The gradients of an update in so many parts that is not made, and what it says."""
     run, trained = training(folder, network, **options)
-    trained.descend = lambda loss: torch.tensor(False)
+    trained.optimizer_step = lambda loss: torch.tensor(False)
     seen = TokenizerUpdate(run.accelerator, trained, loss, adversary)(batch().chunk(parts), 0)
     return {name: parameter.grad for name, parameter in trained.module.named_parameters()}, seen
 
@@ -135,7 +135,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(tmp_path, network, hea
     halves = []
     for half in batch().chunk(2):
         run, trained = training(tmp_path, network)
-        trained.descend = lambda loss: torch.tensor(False)
+        trained.optimizer_step = lambda loss: torch.tensor(False)
         TokenizerUpdate(run.accelerator, trained, squared, Listened(False))([half], 0)
         halves.append(trained.module.encoder.state_dict(keep_vars=True))
     name = next(name for name, value in halves[0].items() if value.requires_grad)
@@ -204,7 +204,7 @@ def test_the_scripts_own_loss_and_adversary_in_float32(tmp_path):
     for parts in (1, 2):
         run, trained = training(tmp_path, "vqgan")
         trained.module.float()
-        trained.descend = lambda loss: torch.tensor(False)
+        trained.optimizer_step = lambda loss: torch.tensor(False)
         config = AdversarialConfig(weight=0.75, channels=4, layers=2, loss="non_saturating")
         torch.manual_seed(0)
         adversary = Adversary(run, config, 3, 16)
@@ -228,7 +228,7 @@ def test_one_precision_of_the_whole_or_none(tmp_path, has_bfloat16):
         torch.manual_seed(0)
         config = RunConfig("run", str(tmp_path), mixed_precision=precision)
         run = Run(config, OptimConfig(max_steps=10, lr=1e-3), {"run": {}})
-        trained = run.train(VQTokenizer(3, 16, codebook_size=12, codebook_dim=4, **NETWORKS["vqgan"]), "model")
+        trained = run.add_module(VQTokenizer(3, 16, codebook_size=12, codebook_dim=4, **NETWORKS["vqgan"]), "model")
         adversary = Adversary(run, AdversarialConfig(weight=0.75, channels=4, layers=2, disc_start=5), 3, 16)
         loss = ReconstructionLoss(LossConfig(pixel="l1"), WeightFiles(), 16, run.device)
         update = TokenizerUpdate(run.accelerator, trained, loss, adversary)
@@ -237,7 +237,7 @@ def test_one_precision_of_the_whole_or_none(tmp_path, has_bfloat16):
                 part.begin(1e-3)
             seen = update(batch().float().chunk(2), 0)
             adversary.update(batch().float().chunk(2), seen.reconstructions)
-            run.complete(seen.updated)
+            run.end_step(seen.updated)
             assert all(term.dtype == torch.float32 for name, term in seen.terms.items() if name != "loss")
             assert all(term.isfinite() for term in seen.terms.values())
         assert all(parameter.dtype == torch.float32 for parameter in trained.module.parameters())

@@ -11,7 +11,7 @@ from lpips_stand_in import StandIn
 from places import HELPERS
 from safetensors.torch import load_file
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from arcvq.training import tokenizer as train_tokenizer
 from arcvq.training.adversary import Adversary
 from tokenizer import VQTokenizer
@@ -93,7 +93,7 @@ def in_processes(folder, number, *runs, **variables):
     """Trains the runs one after the other in so many processes, with these environment variables."""
     arguments = [word for run in runs for word in ("--", *map(str, run))][1:]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    done = warm.run([sys.executable, str(WORKER), *arguments], folder, processes=number, env=environment)
+    done = forked_process.run([sys.executable, str(WORKER), *arguments], folder, processes=number, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -23,15 +23,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 from priors import latents
 from tokenizer.data import (
     DataConfig,
     DataError,
     bad_images,
     evaluation_batches,
-    hold_in_memory,
     load_images,
+    load_into_memory,
     training_batches,
 )
 from tokenizer.data import decoding as image_files
@@ -180,7 +180,7 @@ def test_what_pil_warns_of_is_neither_printed_nor_raised(tmp_path):
         "    warnings.filterwarnings(action, append=True)\n"
         "    try:\n        decode_image(file.getvalue(), 'x')\n    except DataError as error:\n        print(error)\n"
     )
-    done = warm.run([sys.executable, str(tmp_path / "warns.py")], tmp_path)
+    done = forked_process.run([sys.executable, str(tmp_path / "warns.py")], tmp_path)
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and all(line.startswith("x is too large: 80x1, more than 60 pixels; ") for line in lines)
     assert "omb" not in done.stderr
@@ -425,7 +425,7 @@ def test_images_in_memory_and_encoded_ones_have_the_labels_of_those_that_stand_i
     assert shard["labels"].tolist() == expected
     assert all(torch.equal(as_bytes(image[0]), centre(n)) for image, n in zip(shard["latents"], expected, strict=True))
     assert test.bad_images.count == 7  # marked in a worker, of a copy
-    held = hold_in_memory(load_images(config, "test"), DataConfig(num_workers=1))
+    held = load_into_memory(load_images(config, "test"), DataConfig(num_workers=1))
     assert held.labels.tolist() == expected if not config.streaming else held.bad_images.count == 0
     if not config.streaming:
         assert all(torch.equal(pixels, centre(n)) for pixels, n in zip(held.pixels, expected, strict=True))

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 from small_runs import SMALL, command, training
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 
 LINE = (
     "data: 18 train, 2 held out, 2 classes (cat, dog), 3 x 16 x 16; left out: 1 hidden, 1 unreadable name (.txt); "
@@ -30,7 +30,7 @@ def home(tmp_path_factory, classifier_cache):
 
 
 def output(home, script, *options):
-    done = warm.run(command(script, *options, "--data.name", "photos"), home)
+    done = forked_process.run(command(script, *options, "--data.name", "photos"), home)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -62,7 +62,7 @@ def test_a_run_that_goes_on_with_other_held_out_images_says_so(home):
             PIL.Image.new("RGB", (16, 16), (index * 20, 0, 0)).save(file)
     for steps, said in ((1, False), (2, True)):
         options = ["--optim.max_steps", steps, "--optim.warmup_steps", 0, "--data.name", "other"]
-        done = warm.run(command(*train, *options), home)
+        done = forked_process.run(command(*train, *options), home)
         assert done.returncode == 0, done.stderr[-3000:]
         assert ("note: runs/again has had other data: 9 train, 2 held out" in done.stdout) == said
         PIL.Image.new("RGB", (16, 16)).save(home / "other" / "test" / "new.png")

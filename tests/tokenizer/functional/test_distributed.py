@@ -7,7 +7,7 @@ import torch
 from places import HELPERS
 from processes_worker import train
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 
 WORKER = HELPERS / "processes_worker.py"
 
@@ -18,7 +18,10 @@ def results(folder, world, codes, gather="global"):
         train(folder, 0, 1, codes, gather)
     else:
         command = [sys.executable, str(WORKER), str(folder)]
-        workers = [warm.Process([*command, *map(str, (rank, world, codes)), gather], folder) for rank in range(world)]
+        workers = [
+            forked_process.PreloadedProcess([*command, *map(str, (rank, world, codes)), gather], folder)
+            for rank in range(world)
+        ]
         for worker in workers:
             assert worker.wait(240) == 0, worker.output()
     return [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
@@ -53,7 +56,7 @@ ENDS = """
 import atexit
 import os
 import sys
-from arcvq.cli.parser import run_script
+from arcvq.cli.script import run_script
 from torch import distributed
 
 class Kept:

@@ -7,7 +7,7 @@ import torch
 from places import HELPERS
 from statistics_worker import train
 
-from arcvq.faults import forked_process as warm
+from arcvq.faults import forked_process
 
 WORKER = HELPERS / "statistics_worker.py"
 
@@ -15,7 +15,7 @@ WORKER = HELPERS / "statistics_worker.py"
 @pytest.mark.slow
 def test_two_processes_with_half_the_batch_each_learn_as_one(tmp_path):
     command = [sys.executable, str(WORKER), str(tmp_path)]
-    workers = [warm.Process([*command, str(rank), "2"], tmp_path) for rank in range(2)]
+    workers = [forked_process.PreloadedProcess([*command, str(rank), "2"], tmp_path) for rank in range(2)]
     train(tmp_path, 0, 1)
     for worker in workers:
         assert worker.wait(240) == 0, worker.output()

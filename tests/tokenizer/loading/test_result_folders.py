@@ -105,7 +105,7 @@ def test_a_folders_own_result_comes_before_one_below_it(copies):
     assert f"{pipeline / 'model_index.json'} is not valid JSON" in message(ArcVQLDMPipeline, pipeline)
 
 
-@pytest.mark.parametrize("name", ["x" * 10**5, "two\nlines", "", 5, ["a"], None])
+@pytest.mark.parametrize("name", ["two\nlines", "", 5, ["a"], None])
 def test_a_foreign_class_name_stays_out_of_the_message(copies, name):
     index = copies / "ldm" / "pipeline" / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": name}))
