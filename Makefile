@@ -1,5 +1,8 @@
 # demo: both stages on the embedded digits and a report.
-# test: the quick tests. test-all: these, and the slow ones. lint: ruff. Both and test-newest are what .ci/run runs.
+# test: the quick tests. test-all: these, and the slow ones, with the line coverage of both.
+# lint: ruff, the arrows between packages, the types of the public surface.
+# test-all, lint and test-newest are what .ci/run runs.
+# wheel-test: builds the wheel, installs it in an empty folder, and runs its commands there.
 # robustness: kills, inputs broken at random, limits of memory and time.
 # test-newest: the quick tests with the newest versions that pyproject.toml allows, in an environment of their own.
 # lock: makes these the versions that all other targets install, once the tests pass with them.
@@ -9,16 +12,23 @@ NEWEST := .venv-newest
 LOCK := .ci/constraints.txt
 PYTEST := python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all robustness lint test-newest lock
+.PHONY: clean-coverage demo test test-all robustness lint lint-imports wheel-test test-newest lock
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/quickstart.py
 
 test: $(VENV)/.installed
-	$(VENV)/bin/$(PYTEST)
+	$(VENV)/bin/$(PYTEST) $(COVERAGE)
 
-test-all: test
-	$(VENV)/bin/$(PYTEST) -m 'slow and not robustness'
+# Both runs add to one measurement of the lines that tests in this process reach; scripts in processes of their own are
+# not counted.
+test-all: COVERAGE = --cov --cov-append --cov-report=
+test-all: clean-coverage test
+	$(VENV)/bin/$(PYTEST) -m 'slow and not robustness' $(COVERAGE) || { rm -f .coverage; exit 1; }
+	$(VENV)/bin/python -m coverage report --format total | sed 's/.*/line coverage: & %/'
+
+clean-coverage:
+	rm -f .coverage .coverage.*
 
 robustness: $(VENV)/.installed
 	$(VENV)/bin/$(PYTEST) -m robustness
@@ -26,6 +36,15 @@ robustness: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(MAKE) --no-print-directory lint-imports
+	$(VENV)/bin/mypy
+
+lint-imports: $(VENV)/.installed
+	PYTHONPATH=.:scripts $(VENV)/bin/lint-imports --no-cache
+
+# The commands of the wheel, in an environment of its own and a folder without the checkout.
+wheel-test:
+	PYTHON=$(PYTHON) bash tests/wheel/run
 
 # Where the newest versions are the locked ones, `make test` has run their tests.
 test-newest:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipelines.call_arguments import check_callback, check_evaluating, check_output_type, replaced
 from pipelines.carried_options import settled
 from pipelines.class_conditional import ClassConditionalPipeline, check_id2label
-from priors.code_sampling import CodeChoice
+from priors.code_sampling import CodeSampler
 from priors.number_arguments import described
 from priors.pixelcnn import PixelCNN, code_grid
 from tokenizer.model import VQTokenizer
@@ -65,7 +65,7 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
 
     def check_sampling(self, temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float) -> None:
         """Raises TypeError or ValueError for options of the call that cannot work; they are those of `__call__`."""
-        self.prior.check_choice(CodeChoice(guidance_scale, temperature, top_k, top_p))
+        self.prior.check_sampler(CodeSampler(guidance_scale, temperature, top_k, top_p))
 
     @torch.no_grad()
     def bits_per_dimension(self, images: Tensor, class_labels: int | Sequence[int] | Tensor) -> Tensor:

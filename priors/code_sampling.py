@@ -11,7 +11,7 @@ from priors.number_arguments import as_number, as_whole_number, described
 
 
 @dataclass(frozen=True)
-class CodeChoice:
+class CodeSampler:
     """How a code is drawn from its logits; in the order of the arguments.
 
     Args:

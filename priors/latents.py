@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, Subset
 
 from tokenizer.data import ImageDataset, StreamedImages, evaluation_batches
 from tokenizer.data.framing import mirrored, uniform_draws
+from tokenizer.loading.old_configs import without_network_options
 from tokenizer.model import VQTokenizer
 
 # To be raised when the meaning of the stored tensors changes.
@@ -35,6 +36,7 @@ def tokenizer_fingerprint(tokenizer: VQTokenizer) -> str:
     """SHA-256 (hex) over the tokenizer's config, and every tensor of its state with name, dtype and shape."""
     digest = hashlib.sha256()
     config = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
+    config = without_network_options(config)  # so that runs and caches from before network_options stay known
     digest.update(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         # The counter of training steps changes no latent and no code.
@@ -93,25 +95,25 @@ def encode_shard(
     if not shard["latents"].isfinite().all():
         name = str(dtype).removeprefix("torch.")
         raise ValueError(f"latents of images {indices[0]} to {indices[-1]} are not finite in {name}")
-    return shard | {"moments": _moments(shard["latents"])}
+    return shard | {"moments": _statistics(shard["latents"])}
 
 
-def _moments(values: Tensor) -> Tensor:
+def _statistics(values: Tensor) -> Tensor:
     """(count, mean, sum of squares about the mean) of all values, float64 (1, 3)."""
     values = values.double()
     mean = values.mean()
     return torch.stack([torch.tensor(values.numel(), dtype=torch.float64), mean, (values - mean).square().sum()])[None]
 
 
-def latent_scale(moments: Tensor) -> float:
-    """1 / standard deviation of the latents of all shards, from their moments (shards, 3) float64.
+def latent_scale(statistics: Tensor) -> float:
+    """1 / standard deviation of the latents of all shards, from their statistics (shards, 3) float64.
 
     Times this, the latents have unit variance.
 
     Raises:
         ValueError: the latents are all equal.
     """
-    counts, means, squares = moments.unbind(1)
+    counts, means, squares = statistics.unbind(1)
     mean = (counts * means).sum() / counts.sum()
     variance = (squares.sum() + (counts * (means - mean).square()).sum()) / (counts.sum() - 1)
     deviation = variance.sqrt().item()
@@ -131,14 +133,14 @@ class EncodedDataset(Dataset):
 
     Attributes:
         labels: (n,) int64, in memory.
-        moments: (shards, 3) float64, of the latents in all orientations: what `latent_scale` takes.
+        statistics: (shards, 3) float64, of the latents in all orientations: what `latent_scale` takes.
     """
 
     def __init__(self, shards: Sequence[Path]):
         self.shards = list(shards)
         small = [_open(file, "labels", "moments") for file in self.shards]
         self.labels = torch.cat([shard["labels"] for shard in small])  # a copy: these were maps of the files
-        self.moments = torch.cat([shard["moments"] for shard in small])
+        self.statistics = torch.cat([shard["moments"] for shard in small])
         self._ends = torch.tensor([len(shard["labels"]) for shard in small]).cumsum(0)
         self._mapped: dict[int, dict[str, Tensor]] = {}
 

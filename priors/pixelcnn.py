@@ -13,9 +13,10 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad, relu
+from torch.nn.functional import cross_entropy, relu
 
-from priors.code_sampling import CodeChoice, check_given_codes
+from priors.code_sampling import CodeSampler, check_given_codes
+from priors.gated_layer import GatedLayer
 from priors.pixelcnn_cache import PixelCNNCache
 from tokenizer.loading.safe_mixin import CompleteWeights
 from tokenizer.model import VQTokenizer
@@ -35,39 +36,6 @@ def code_grid(tokenizer: VQTokenizer) -> tuple[int, int]:
             "train the latent diffusion prior on this tokenizer, or take another quantizer"
         )
     return tokenizer.code_shape
-
-
-class GatedLayer(nn.Module):
-    """One gated layer of the vertical stack (all rows above) and the horizontal stack (this row, to the left).
-
-    `sees_itself=False` is mask A: the present position is hidden from both convolutions; True is mask B. In both, the
-    vertical stack passes on rows above the present one only, since the first layer hid the present row from it.
-    """
-
-    def __init__(self, channels: int, kernel_size: int, num_classes: int, sees_itself: bool, dropout: float):
-        super().__init__()
-        reach = kernel_size // 2
-        taps = reach + sees_itself
-        self.vertical_pad = (reach, reach, reach, 0)
-        self.horizontal_pad = (reach, 0, 0, 0)
-        # Without its own position the window ends one earlier; the surplus of the output is cut off in `forward`.
-        self.vertical = nn.Conv2d(channels, 2 * channels, (taps, kernel_size))
-        self.horizontal = nn.Conv2d(channels, 2 * channels, (1, taps))
-        self.vertical_to_horizontal = nn.Conv2d(2 * channels, 2 * channels, 1)
-        self.horizontal_out = nn.Conv2d(channels, channels, 1)
-        self.label = nn.Embedding(num_classes, 2 * channels)
-        self.dropout = nn.Dropout(dropout)
-        self.residual = sees_itself
-
-    def forward(self, vertical: Tensor, horizontal: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both stacks (B, C, h, w), labels (B,) -> both stacks (B, C, h, w)."""
-        height, width = vertical.shape[2:]
-        condition = self.label(labels)[:, :, None, None]  # (B, 2C, 1, 1)
-        above = self.vertical(pad(vertical, self.vertical_pad))[:, :, :height]  # (B, 2C, h, w)
-        left = self.horizontal(pad(horizontal, self.horizontal_pad))[:, :, :, :width]
-        joined = _gate(left + self.vertical_to_horizontal(above) + condition)
-        out = self.horizontal_out(self.dropout(joined))
-        return _gate(above + condition), horizontal + out if self.residual else out
 
 
 class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
@@ -183,8 +151,8 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             TypeError: an option or given codes of another type.
             ValueError: an option out of range, guidance without a null class, or given codes that do not fit.
         """
-        choice = CodeChoice(guidance_scale, temperature, top_k, top_p)
-        self.check_choice(choice)
+        sampler = CodeSampler(guidance_scale, temperature, top_k, top_p)
+        self.check_sampler(sampler)
         if len(generators) != len(labels):
             raise ValueError(f"{len(labels)} samples need as many generators, got {len(generators)}")
         if use_cache and any(weight.is_meta for weight in self.parameters()):
@@ -202,11 +170,13 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
                 for generator in generators
             ]
         ).to(labels.device)
-        repeats = 2 if choice.is_guided else 1  # the null class's codes are the same
-        conditions = torch.cat([torch.full_like(labels, self.null_label), labels]) if choice.is_guided else labels
+        repeats = 2 if sampler.is_guided else 1  # the null class's codes are the same
+        conditions = torch.cat([torch.full_like(labels, self.null_label), labels]) if sampler.is_guided else labels
         # The cache reads the weights, and has no dropout: a model that several threads share is not switched for it.
         with nullcontext() if use_cache else _evaluating(self):
-            cache = PixelCNNCache(self, conditions, width, compile) if use_cache else None
+            cache = None
+            if use_cache:
+                cache = PixelCNNCache(self.layers, self.embedding, self.head, conditions, width, compile)
             for position in progress(range(height * width)):
                 row, column = divmod(position, width)
                 if cache and column == 0:
@@ -216,7 +186,7 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
                         logits = cache.logits(column)
                     else:  # rows below cannot matter yet
                         logits = self(codes[:, : row + 1].repeat(repeats, 1, 1), conditions)[:, :, row, column]
-                    drawn = choice(logits, uniform[:, position])
+                    drawn = sampler(logits, uniform[:, position])
                     if given is not None:
                         drawn = torch.where(given[:, row, column] < 0, drawn, given[:, row, column])
                 else:
@@ -228,11 +198,11 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
                     cache.append(column, codes[:, row, column].repeat(repeats))
         return codes
 
-    def check_choice(self, choice: CodeChoice) -> None:
+    def check_sampler(self, sampler: CodeSampler) -> None:
         """Raises ValueError for guidance where there is no null class."""
-        if choice.is_guided and self.null_label is None:
+        if sampler.is_guided and self.null_label is None:
             raise ValueError(
-                f"guidance_scale {choice.guidance_scale} needs a prior trained with label_dropout above 0, and this "
+                f"guidance_scale {sampler.guidance_scale} needs a prior trained with label_dropout above 0, and this "
                 "one has no null class; train one with --prior.label_dropout 0.1, or leave the scale at 1"
             )
 
@@ -251,9 +221,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def code_nll(logits: Tensor, codes: Tensor) -> Tensor:
     """Cross-entropy in nats per code, (B,) float32, from logits (B, K, h, w) and codes (B, h, w)."""
     return cross_entropy(logits.float(), codes, reduction="none").mean(dim=(1, 2))
-
-
-def _gate(features: Tensor) -> Tensor:
-    """(B, 2C, h, w) -> tanh(first half) sigmoid(second half), (B, C, h, w)."""
-    value, gate = features.chunk(2, dim=1)
-    return torch.tanh(value) * torch.sigmoid(gate)

@@ -5,15 +5,13 @@ horizontal stack goes on by one position at a time. Besides the row it works on,
 one position, that the convolutions of the next ones reach back to; the first layer keeps three.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-if TYPE_CHECKING:
-    from priors.pixelcnn import GatedLayer, PixelCNN
-
+from priors.gated_layer import GatedLayer
 
 # Matrix products of a few rows have kernels of their own, which round otherwise. Batches are filled up to so many rows,
 # and a sample is the same in any of them; on the CPUs at hand 8 are enough.
@@ -26,32 +24,42 @@ class PixelCNNCache:
     Call `begin_row`, then for each column `logits` and `append`; then the next row.
 
     Args:
-        model: in evaluation mode; its weights are read once, here.
+        layers: the model's gated layers, in evaluation mode; all weights are read once, here.
+        embedding: the model's embedding of codes.
+        head: the model's 1 x 1 convolutions from the last layer to the logits.
         labels: (B,) int64.
         width: of the grid.
         compile: the step of a position through torch.compile, for this shape alone.
     """
 
-    def __init__(self, model: "PixelCNN", labels: Tensor, width: int, compile: bool = False):
-        self._model = model
-        self._horizontal = _HorizontalWeights(model)
-        self._vertical = [_VerticalWeights(layer) for layer in model.layers]
-        self._batch, layers, channels = len(labels), model.config.num_layers, model.config.channels
+    def __init__(
+        self,
+        layers: Sequence[GatedLayer],
+        embedding: nn.Embedding,
+        head: nn.Sequential,
+        labels: Tensor,
+        width: int,
+        compile: bool = False,
+    ):
+        self._embedding = embedding
+        self._horizontal = _HorizontalWeights(layers, head)
+        self._vertical = [_VerticalWeights(layer) for layer in layers]
+        self._batch, num_layers, channels = len(labels), len(layers), embedding.embedding_dim
         batch = max(self._batch, FEWEST_ROWS)
         labels = torch.cat([labels, labels.new_zeros(batch - len(labels))])
-        self._reach = model.layers[0].horizontal_pad[0]
-        zeros = model.embedding.weight.new_zeros
+        self._reach = layers[0].horizontal_pad[0]
+        zeros = embedding.weight.new_zeros
         # The label's share of every gate, and of the horizontal gates also what is constant: (B, 2C, 1, 1).
-        self._above_condition = [layer.label(labels)[:, :, None, None] for layer in model.layers]
+        self._above_condition = [layer.label(labels)[:, :, None, None] for layer in layers]
         self._left_condition = [
             ((condition[:, :, 0, 0] + bias) * _tanh_scale(condition))[:, :, None, None]
             for condition, bias in zip(self._above_condition, self._horizontal.left_bias, strict=True)
         ]
         self._rows = [zeros(batch, channels, self._reach, width)]  # the inputs of each layer, from the rows above
-        self._rows += [zeros(batch, channels, 1, width) for _ in range(layers - 1)]
-        self._conditions = zeros(width, layers, batch, 2 * channels)
+        self._rows += [zeros(batch, channels, 1, width) for _ in range(num_layers - 1)]
+        self._conditions = zeros(width, num_layers, batch, 2 * channels)
         self._embedded = zeros(batch, self._reach + width, channels)  # this row's codes, after what pads it
-        self._stack, gates = zeros(layers, batch, channels), zeros(layers, batch, 2 * channels)
+        self._stack, gates = zeros(num_layers, batch, channels), zeros(num_layers, batch, 2 * channels)
         self._begun = False
         views = None if compile else _views(self._stack, gates)  # a compiled function makes its own for nothing
 
@@ -89,7 +97,7 @@ class PixelCNNCache:
 
     def append(self, column: int, codes: Tensor) -> None:
         """Takes in the codes (B,) of this column."""
-        self._embedded[: self._batch, self._reach + column] = self._model.embedding(codes)
+        self._embedded[: self._batch, self._reach + column] = self._embedding(codes)
 
 
 def _tanh_scale(gates: Tensor) -> Tensor:
@@ -102,7 +110,7 @@ def _tanh_scale(gates: Tensor) -> Tensor:
 class _VerticalWeights:
     """The weights of a layer's vertical stack, in the layout that its rows have."""
 
-    def __init__(self, layer: "GatedLayer"):
+    def __init__(self, layer: GatedLayer):
         self.reach = layer.vertical_pad[0]
         self.above = layer.vertical.weight.contiguous(memory_format=torch.channels_last)
         self.above_bias = layer.vertical.bias
@@ -119,22 +127,22 @@ class _HorizontalWeights:
     convolution's bias takes up.
     """
 
-    def __init__(self, model: "PixelCNN"):
-        first, *others = model.layers
+    def __init__(self, layers: Sequence[GatedLayer], head: nn.Sequential):
+        first, *others = layers
         scale = _tanh_scale(first.horizontal.weight.transpose(0, 1))
-        biases = torch.stack([layer.horizontal_out.bias for layer in model.layers]).cumsum(dim=0)  # (L, C)
+        biases = torch.stack([layer.horizontal_out.bias for layer in layers]).cumsum(dim=0)  # (L, C)
         # (2C, C, 1, taps) -> (taps C, 2C): the order in which the codes of a row lie in memory.
         self.first = first.horizontal.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1) * scale
         taps = [layer.horizontal.weight[:, :, 0].permute(2, 1, 0) * scale for layer in others]  # (2, C, 2C)
         self.before = torch.stack([before for before, _ in taps]) if taps else None  # (L - 1, C, 2C)
         self.here = [here.contiguous() for _, here in taps]
-        self.out = [(layer.horizontal_out.weight[:, :, 0, 0].T / 2).contiguous() for layer in model.layers]
+        self.out = [(layer.horizontal_out.weight[:, :, 0, 0].T / 2).contiguous() for layer in layers]
         self.left_bias = [first.horizontal.bias] + [
             layer.horizontal.bias + layer.horizontal.weight[:, :, 0].sum(dim=2) @ bias
             for layer, bias in zip(others, biases, strict=False)
         ]
         self.empty, self.last_bias = -biases, biases[-1]  # what stands for 0 left of the grid
-        hidden, logits = model.head[0], model.head[2]
+        hidden, logits = head[0], head[2]
         self.hidden, self.hidden_bias = hidden.weight[:, :, 0, 0].T.contiguous(), hidden.bias
         self.logits, self.logits_bias = logits.weight[:, :, 0, 0].T.contiguous(), logits.bias
 

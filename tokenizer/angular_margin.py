@@ -8,10 +8,12 @@ step                            -> radius of the ball, weight of the arc loss
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from tokenizer.functional.arc_tiles import ArcTerms
-from tokenizer.functional.unit_vectors import unit_vectors
+from tokenizer.functional.arc_tiles import ArcLossFunction
+from tokenizer.functional.distributed import all_gather_with_gradient, all_reduce_sum_with_gradient
+from tokenizer.functional.vectors import unit_vectors
 
 # exp() of a larger exponent leaves float32; a ball of radius e^80 binds no codebook that float32 can hold.
 _LARGEST_EXPONENT = 80.0
@@ -63,6 +65,23 @@ def arc_loss_and_codes(
     return terms.mean(), codes
 
 
+def global_arc_loss(latents: Tensor, codebook: Tensor, scale: float, margin: float, top_k: int) -> Tensor:
+    """Compute `arc_loss` of the latents of all W processes together; each process passes its own (n, D).
+
+    Every process gathers all latents and computes the terms of its K / W codes, so that W processes share the work of
+    one. Every process must call this with equally many latents: otherwise the communication fails or hangs.
+
+    Returns:
+        The loss, the same scalar on each process. Its gradient with respect to this process's latents is W times the
+        loss's own, so that the mean that DistributedDataParallel takes over the processes gives the parameters'
+        gradient of one process with the global batch.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    share = slice(len(codebook) * rank // world, len(codebook) * (rank + 1) // world)
+    terms, _ = arc_terms(all_gather_with_gradient(latents), codebook[share], scale, margin, top_k)
+    return all_reduce_sum_with_gradient(terms.sum()) / len(codebook)
+
+
 def arc_terms(
     latents: Tensor,
     codebook: Tensor,
@@ -77,7 +96,7 @@ def arc_terms(
     check_arc_arguments(scale, margin, top_k)
     if tile_entries is not None and tile_entries < 1:
         raise ValueError(f"arc_loss needs tile_entries >= 1, got {tile_entries}")
-    return ArcTerms.apply(latents, codebook.detach(), scale, margin, top_k, search, tile_entries)
+    return ArcLossFunction.apply(latents, codebook.detach(), scale, margin, top_k, search, tile_entries)
 
 
 def check_arc_arguments(scale: float, margin: float, top_k: int) -> None:

@@ -14,11 +14,11 @@ from pipelines.figures.tokenizers import (
     TITLE,
     TokenizerTensors,
     described_use,
-    evenly,
     numbers_of_use,
     panel_grid,
     refuse_continuous,
 )
+from tokenizer.data.subsets import evenly_spaced_indices
 
 MAX_CODES = 512  # in a distance matrix
 MAX_PAIRED = 4096  # codes whose pairwise distances are all taken
@@ -42,12 +42,12 @@ def plot_distances(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> 
     orders, matrices, pairs = [], [], []
     for tokenizer in tokenizers:
         codebook, order = tokenizer.codebook.double(), tokenizer.counts.argsort(descending=True, stable=True)
-        orders.append(order[evenly(len(order), MAX_CODES)])
+        orders.append(order[evenly_spaced_indices(len(order), MAX_CODES)])
         # Not by matrix product, which rounds the distance of a code to itself or to its copy away from 0.
         chosen = codebook[orders[-1]]
         matrices.append(torch.cdist(chosen, chosen, compute_mode="donot_use_mm_for_euclid_dist"))
         used = codebook[tokenizer.counts > 0]
-        pairs.append(torch.pdist(used[evenly(len(used), MAX_PAIRED)]))
+        pairs.append(torch.pdist(used[evenly_spaced_indices(len(used), MAX_PAIRED)]))
     ranges = [_range(matrix) for matrix in matrices]
     tops = [distances.max().item() if len(distances) else 0.0 for distances in pairs]
     highest = [high for _, high in ranges if high > 0]

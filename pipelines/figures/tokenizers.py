@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipelines.figures.grids import UNUSED, USED, draw_norms
 from pipelines.figures.principal_plane import principal_plane
+from tokenizer.data.subsets import evenly_spaced_indices
 from tokenizer.functional.usage import perplexity, usage
 
 TOKENS = "#a7aeb8"
@@ -151,13 +152,6 @@ def plot_norms(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> dict
     return numbers
 
 
-def evenly(number: int, most: int) -> Tensor:
-    """At most `most` of 0 to number - 1, evenly taken, the first and the last among them; int64."""
-    if number <= most:
-        return torch.arange(number)
-    return torch.linspace(0, number - 1, most, dtype=torch.float64).round().long()
-
-
 def refuse_continuous(tokenizers: Sequence[TokenizerTensors]) -> None:
     """Raises NotDrawable where one has no codes."""
     for tokenizer in tokenizers:
@@ -195,7 +189,7 @@ def panel_grid(number: int, width: float, height: float, parts: int = 1) -> tupl
 
 
 def _scatter(panel: Axes, kind: str, points: Tensor, colour: str, areas: Tensor, alpha: float) -> None:
-    shown = evenly(len(points), MAX_POINTS)
+    shown = evenly_spaced_indices(len(points), MAX_POINTS)
     label = f"{len(points):,} {kind}" + (f" ({len(shown):,} shown)" if len(shown) < len(points) else "")
     x, y = points[shown].T.numpy()
     panel.scatter(x, y, s=areas[shown].numpy(), c=colour, alpha=alpha, linewidths=0, label=label)

@@ -65,7 +65,7 @@ def run_verb(name: str, args: list[str] | None = None) -> None:
     if args and args[0] in verb.others:
         module = verb.others[args.pop(0)]
     sys.argv[1:] = args
-    from arcvq.cli.parser import run_script  # imports torch
+    from arcvq.cli.script import run_script  # imports torch
 
     run_script(importlib.import_module(module).main)
 

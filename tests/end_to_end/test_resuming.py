@@ -174,7 +174,7 @@ def test_deterministic_runs_are_the_same_bits(tmp_path):
 
 def test_a_kernel_that_is_not_deterministic_is_refused_in_one_line(tmp_path):
     (tmp_path / "refused.py").write_text("""
-from arcvq.cli.parser import run_script
+from arcvq.cli.script import run_script
 from arcvq.runs.seeds import be_deterministic
 def main():
     be_deterministic()

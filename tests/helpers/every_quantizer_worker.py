@@ -14,7 +14,7 @@ STEPS, BATCH = 22, 12
 def train(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     """In float64, so that nothing but the split of the batch could make a difference."""
     tokenizer = small_tokenizer(name, image_size=8).double().train()
-    tokenizer.bottleneck.plan(STEPS)
+    tokenizer.bottleneck.set_total_steps(STEPS)
     images = torch.rand(STEPS, BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2 - 1
     model = DistributedDataParallel(tokenizer) if world > 1 else tokenizer
     optimizer = torch.optim.AdamW([p for p in tokenizer.parameters() if p.requires_grad], lr=3e-3, eps=1e-3)
@@ -28,7 +28,7 @@ def train(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        tokenizer.bottleneck.after_update(output.moments.detach(), output.codes)
+        tokenizer.bottleneck.after_update(output.encoder_output.detach(), output.codes)
     return {f"{name} {key}": value.detach().clone() for key, value in tokenizer.state_dict().items()}
 
 

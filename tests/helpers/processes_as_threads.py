@@ -4,7 +4,7 @@ import threading
 
 
 class Processes:
-    """`world` of them; `total` and `number` stand in for `tokenizer.processes.summed` and `whole_batch`."""
+    """`world` of them; `total` and `number` stand in for `all_reduce_sum` and `global_count`."""
 
     def __init__(self, world):
         self.world = world

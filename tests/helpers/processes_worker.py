@@ -34,7 +34,7 @@ def train(folder: Path, rank: int, world: int, codes: int, gather: str, steps: i
             first |= {f"loss {name}": loss.detach() for name, loss in losses.items()}
         optimizer.step()
         optimizer.zero_grad()
-        tokenizer.bottleneck.after_update(output.moments, output.codes)
+        tokenizer.bottleneck.after_update(output.encoder_output, output.codes)
         counts += output.counts
     result = first | {f"weight {name}": weight.detach() for name, weight in tokenizer.named_parameters()}
     if world > 1:

@@ -9,7 +9,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-from arcvq.cli.parser import run_script
+from arcvq.cli.script import run_script
 from arcvq.runs.run import Run
 from arcvq.training import ldm as train_ldm
 from arcvq.training import prior as prior_training

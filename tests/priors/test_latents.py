@@ -165,7 +165,7 @@ def test_the_latent_scale_is_that_of_all_latents_however_they_are_split(model, t
     for size in (7, 50):
         (tmp_path / str(size)).mkdir()
         found = encoded(model, images, tmp_path / str(size), size=size, flips=True)
-        assert latent_scale(found.moments) == pytest.approx(1 / latents.double().std().item(), rel=1e-6)
+        assert latent_scale(found.statistics) == pytest.approx(1 / latents.double().std().item(), rel=1e-6)
 
 
 def test_latents_that_are_all_equal_have_no_scale(model, tmp_path):
@@ -173,7 +173,7 @@ def test_latents_that_are_all_equal_have_no_scale(model, tmp_path):
         model.encoder.conv_out.weight.zero_()
         model.encoder.conv_out.bias.fill_(0.1)
     with pytest.raises(ValueError, match="encodes every image alike"):
-        latent_scale(encoded(model, Images(), tmp_path).moments)
+        latent_scale(encoded(model, Images(), tmp_path).statistics)
 
 
 def test_shards_are_mapped_when_they_are_needed_and_never_sent(model, tmp_path):

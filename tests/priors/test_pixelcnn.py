@@ -8,7 +8,8 @@ from torch.nn.functional import one_hot
 
 from priors import PixelCNN
 from priors.code_sampling import inverse_cdf
-from priors.pixelcnn import GatedLayer, code_nll
+from priors.gated_layer import GatedLayer
+from priors.pixelcnn import code_nll
 
 
 def make(codes=5, grid=(4, 5), layers=4, sharpness=4.0, **options):

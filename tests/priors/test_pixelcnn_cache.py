@@ -37,7 +37,7 @@ def test_logits_are_those_of_the_full_forward():
     for seed, (height, width), batch in grids_and_batches(60):
         model = random_model(seed, (height, width))
         codes, labels = torch.randint(7, (batch, height, width)), torch.randint(3, (batch,))
-        cache = PixelCNNCache(model, labels, width)
+        cache = PixelCNNCache(model.layers, model.embedding, model.head, labels, width)
         found = torch.empty(batch, 7, height, width)
         for row in range(height):
             cache.begin_row()
@@ -252,7 +252,7 @@ def test_logits_are_the_same_bits_in_every_batch():
     codes, labels = torch.randint(64, (70, 3, 4)), torch.arange(70) % 3
 
     def logits(number):
-        cache, found = PixelCNNCache(model, labels[:number], 4), []
+        cache, found = PixelCNNCache(model.layers, model.embedding, model.head, labels[:number], 4), []
         for row in range(3):
             cache.begin_row()
             for column in range(4):

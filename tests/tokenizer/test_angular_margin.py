@@ -6,7 +6,7 @@ import torch
 from places import GOLDEN
 
 from tokenizer.angular_margin import arc_loss, arc_weight, ball_radius, project_to_ball
-from tokenizer.functional.unit_vectors import unit_vectors
+from tokenizer.functional.vectors import unit_vectors
 
 ARC_FILES = sorted(GOLDEN.glob("arc_loss_*.npz"))
 BALL_FILES = sorted(GOLDEN.glob("ball_clip_*.npz"))

@@ -15,7 +15,7 @@ from tokenizer.data.config import DataConfig
 from tokenizer.data.dataset import ImageDataset
 from tokenizer.data.decoding import DataError
 from tokenizer.data.image_column import ImageColumn
-from tokenizer.data.in_memory import hold_in_memory, pixel_batches
+from tokenizer.data.in_memory import load_into_memory, pixel_batches
 from tokenizer.data.kinds import SAMPLE, image_kind
 from tokenizer.data.labels import class_ids
 from tokenizer.data.sources import Source, SplitTable, load_source
@@ -32,8 +32,8 @@ __all__ = [
     "StreamedImages",
     "epoch_order",
     "evaluation_batches",
-    "hold_in_memory",
     "load_images",
+    "load_into_memory",
     "load_splits",
     "pixel_batches",
     "training_batches",

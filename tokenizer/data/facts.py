@@ -10,7 +10,7 @@ from tokenizer.data.sources import HUB_IDS
 
 
 @dataclass(frozen=True)
-class ImageFacts:
+class DatasetInfo:
     """The train split of a data set.
 
     Attributes:
@@ -68,7 +68,7 @@ _PUBLISHED = (
 )
 
 
-def image_facts(data: DataConfig) -> ImageFacts:
+def dataset_info(data: DataConfig) -> DatasetInfo:
     """Of the data set itself where it is embedded or a folder here; else what is known of its name; no network.
 
     Raises:
@@ -85,7 +85,7 @@ def image_facts(data: DataConfig) -> ImageFacts:
             sizes = images.encoded.sizes(images.rows, unreadable=images.bad_images is not None)
             encoded_bytes = int(sizes.clip(0).sum())
         facts = (images.channels, images.framing, len(images), images.num_classes, encoded_bytes)
-        return ImageFacts(data.name, *facts, measured=True, line=str(splits))
+        return DatasetInfo(data.name, *facts, measured=True, line=str(splits))
     words = data.name.lower().replace("-", "").replace("_", "")
     known = next((known for known in _PUBLISHED if any(word in words for word in known.words)), None)
     if known is None:
@@ -98,4 +98,4 @@ def image_facts(data: DataConfig) -> ImageFacts:
     classes = f"{known.num_classes} classes" if known.num_classes > 1 else "no classes"
     size = f"{channels} x {image_size} x {image_size}"
     line = f"data: {known.num_images} train, {classes}, {size}; as published, not looked at"
-    return ImageFacts(data.name, channels, *facts, measured=False, line=line)
+    return DatasetInfo(data.name, channels, *facts, measured=False, line=line)

@@ -21,8 +21,8 @@ PIXEL_BATCH = 256
 
 
 @dataclass(eq=False, repr=False)
-class DecodedImages(Dataset):
-    """An `ImageDataset` in memory; built by `hold_in_memory`.
+class InMemoryImages(Dataset):
+    """An `ImageDataset` in memory; built by `load_into_memory`.
 
     Items, batches and fingerprint are those of the data set that was decoded.
 
@@ -90,18 +90,18 @@ class DecodedImages(Dataset):
         return self.source_fingerprint
 
 
-def pixel_batches(dataset: ImageDataset | DecodedImages | StreamedImages, num_workers: int) -> Iterable[Tensor]:
+def pixel_batches(dataset: ImageDataset | InMemoryImages | StreamedImages, num_workers: int) -> Iterable[Tensor]:
     """Every image once, in order, cropped to the centre, uint8 (PIXEL_BATCH, C, S, S); the last may be smaller."""
-    if isinstance(dataset, DecodedImages):
+    if isinstance(dataset, InMemoryImages):
         return dataset.pixels.split(PIXEL_BATCH)
     return loader(range(len(dataset)), num_workers, batch_size=PIXEL_BATCH, collate_fn=dataset.decode)
 
 
-def hold_in_memory(
+def load_into_memory(
     dataset: ImageDataset | StreamedImages,
     config: DataConfig,
     progress: Callable[[Iterable[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tensor]]] = lambda batches: batches,
-) -> ImageDataset | DecodedImages | StreamedImages:
+) -> ImageDataset | InMemoryImages | StreamedImages:
     """The data set decoded where its pixels take no more than `config.memory_limit_gib`, else as it is.
 
     Images that are streamed, or cropped at random, are not held: they are never seen the same way twice.
@@ -119,7 +119,7 @@ def hold_in_memory(
     for (its_pixels, its_labels), (found, of_these) in zip(places, progress(batches), strict=True):
         its_pixels.copy_(found)
         its_labels.copy_(of_these)  # of the images that stand in for unusable ones, not those that were stored
-    return DecodedImages(
+    return InMemoryImages(
         pixels=pixels,
         labels=labels,
         class_names=dataset.class_names,
@@ -132,7 +132,7 @@ def hold_in_memory(
 
 
 def bytes_held(dataset: Dataset, config: DataConfig) -> int:
-    """The bytes that the images take when `hold_in_memory` holds them; 0 where it does not."""
+    """The bytes that the images take when `load_into_memory` holds them; 0 where it does not."""
     size = math.prod(_shape(dataset))
     fits = size <= config.memory_limit_gib * 2**30
     return size if fits and not config.streaming and not dataset.framing.random_crop else 0

@@ -14,10 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, logsigmoid, pad
 
-from tokenizer.functional.first_order import refuse_second_derivative
 from tokenizer.functional.nearest import better, blocks, entries_of_tile, tile_shape
-from tokenizer.functional.products import inner_products
-from tokenizer.functional.unit_vectors import at_least_float32, directions_and_lengths, unit_vectors
+from tokenizer.functional.vectors import (
+    at_least_float32,
+    directions_and_lengths,
+    inner_products,
+    refuse_second_derivative,
+    unit_vectors,
+)
 
 # A cosine that is computed again costs as much as this many entries of the table of chunks.
 _CANDIDATE_COST = 16
@@ -29,7 +33,7 @@ _BELOW_ALL = -2.0
 _LN2 = math.log(2)
 
 
-class ArcTerms(torch.autograd.Function):
+class ArcLossFunction(torch.autograd.Function):
     """The loss of each code (eqs. 10-12, 17-18) and, on demand, the code of largest cosine of each token.
 
     Takes latents (N, D), the codebook (K, D) as a constant, scale, margin, top_k, whether to search, and the entries

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from tokenizer.functional.products import inner_products
-from tokenizer.functional.unit_vectors import at_least_float32, unit_vectors
+from tokenizer.functional.vectors import at_least_float32, inner_products, unit_vectors
 
 # Scores of one tile. On a CPU 2 Mi float32 are 8 MiB, which its caches hold; other devices want few, large kernels.
 _TILE_ENTRIES_CPU = 1 << 21

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.functional.nearest import largest_product
-from tokenizer.functional.products import inner_products
+from tokenizer.functional.vectors import inner_products
 
 
 def code_logits(tokens: Tensor, precision: Tensor, codebook: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from tokenizer.functional.first_order import refuse_second_derivative
 from tokenizer.functional.nearest import blocks
+from tokenizer.functional.vectors import refuse_second_derivative
 
 # Tokens at a time, so that their differences from the rows stay in a processor's cache.
 _PART = 4096
@@ -21,7 +21,7 @@ def straight_through(rows: Tensor, latents: Tensor) -> Tensor:
     return rows.detach() + (latents - latents.detach())
 
 
-class AssignedRows(torch.autograd.Function):
+class CodebookLookup(torch.autograd.Function):
     """The rows (N, D) of the codes, and two scalars of one value, the mean squared distance of tokens and rows.
 
     The gradient of the rows goes to the tokens, straight through; that of the first scalar, the codebook loss, to the

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenizer.functional.first_order import refuse_second_derivative
 from tokenizer.functional.noise import ImageNoise
-from tokenizer.functional.unit_vectors import unit_vectors
+from tokenizer.functional.vectors import refuse_second_derivative, unit_vectors
 
 # Below this sqrt(nu^2 + kappa^2) the power series is summed; from there on the uniform expansion, whose next term is
 # below 1e-10.

@@ -44,7 +44,7 @@ def local_folder(name: str | Path, patterns: list[str], **hub: Any) -> Path:
 
 
 def read_model_config(model: type[ModelMixin], folder: Path) -> dict[str, Any]:
-    """Read the config.json in the folder of a model.
+    """Read the config.json of a model's folder; one that an older version has written is brought up to date.
 
     Raises:
         ValueError: the file is missing or broken, names another class, or holds an unknown argument.
@@ -53,6 +53,11 @@ def read_model_config(model: type[ModelMixin], folder: Path) -> dict[str, Any]:
     config = read_json(file)
     if config.get("_class_name") != model.__name__:
         raise ValueError(f"{file} is of a {config.get('_class_name')!r:.80}, not of a {model.__name__}")
+    if hasattr(model, "current_config"):  # diffusers' own models have none
+        try:
+            config = model.current_config(config)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
     check_arguments(model, config, file)
     return config
 

@@ -21,6 +21,16 @@ class CompleteWeights:
     _result: str | None = None
 
     @classmethod
+    def current_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Bring a config up to date that an older version of the class has written."""
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Build the model from a config, as diffusers does, also from one that an older version has written."""
+        return super().from_config(cls.current_config(config), *args, **kwargs)
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Loads a folder, or a Hub id's, as diffusers does, from safetensors alone.
 

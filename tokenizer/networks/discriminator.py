@@ -1,4 +1,4 @@
-"""PatchDiscriminator: images (B, C, H, W) -> a logit for each overlapping patch (B, 1, h, w), high for real ones."""
+"""The patch discriminator of pix2pix: images (B, C, H, W) => one logit per overlapping patch, (B, 1, h, w)."""
 
 from math import gcd
 from typing import Literal
@@ -6,25 +6,26 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-_SLOPE = 0.2  # of the leaky rectifiers
+_SLOPE = 0.2  # of LeakyReLU for negative inputs
 
 
 class PatchDiscriminator(nn.Module):
-    """The convolutional patch classifier of pix2pix (Isola et al. 2017), which VQGAN trains against.
+    """Classify overlapping patches as real (high logit) or reconstructed (pix2pix, Isola et al. 2017; VQGAN).
 
-    `num_layers` convolutions of stride 2 and one of stride 1 widen the image up to eight times `channels`; a last one
-    gives the logits. It computes in float32 whatever the autocast.
+    `num_layers` convolutions of stride 2, one of stride 1, and one that outputs the logits. The width doubles with each
+    convolution, up to eight times `channels`. The forward pass runs in float32, also under autocast.
 
     Args:
-        in_channels: C, the images' channels.
+        in_channels: C, the channels of the images.
         channels: width after the first convolution; even.
         num_layers: convolutions of stride 2.
-        norm: `group`, group normalisation, with which an image's logits do not depend on the batch it is in, so that
-            any split of a batch over processes and accumulation trains alike; `batch`, batch normalisation, as
+        norm: `group`: group normalisation. The logits of an image do not depend on the rest of its batch, so any split
+            of a batch over processes or accumulation gives the same training. `batch`: batch normalisation, as
             published.
 
     Attributes:
         anchors: (2,), running means of the logits of real and of reconstructed images, for `lecam_penalty`.
+        smallest: smallest height and width of an image, in pixels.
 
     Raises:
         ValueError: a size that cannot work.
@@ -42,7 +43,7 @@ class PatchDiscriminator(nn.Module):
             )
         if norm not in ("group", "batch"):
             raise ValueError(f"adversarial.norm is group or batch, got {norm!r}")
-        # Two strides of 1 take away one pixel each, and one has to be left.
+        # The two convolutions of stride 1 remove one row and one column each, and one of each must remain.
         self.smallest = 3 << num_layers
         layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, stride=2, padding=1), nn.LeakyReLU(_SLOPE, True)]
         width = channels
@@ -63,7 +64,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError for images that are too small for as many layers."""
+        """Raise ValueError for images that are smaller than `smallest`."""
         if min(height, width) < self.smallest:
             raise ValueError(
                 f"images of {height}x{width} are too small for the discriminator, which takes {self.smallest} pixels; "
@@ -71,9 +72,9 @@ class PatchDiscriminator(nn.Module):
             )
 
     def forward(self, *batches: Tensor) -> list[Tensor]:
-        """Batches of images (B, C, H, W) in [-1, 1] -> of each its logits (B, 1, h, w), float32.
+        """Return the logits (B, 1, h, w), float32, of each batch of images (B, C, H, W) in [-1, 1].
 
-        A batch normalisation takes its statistics of each batch by itself.
+        Batch normalisation computes its statistics for each batch separately.
 
         Raises:
             ValueError: the images are too small.

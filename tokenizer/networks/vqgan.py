@@ -1,32 +1,33 @@
-"""The VQGAN encoder and decoder (METHOD: ImageNet and FFHQ): diffusers' networks between two 1 x 1 convolutions.
+"""The VQGAN encoder and decoder of the paper's ImageNet and FFHQ experiments (Esser et al. 2021).
 
-VQGANEncoder: images (B, C, H, W) -> latents (B, D, H / f, W / f), f = 2^(levels - 1)
-VQGANDecoder: latents (B, D, h, w) -> images (B, C, f h, f w)
-
-Residual blocks and strided convolutions on pyramid levels of hidden_channels times each multiplier, attention on some
-levels and always in the middle, below the lowest; the decoder has one more residual block on each level.
+They are diffusers' `Encoder` and `Decoder` with a 1 x 1 convolution on either side of the quantizer. Level i has a
+width of hidden_channels times channel_multipliers[i], and half the height and width of level i - 1, so f = 2^(levels
+- 1). Each level is a stack of residual blocks, one more in the decoder than in the encoder. Attention follows each
+block on some levels, and always the first of the two blocks below the lowest level.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from diffusers.models.autoencoders.vae import Decoder, Encoder
+import diffusers.models.autoencoders.vae as diffusers_vae
 from torch import Tensor, nn
+
+from tokenizer.networks.base import Decoder, Encoder, Network, NetworkSizes
 
 
 @dataclass(frozen=True)
 class VQGANSizes:
-    """Of encoder and decoder alike.
+    """The sizes of the encoder and the decoder.
 
     Attributes:
-        channels: C, the images'.
-        encoder_channels: of what the encoder gives.
-        decoder_channels: of what the decoder takes.
-        widths: of the levels, images first.
-        attends: whether each level attends.
-        num_layers: residual blocks on a level of the encoder.
-        z_channels: between the network and its 1 x 1 convolution.
-        norm_groups: of every group normalisation.
+        channels: C, the channels of the images.
+        encoder_channels: channels of the encoder's output.
+        decoder_channels: channels of the decoder's input.
+        widths: width of each level, from the highest resolution to the lowest.
+        attends: whether each level has attention.
+        num_layers: residual blocks on each level of the encoder.
+        z_channels: channels between diffusers' network and the 1 x 1 convolution.
+        norm_groups: groups of every group normalisation.
     """
 
     channels: int
@@ -39,13 +40,15 @@ class VQGANSizes:
     norm_groups: int
 
 
-class VQGANEncoder(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> latents (B, D, H / f, W / f)."""
+class VQGANEncoder(Encoder):
+    """Images (B, C, H, W) in [-1, 1] => encoder output (B, encoder_channels, H / f, W / f)."""
+
+    supports_gradient_checkpointing = True
 
     def __init__(self, sizes: VQGANSizes):
         super().__init__()
         self.downsampling = 2 ** (len(sizes.widths) - 1)
-        self.network = Encoder(
+        self.network = diffusers_vae.Encoder(
             sizes.channels,
             sizes.z_channels,
             tuple("AttnDownEncoderBlock2D" if attends else "DownEncoderBlock2D" for attends in sizes.attends),
@@ -57,20 +60,22 @@ class VQGANEncoder(nn.Module):
         self.quant_conv = nn.Conv2d(sizes.z_channels, sizes.encoder_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D, H / f, W / f)."""
+        """Encode images: (B, C, H, W) => (B, encoder_channels, H / f, W / f)."""
         return self.quant_conv(self.network(images))
 
 
-class VQGANDecoder(nn.Module):
-    """Quantized latents (B, D, h, w) -> images (B, C, f h, f w)."""
+class VQGANDecoder(Decoder):
+    """Quantised latents (B, decoder_channels, h, w) => images (B, C, f h, f w)."""
+
+    supports_gradient_checkpointing = True
 
     def __init__(self, sizes: VQGANSizes):
         super().__init__()
         self.post_quant_conv = nn.Conv2d(sizes.decoder_channels, sizes.z_channels, 1)
-        self.network = Decoder(
+        self.network = diffusers_vae.Decoder(
             sizes.z_channels,
             sizes.channels,
-            # diffusers counts these from the lowest level up, and the widths from the highest down.
+            # diffusers takes the block types from the lowest resolution up, and the widths from the highest down.
             tuple("AttnUpDecoderBlock2D" if attends else "UpDecoderBlock2D" for attends in reversed(sizes.attends)),
             sizes.widths,
             sizes.num_layers,
@@ -79,33 +84,40 @@ class VQGANDecoder(nn.Module):
 
     @property
     def last_layer(self) -> nn.Conv2d:
-        """The convolution that makes the images."""
+        """The convolution that outputs the images."""
         return self.network.conv_out
 
     def forward(self, quantized: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, C, f h, f w)."""
+        """Decode quantised latents: (B, decoder_channels, h, w) => (B, C, f h, f w)."""
         return self.network(self.post_quant_conv(quantized))
 
 
-def vqgan_sizes(
-    channels: int,
-    encoder_channels: int,
-    decoder_channels: int,
-    hidden_channels: int,
-    num_layers: int,
-    image_size: int,
-    channel_multipliers: Sequence[int] = (1, 2, 2, 4),
-    attention_sizes: Sequence[int] | None = None,
+def make_vqgan(
+    sizes: NetworkSizes,
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4),
+    attention_sizes: tuple[int, ...] | None = None,
     z_channels: int | None = None,
     norm_groups: int = 32,
-) -> VQGANSizes:
-    """The sizes from VQTokenizer's arguments.
+) -> Network:
+    """Check the sizes of network `vqgan`.
+
+    Args:
+        sizes: hidden_channels is a multiple of norm_groups; each level of the encoder has num_residual_layers residual
+            blocks, each level of the decoder one more.
+        channel_multipliers: width of each level as a multiple of hidden_channels, highest resolution first. Four levels
+            downsample by 8; (1, 1, 2, 2, 4) downsamples by 16.
+        attention_sizes: heights of the feature maps whose levels have attention, for images of image_size; None: the
+            lowest level.
+        z_channels: channels between diffusers' networks and the 1 x 1 convolutions; None: decoder_channels.
+        norm_groups: groups of every group normalisation; the published 32 are for 128 hidden_channels. A group of one
+            channel normalises away the mean of that channel over the image.
 
     Raises:
         ValueError: a size that cannot work.
     """
+    channels, hidden_channels, num_layers = sizes.in_channels, sizes.hidden_channels, sizes.num_residual_layers
     multipliers = tuple(channel_multipliers)
-    z_channels = decoder_channels if z_channels is None else z_channels
+    z_channels = sizes.decoder_channels if z_channels is None else z_channels
     if min(channels, num_layers, z_channels) < 1:
         raise ValueError(
             "in_channels, num_residual_layers and z_channels of network 'vqgan' must be at least 1, got "
@@ -118,20 +130,27 @@ def vqgan_sizes(
             "hidden_channels of network 'vqgan' must be a multiple of norm_groups, its normalisation groups, "
             f"got {hidden_channels} and {norm_groups}"
         )
-    if image_size >> (len(multipliers) - 1) < 1:
+    if sizes.image_size >> (len(multipliers) - 1) < 1:
         raise ValueError(
-            f"images of {image_size} pixels cannot be halved {len(multipliers) - 1} times, once per level but the "
-            "first: give channel_multipliers fewer entries"
+            f"images of {sizes.image_size} pixels cannot be halved {len(multipliers) - 1} times, once per level but "
+            "the first: give channel_multipliers fewer entries"
         )
-    # The height of each level's feature maps, from the highest level to the lowest.
-    levels = [image_size // 2**level for level in range(len(multipliers))]
-    attending = levels[-1:] if attention_sizes is None else attention_sizes
-    if never := [size for size in attending if size not in levels]:
+    # The height of each level's feature maps, from the highest resolution to the lowest.
+    heights = [sizes.image_size // 2**level for level in range(len(multipliers))]
+    attending = heights[-1:] if attention_sizes is None else attention_sizes
+    if never := [size for size in attending if size not in heights]:
         raise ValueError(
-            f"attention_sizes holds {never[0]}, which no level has: at image_size {image_size} with "
-            f"channel_multipliers {list(multipliers)} the feature maps are {', '.join(map(str, levels))} high"
+            f"attention_sizes holds {never[0]}, which no level has: at image_size {sizes.image_size} with "
+            f"channel_multipliers {list(multipliers)} the feature maps are {', '.join(map(str, heights))} high"
         )
-    widths = tuple(hidden_channels * multiplier for multiplier in multipliers)
-    attends = tuple(size in attending for size in levels)
-    ends = (channels, encoder_channels, decoder_channels)
-    return VQGANSizes(*ends, widths, attends, num_layers, z_channels, norm_groups)
+    own = VQGANSizes(
+        channels,
+        sizes.encoder_channels,
+        sizes.decoder_channels,
+        tuple(hidden_channels * multiplier for multiplier in multipliers),
+        tuple(height in attending for height in heights),
+        num_layers,
+        z_channels,
+        norm_groups,
+    )
+    return Network(partial(VQGANEncoder, own), partial(VQGANDecoder, own))

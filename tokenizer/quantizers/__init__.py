@@ -1,9 +1,8 @@
 """The quantizers by name. A new one is one file here and one line in `QUANTIZERS`."""
 
-import inspect
-import math
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
+from tokenizer.option_checks import check_options, options_of
 from tokenizer.quantizers.arc import ArcQuantizer
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput
 from tokenizer.quantizers.cosine import CosineQuantizer
@@ -43,31 +42,26 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 
 
 def make_quantizer(name: str, codebook_size: int, codebook_dim: int, options: dict[str, Any]) -> Quantizer:
-    """The quantizer called `name`; `options` are the other arguments of its constructor.
+    """Build the quantizer called `name`.
+
+    Args:
+        name: one of QUANTIZERS.
+        codebook_size: K, the number of codes.
+        codebook_dim: D, the channels of the decoder's input.
+        options: the other arguments of the quantizer's constructor, by name.
 
     Raises:
-        ValueError: an unknown name or option, or an option of the wrong type, which are named; a number below 0.
+        ValueError: an unknown name or option, or an option of the wrong type or below 0; the error names it.
     """
     if name not in QUANTIZERS:
         raise ValueError(f"unknown quantizer {name!r}; there are {', '.join(QUANTIZERS)}")
-    parameters = dict(list(inspect.signature(QUANTIZERS[name]).parameters.items())[2:])
-    for option, value in options.items():
-        if option not in parameters:
-            raise ValueError(f"quantizer {name!r} has no option {option!r}; it has {', '.join(parameters)}")
-        _check_type(name, option, value, parameters[option].annotation)
+    check_options("quantizer", name, options, options_of(QUANTIZERS[name], sizes=2))
     return QUANTIZERS[name](codebook_size, codebook_dim, **options)
 
 
-def _check_type(name: str, option: str, value: Any, annotation: Any) -> None:
-    if get_origin(annotation) is Literal:
-        if value not in get_args(annotation):
-            raise ValueError(f"{name}.{option} is one of {', '.join(get_args(annotation))}, got {value!r}")
-    # An int is a good float, a bool is not a good int.
-    elif type(value) is not annotation and not (annotation is float and type(value) is int):
-        raise ValueError(f"{name}.{option} must be of type {annotation.__name__}, got {value!r}")
-    # Weights, rates, counts and angles: none of them has a meaning below 0, or where a float no longer counts.
-    elif type(value) is not bool and not 0 <= value < (2**53 if type(value) is int else math.inf):
-        raise ValueError(f"{name}.{option} must be finite and not negative, got {value!r}")
+def quantizer_options() -> set[str]:
+    """List the options of all quantizers."""
+    return {option for quantizer in QUANTIZERS.values() for option in options_of(quantizer, sizes=2)}
 
 
-__all__ = ["QUANTIZERS", "Quantizer", "QuantizerOutput", "make_quantizer"]
+__all__ = ["QUANTIZERS", "Quantizer", "QuantizerOutput", "make_quantizer", "quantizer_options"]

@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tokenizer.functional.distributed import gathered, several_processes, summed, tokens_at, whole_batch
+from tokenizer.functional.distributed import all_gather, all_reduce_sum, global_count, is_distributed, take_global
 from tokenizer.functional.nearest import closest, entries_of_tile, most_similar
-from tokenizer.functional.products import inner_products
-from tokenizer.functional.unit_vectors import at_least_float32, unit_vectors
+from tokenizer.functional.vectors import at_least_float32, inner_products, unit_vectors
 
 Distance = Literal["cosine", "l2"]
 
@@ -32,15 +31,15 @@ def random_tokens(tokens: Tensor, draws: Tensor, seed: int) -> Tensor:
 
     No token is drawn twice before each was drawn once; draws of one number are one token.
     """
-    total = whole_batch(tokens)
+    total = global_count(tokens)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).to(tokens.device)
-    return tokens_at(tokens, order[draws % total])
+    return take_global(tokens, order[draws % total])
 
 
 @torch.no_grad()
 def closest_tokens(tokens: Tensor, codebook: Tensor, distance: Distance) -> Tensor:
     """The token of the whole batch closest to each code, (K, D); of equal ones the first."""
-    everyone, share = gathered(tokens), _share(codebook)
+    everyone, share = all_gather(tokens), _share(codebook)
     search = most_similar if distance == "cosine" else closest
     return everyone[_from_all(search(codebook[share], everyone), share, codebook)]
 
@@ -48,7 +47,7 @@ def closest_tokens(tokens: Tensor, codebook: Tensor, distance: Distance) -> Tens
 @torch.no_grad()
 def sampled_tokens(tokens: Tensor, codebook: Tensor, distance: Distance, seed: int) -> Tensor:
     """For each code a token of the whole batch, (K, D), drawn by the softmax over tokens of its `similarities`."""
-    everyone, share = gathered(tokens), _share(codebook)
+    everyone, share = all_gather(tokens), _share(codebook)
     draws = torch.rand(len(codebook), 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     draws, part = draws.to(tokens.device)[share], max(1, entries_of_tile(everyone) // len(everyone))
     found = []
@@ -61,7 +60,7 @@ def sampled_tokens(tokens: Tensor, codebook: Tensor, distance: Distance, seed: i
 
 def _share(codebook: Tensor) -> slice:
     """The codes for which this process looks."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if several_processes() else (0, 1)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
     return slice(len(codebook) * rank // world, len(codebook) * (rank + 1) // world)
 
 
@@ -69,4 +68,4 @@ def _from_all(places: Tensor, share: slice, codebook: Tensor) -> Tensor:
     """The places for all codes, (K,), of which this process has found its share."""
     found = places.new_zeros(len(codebook))
     found[share] = places
-    return summed(found)
+    return all_reduce_sum(found)

@@ -10,9 +10,10 @@ from tokenizer.angular_margin import (
     arc_weight,
     ball_radius,
     check_arc_arguments,
+    global_arc_loss,
     project_to_ball,
 )
-from tokenizer.functional.distributed import global_arc_loss, several_processes
+from tokenizer.functional.distributed import is_distributed
 from tokenizer.quantizers.cosine import CosineQuantizer
 from tokenizer.quantizers.tables import TableInit
 
@@ -86,13 +87,13 @@ class ArcQuantizer(CosineQuantizer):
         if not self.arc_initial:
             return super().assign_with_losses(tokens, codebook)
         arguments = (codebook, self.scale, self.margin, self.top_k)
-        if self.training and self.gather == "global" and several_processes():
+        if self.training and self.gather == "global" and is_distributed():
             codes, arc = self.assign(tokens.detach(), codebook), global_arc_loss(tokens, *arguments)
         else:
             arc, codes = arc_loss_and_codes(tokens, *arguments)
         return codes, {"arc": arc}
 
-    def check_tokens(self, tokens: int, processes: int) -> None:
+    def check_batch(self, tokens: int, processes: int) -> None:
         """Raises ValueError where a batch has fewer tokens than each code has positives."""
         seen = tokens * processes if self.gather == "global" else tokens
         if self.arc_initial and seen < self.top_k:
@@ -111,8 +112,8 @@ class ArcQuantizer(CosineQuantizer):
         return {} if self.ball == "none" else {"ball_radius": self.radius, "share_on_ball": self.share_on_ball}
 
     @torch.no_grad()
-    def after_update(self, moments: Tensor, codes: Tensor | None) -> None:
+    def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
         """Counts the update, then draws the table into the ball of the new radius."""
-        super().after_update(moments, codes)
+        super().after_update(encoder_output, codes)
         if self.ball != "none":
             self.codebook.copy_(project_to_ball(self.codebook, self.radius))

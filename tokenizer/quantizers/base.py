@@ -1,9 +1,9 @@
-"""The contract between encoder and decoder: moments -> latents -> codes -> what the decoder takes, and named losses.
+"""The contract between encoder and decoder: encoder output -> latents -> codes -> decoder input, and named losses.
 
-    encoder    -> moments  (B, encoder_channels, h, w)      a latent and, where the method has it, its spread
-    moments    -> latents  (B, latent_channels, h', w')     before quantisation: what priors model
-    latents    -> codes    (B, h', w') int64, with `depth` codes for each token (B, h', w', depth)
-    codes      -> embedded (B, codebook_dim, h, w)          what the decoder takes
+    images          -> encoder output  (B, encoder_channels, h, w)    a latent and, where the method has it, its spread
+    encoder output  -> latents         (B, latent_channels, h', w')   before quantisation: the tensors that priors model
+    latents         -> codes           (B, h', w') int64; with `depth` codes per token (B, h', w', depth)
+    codes           -> decoder input   (B, codebook_dim, h, w)
 
 h' = h / downsampling. `tables.py` has what all quantizers with one table share; most are made of it.
 """
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from tokenizer.functional.noise import ImageNoise
 from tokenizer.functional.straight_through import straight_through
-from tokenizer.functional.unit_vectors import at_least_float32, unit_vectors
 from tokenizer.functional.usage import code_counts, perplexity, usage
+from tokenizer.functional.vectors import at_least_float32, unit_vectors
 
 
 @dataclass
@@ -99,8 +99,8 @@ class Quantizer(nn.Module, ABC):
         return self.latent_channels
 
     @abstractmethod
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        """`forward`, of moments in float32 at least and without autocast."""
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        """`forward`, of an encoder output in float32 at least and without autocast."""
 
     @abstractmethod
     def assign_latents(self, latents: Tensor) -> Tensor:
@@ -114,9 +114,9 @@ class Quantizer(nn.Module, ABC):
     def loss_weights(self) -> dict[str, float | Tensor]:
         """The weight of each of the `losses` at the present `step`."""
 
-    def latents(self, moments: Tensor) -> Tensor:
+    def latents(self, encoder_output: Tensor) -> Tensor:
         """What the encoder gives -> latents. Here they are one thing."""
-        return moments
+        return encoder_output
 
     def encode(self, latents: Tensor) -> Tensor:
         """Latents (B, latent_channels, h', w') -> codes (B, h', w') int64, or (B, h', w', depth)."""
@@ -135,23 +135,23 @@ class Quantizer(nn.Module, ABC):
         with torch.autocast(codes.device.type, enabled=False):
             return self.embed(codes)
 
-    def snap(self, latents: Tensor) -> Tensor:
+    def quantize_latents(self, latents: Tensor) -> Tensor:
         """Latents -> what the decoder takes, `lookup(encode(latents))`, with a straight-through gradient to them."""
         return straight_through(self.lookup(self.encode(latents)), latents)
 
-    def forward(self, moments: Tensor) -> QuantizerOutput:
+    def forward(self, encoder_output: Tensor) -> QuantizerOutput:
         """What the encoder gives -> what the decoder takes, codes, losses, counts."""
-        with torch.autocast(moments.device.type, enabled=False):
-            output = self.quantize(at_least_float32(moments, moments))
-            output.quantized = output.quantized.to(moments.dtype)
+        with torch.autocast(encoder_output.device.type, enabled=False):
+            output = self.quantize(at_least_float32(encoder_output, encoder_output))
+            output.quantized = output.quantized.to(encoder_output.dtype)
             if output.sampled is not None:
-                output.sampled = output.sampled.to(moments.dtype)
+                output.sampled = output.sampled.to(encoder_output.dtype)
             return output
 
-    def check_tokens(self, tokens: int, processes: int) -> None:
+    def check_batch(self, tokens: int, processes: int) -> None:
         """Raises ValueError where `tokens` of a batch on each of the processes are too few to train on; none are."""
 
-    def plan(self, steps: int) -> None:
+    def set_total_steps(self, steps: int) -> None:
         """To be called before a training of as many steps, where a schedule of the method ends with the training."""
 
     def seed_noise(self, seed: int, first_image: int) -> None:
@@ -163,20 +163,20 @@ class Quantizer(nn.Module, ABC):
         self._noise_of = (seed, first_image)
 
     @torch.compiler.disable  # a compiled one would be compiled anew for every seed
-    def noise(self, moments: Tensor) -> ImageNoise:
+    def noise(self, encoder_output: Tensor) -> ImageNoise:
         """The source of noise for a batch; asked for again, it gives the same noise again if there is a seed."""
-        return ImageNoise(len(moments), moments.device, *(self._noise_of or ()))
+        return ImageNoise(len(encoder_output), encoder_output.device, *(self._noise_of or ()))
 
     @property
     def update_seed(self) -> int:
         """Of what `after_update` draws, the same on all processes: the noise's seed, or else the updates so far."""
         return self._noise_of[0] if self._noise_of else int(self.step)
 
-    def after_update(self, moments: Tensor, codes: Tensor | None) -> None:
+    def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
         """To be called once after every completed generator update, in training only, by all processes.
 
         Args:
-            moments: what the encoder gave for this process's share of the batch, all its parts, (B, C, h, w).
+            encoder_output: what the encoder gave for this process's share of the batch, all its parts, (B, C, h, w).
             codes: its codes.
         """
         self.step += 1

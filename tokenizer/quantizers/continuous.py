@@ -8,7 +8,7 @@ from tokenizer.quantizers.base import Quantizer
 class ContinuousQuantizer(Quantizer):
     """Latents and named losses, no codes: `quantize` gives neither codes nor counts, and K has no meaning.
 
-    A subclass sets `name` and defines `quantize`, `snap` and `loss_weights`.
+    A subclass sets `name` and defines `quantize`, `quantize_latents` and `loss_weights`.
 
     Attributes:
         name: as configs call it, for messages.

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from tokenizer.functional.distributed import gathered, summed, whole_batch
+from tokenizer.functional.distributed import all_gather, all_reduce_sum, global_count
 from tokenizer.functional.nearest import closest, entries_of_tile, most_similar
-from tokenizer.functional.unit_vectors import at_least_float32
+from tokenizer.functional.vectors import at_least_float32
 from tokenizer.quantizers.anchors import Distance, closest_tokens, random_tokens, sampled_tokens, similarities
 from tokenizer.quantizers.base import tokens_of
 from tokenizer.quantizers.tables import TableInit
@@ -82,7 +82,7 @@ class CVQQuantizer(VQQuantizer):
 
     def contrastive(self, tokens: Tensor, codebook: Tensor) -> Tensor:
         """The contrastive loss, a scalar; in training, to be called by every process."""
-        tokens = gathered(tokens.detach()) if self.training else tokens.detach()
+        tokens = all_gather(tokens.detach()) if self.training else tokens.detach()
         part = max(1, entries_of_tile(tokens) // len(tokens))
         # A part of the codes at a time, computed again in the backward pass: K x N similarities are never held.
         options = {"use_reentrant": False, "preserve_rng_state": False}
@@ -102,13 +102,13 @@ class CVQQuantizer(VQQuantizer):
         return super().loss_weights() | ({"contrastive": weight} if weight else {})
 
     @torch.no_grad()
-    def after_update(self, moments: Tensor, codes: Tensor | None) -> None:
+    def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
         """Re-places seldom used codes by tokens of the batch of all processes, and counts the update."""
-        self._move(tokens_of(at_least_float32(moments.detach(), self.codebook)), codes)
-        super().after_update(moments, codes)
+        self._move(tokens_of(at_least_float32(encoder_output.detach(), self.codebook)), codes)
+        super().after_update(encoder_output, codes)
 
     def _move(self, tokens: Tensor, codes: Tensor) -> None:
-        shares = summed(self.counts_of(codes)).to(self.frequencies.dtype) / whole_batch(tokens)
+        shares = all_reduce_sum(self.counts_of(codes)).to(self.frequencies.dtype) / global_count(tokens)
         self.frequencies.lerp_(shares, 1 - self.decay)
         weights = torch.exp(-10 * self.codebook_size / (1 - self.decay) * self.frequencies - 1e-3)
         if self.first_batch:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from tokenizer.functional.distributed import summed
+from tokenizer.functional.distributed import all_reduce_sum
 from tokenizer.functional.nearest import closest
-from tokenizer.functional.unit_vectors import at_least_float32
+from tokenizer.functional.vectors import at_least_float32
 from tokenizer.quantizers.anchors import random_tokens
 from tokenizer.quantizers.base import QuantizerOutput, tokens_of
 from tokenizer.quantizers.tables import TableInit, TableQuantizer, initial_table
@@ -65,8 +65,8 @@ class EMAQuantizer(TableQuantizer):
         """The code of smallest euclidean distance: (N, D), (K, D) -> (N,) int64."""
         return closest(tokens, codebook)
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        output = super().quantize(moments)
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        output = super().quantize(encoder_output)
         del output.losses["codebook"]
         return output
 
@@ -74,7 +74,7 @@ class EMAQuantizer(TableQuantizer):
         """beta."""
         return {"commitment": self.beta}
 
-    def check_tokens(self, tokens: int, processes: int) -> None:
+    def check_batch(self, tokens: int, processes: int) -> None:
         """Raises ValueError where a batch has too few codes for each of the table to be hit `revive_below` times."""
         hits = tokens * processes * self.depth
         if hits < self.revive_below * self.codebook_size:
@@ -84,19 +84,19 @@ class EMAQuantizer(TableQuantizer):
                 "optim.batch_size, or lower model.quantizer_options.revive_below"
             )
 
-    def assigned(self, moments: Tensor, codes: Tensor) -> Tensor:
+    def assigned(self, encoder_output: Tensor, codes: Tensor) -> Tensor:
         """The vectors that the codes were found for, (codes.numel(), D), in their order."""
-        return tokens_of(moments)
+        return tokens_of(encoder_output)
 
     @torch.no_grad()
-    def after_update(self, moments: Tensor, codes: Tensor | None) -> None:
+    def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
         """Moves the averages and the table by the batch of all processes, revives codes, and counts the update."""
-        vectors = self.assigned(at_least_float32(moments.detach(), self.codebook), codes)
+        vectors = self.assigned(at_least_float32(encoder_output.detach(), self.codebook), codes)
         # The sum of each cluster's vectors, as of index_add_, but on a GPU in a fixed order.
         added = torch.ops.aten.embedding_dense_backward(vectors, codes.flatten(), self.codebook_size, -1, False)
         sizes, sums, share = self.cluster_sizes, self.cluster_sums, 1 - self.decay
-        sizes.lerp_(summed(self.counts_of(codes)).to(sizes.dtype), share)
-        sums.lerp_(summed(added).to(sums.dtype), share)
+        sizes.lerp_(all_reduce_sum(self.counts_of(codes)).to(sizes.dtype), share)
+        sums.lerp_(all_reduce_sum(added).to(sums.dtype), share)
         if self.revive_below:
             # All codes draw a token, so that the device need not say how many are dead.
             dead, size = sizes < self.revive_below, max(1.0, self.revive_below)
@@ -106,4 +106,4 @@ class EMAQuantizer(TableQuantizer):
         total = sizes.sum()
         smoothed = total * (sizes + _EPSILON) / (total + self.codebook_size * _EPSILON)
         self.codebook.copy_(sums / smoothed[:, None])
-        super().after_update(moments, codes)
+        super().after_update(encoder_output, codes)

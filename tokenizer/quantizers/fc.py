@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from tokenizer.functional.nearest import most_similar
-from tokenizer.functional.unit_vectors import unit_vectors
+from tokenizer.functional.vectors import unit_vectors
 from tokenizer.quantizers.base import QuantizerOutput, unit_latents
 from tokenizer.quantizers.tables import TableInit, TableQuantizer, codebook_weights, initial_table
 
@@ -32,16 +32,16 @@ class FCQuantizer(TableQuantizer):
         """The effective table, (K, D): the learned one's rows at length 1."""
         return unit_vectors(self.table)
 
-    def latents(self, moments: Tensor) -> Tensor:
+    def latents(self, encoder_output: Tensor) -> Tensor:
         """What the encoder gives at length 1, in float32 at least: nothing else of it counts."""
-        return unit_latents(moments)
+        return unit_latents(encoder_output)
 
     def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
         """The code of smallest distance between directions, which is that of largest cosine: (N, D), (K, D) -> (N,)."""
         return most_similar(tokens, codebook)
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        return super().quantize(self.latents(moments))
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        return super().quantize(self.latents(encoder_output))
 
     def loss_weights(self) -> dict[str, float | Tensor]:
         """1 for the codebook loss and beta for the commitment loss."""

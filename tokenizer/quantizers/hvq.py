@@ -7,12 +7,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import embedding, log_softmax, mse_loss
 
-from tokenizer.functional.distributed import summed
+from tokenizer.functional.distributed import all_reduce_sum
 from tokenizer.functional.nearest import closest
 from tokenizer.functional.noise import ImageNoise
 from tokenizer.functional.soft_assignment import code_logits, expected_distances, relaxed_one_hot
 from tokenizer.functional.straight_through import straight_through
-from tokenizer.functional.unit_vectors import at_least_float32
+from tokenizer.functional.vectors import at_least_float32
 from tokenizer.networks.hierarchy import LevelNetworks
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.tables import TableInit, initial_table
@@ -113,19 +113,19 @@ class HVQQuantizer(Quantizer):
         done = self.step.double() / (self._planned_steps or math.inf)
         return self.initial_temperature + (self.final_temperature - self.initial_temperature) * done.clamp(max=1)
 
-    def plan(self, steps: int) -> None:
+    def set_total_steps(self, steps: int) -> None:
         """The temperature is to reach its end after as many updates."""
         self._planned_steps = steps
 
-    def latents(self, moments: Tensor) -> Tensor:
+    def latents(self, encoder_output: Tensor) -> Tensor:
         """Those of the top level: (B, D, h, w) -> (B, D, h / 2^(levels - 1), w / 2^(levels - 1)).
 
         Raises:
             ValueError: a side that is no multiple of 2^(levels - 1).
         """
-        self._check_sides(moments)
-        with torch.autocast(moments.device.type, enabled=False):
-            latents = at_least_float32(moments, moments)
+        self._check_sides(encoder_output)
+        with torch.autocast(encoder_output.device.type, enabled=False):
+            latents = at_least_float32(encoder_output, encoder_output)
             for networks in self.networks:
                 latents = networks.up(latents)
         return latents
@@ -136,25 +136,25 @@ class HVQQuantizer(Quantizer):
     def embed(self, codes: Tensor) -> Tensor:
         return self._down(_rows(codes, self.codebook))
 
-    def snap(self, latents: Tensor) -> Tensor:
+    def quantize_latents(self, latents: Tensor) -> Tensor:
         """`lookup(encode(latents))`; the gradient passes straight through each table, and through the decoders."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = at_least_float32(latents, latents)
             return self._down(straight_through(_rows(self.assign_latents(latents), self.codebook), latents))
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        self._check_sides(moments)
-        noise = self.noise(moments) if self.training else None  # one stream, from which each level draws its own
-        rows, codes, losses = self._level(1, moments, self.values_per_token, noise)
-        quantized, latents = rows, moments
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        self._check_sides(encoder_output)
+        noise = self.noise(encoder_output) if self.training else None  # one stream, from which each level draws its own
+        rows, codes, losses = self._level(1, encoder_output, self.values_per_token, noise)
+        quantized, latents = rows, encoder_output
         for level, networks in enumerate(self.networks, start=2):
             below = networks.normalised(latents.detach())
             latents = networks.encoder(below)
             rows, codes, found = self._level(level, latents, 4 * self.codebook_dim, noise)
             losses |= found | {f"level_{level}_reconstruction": mse_loss(networks.decoder(rows), below)}
         if not self.training:
-            latents = self.latents(moments)
-            quantized, codes = self.snap(latents), self.assign_latents(latents)
+            latents = self.latents(encoder_output)
+            quantized, codes = self.quantize_latents(latents), self.assign_latents(latents)
         return QuantizerOutput(quantized, codes, losses, self.counts_of(codes))
 
     def loss_weights(self) -> dict[str, float | Tensor]:
@@ -169,22 +169,22 @@ class HVQQuantizer(Quantizer):
         return {"temperature": self.temperature}
 
     @torch.no_grad()
-    def after_update(self, moments: Tensor, codes: Tensor) -> None:
+    def after_update(self, encoder_output: Tensor, codes: Tensor) -> None:
         """Counts the update and the codes, follows the latents' mean and variance, and replaces unused codes.
 
         The levels between the first and the top see the latents once more, by the networks as the update has left them.
         """
         # At the first update nothing is known: the statistics become those of the batch.
         decay = torch.where(self.step == 0, 0.0, self.norm_decay)
-        super().after_update(moments, codes)
-        latents, counts = at_least_float32(moments, moments), []
-        with torch.autocast(moments.device.type, enabled=False):
+        super().after_update(encoder_output, codes)
+        latents, counts = at_least_float32(encoder_output, encoder_output), []
+        with torch.autocast(encoder_output.device.type, enabled=False):
             for table, networks in zip(self.tables, self.networks, strict=False):
                 counts.append(self.counts_of(_nearest(latents, table)))
                 above = networks.up(latents) if len(counts) < len(self.networks) else None
                 networks.follow(latents, decay)
                 latents = above
-        self.counts += summed(torch.stack([*counts, self.counts_of(codes)]))
+        self.counts += all_reduce_sum(torch.stack([*counts, self.counts_of(codes)]))
         if self.reset_every:
             self._replace_unused(due=self.step % self.reset_every == 0)
 
@@ -231,9 +231,9 @@ class HVQQuantizer(Quantizer):
             rows = straight_through(_rows(_nearest(below, table), table), below)
         return rows
 
-    def _check_sides(self, moments: Tensor) -> None:
-        if moments.shape[2] % self.downsampling or moments.shape[3] % self.downsampling:
-            raise ValueError(f"sides must be multiples of {self.downsampling}, got {tuple(moments.shape[2:])}")
+    def _check_sides(self, encoder_output: Tensor) -> None:
+        if encoder_output.shape[2] % self.downsampling or encoder_output.shape[3] % self.downsampling:
+            raise ValueError(f"sides must be multiples of {self.downsampling}, got {tuple(encoder_output.shape[2:])}")
 
 
 def _nearest(latents: Tensor, table: Tensor) -> Tensor:

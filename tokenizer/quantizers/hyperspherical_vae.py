@@ -41,21 +41,21 @@ class HypersphericalVAEQuantizer(ContinuousQuantizer):
         """D + 1: means before they are normalised, then what concentrations come of."""
         return self.codebook_dim + 1
 
-    def latents(self, moments: Tensor) -> Tensor:
+    def latents(self, encoder_output: Tensor) -> Tensor:
         """The mean directions."""
-        return self.snap(moments[:, : self.codebook_dim])
+        return self.quantize_latents(encoder_output[:, : self.codebook_dim])
 
-    def snap(self, latents: Tensor) -> Tensor:
+    def quantize_latents(self, latents: Tensor) -> Tensor:
         """The directions of the latents."""
         return unit_latents(latents).to(latents.dtype)
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        taken = self.latents(moments)
-        concentration = softplus(moments[:, -1:]) + 1
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        taken = self.latents(encoder_output)
+        concentration = softplus(encoder_output[:, -1:]) + 1
         kl = kl_to_uniform(concentration, self.codebook_dim).sum(dim=(1, 2, 3)).mean()
         if self.training:
             grids = (rearrange(part, "b c h w -> b h w c") for part in (taken, concentration))
-            taken = rearrange(sample(*grids, self.noise(moments)), "b h w c -> b c h w")
+            taken = rearrange(sample(*grids, self.noise(encoder_output)), "b h w c -> b c h w")
         return QuantizerOutput(taken, losses={"kl": kl})
 
     def loss_weights(self) -> dict[str, float | Tensor]:

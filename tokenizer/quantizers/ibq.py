@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, one_hot, softmax
 
-from tokenizer.functional.distributed import summed, whole_batch
+from tokenizer.functional.distributed import all_reduce_sum, global_count
 from tokenizer.functional.nearest import largest_product
 from tokenizer.functional.straight_through import straight_through
-from tokenizer.functional.unit_vectors import at_least_float32
+from tokenizer.functional.vectors import at_least_float32
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.tables import TableInit, TableQuantizer
 
@@ -55,8 +55,8 @@ class IBQQuantizer(TableQuantizer):
         """The code of largest inner product: (N, D), (K, D) -> (N,) int64."""
         return largest_product(tokens, codebook)
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        tokens = tokens_of(moments)
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        tokens = tokens_of(encoder_output)
         codebook = at_least_float32(self.codebook, tokens)
         logits = tokens @ codebook.T  # (N, K)
         codes = self.assign(tokens.detach(), codebook.detach())  # (N,)
@@ -71,7 +71,9 @@ class IBQQuantizer(TableQuantizer):
         }
         if self.entropy_weight:
             losses["entropy"] = self._entropy_loss(logits)
-        return QuantizerOutput(maps_of(indexed, moments), grid_of(codes, moments), losses, self.counts_of(codes))
+        return QuantizerOutput(
+            maps_of(indexed, encoder_output), grid_of(codes, encoder_output), losses, self.counts_of(codes)
+        )
 
     def loss_weights(self) -> dict[str, float | Tensor]:
         """1, beta, 1, and entropy_weight."""
@@ -86,6 +88,6 @@ class IBQQuantizer(TableQuantizer):
         if self.training:
             # The value is that of all processes. Each one's gradient is that of its own tokens, and their mean, which
             # DistributedDataParallel takes, that of the whole batch.
-            mean = straight_through(summed(p.detach().sum(dim=0)) / whole_batch(p), mean)
+            mean = straight_through(all_reduce_sum(p.detach().sum(dim=0)) / global_count(p), mean)
         floor = torch.finfo(mean.dtype).tiny  # 0 log 0 is 0, and has a finite gradient
         return (mean * mean.clamp(min=floor).log()).sum() - (p * log_p).sum(dim=1).mean()

@@ -18,10 +18,10 @@ class RotationQuantizer(VQQuantizer):
     becomes that between gradient and latent, so that latents of a cell may be pushed apart.
     """
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        output = super().quantize(moments)
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        output = super().quantize(encoder_output)
         rows = output.quantized.detach()
-        return replace(output, quantized=straight_through(rows, rotated(moments, rows)))
+        return replace(output, quantized=straight_through(rows, rotated(encoder_output, rows)))
 
 
 def rotated(latents: Tensor, rows: Tensor) -> Tensor:

@@ -53,11 +53,13 @@ class RQQuantizer(EMAQuantizer):
             left.append(left[-1] - embedding(codes[-1], self.codebook))
         return torch.stack(codes, dim=1), left[1:]
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        codes, left = self.residuals(tokens_of(moments))
-        codes = self._grid(codes, moments)
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        codes, left = self.residuals(tokens_of(encoder_output))
+        codes = self._grid(codes, encoder_output)
         losses = {"commitment": torch.stack([residual.square().mean() for residual in left]).mean()}
-        return QuantizerOutput(straight_through(self.embed(codes), moments), codes, losses, self.counts_of(codes))
+        return QuantizerOutput(
+            straight_through(self.embed(codes), encoder_output), codes, losses, self.counts_of(codes)
+        )
 
     def assign_latents(self, latents: Tensor) -> Tensor:
         return self._grid(self.residuals(tokens_of(latents))[0], latents)
@@ -66,10 +68,10 @@ class RQQuantizer(EMAQuantizer):
         rows = embedding(codes, self.codebook)
         return rearrange(rows if self.depth == 1 else rows.sum(dim=-2), "b h w d -> b d h w")
 
-    def assigned(self, moments: Tensor, codes: Tensor) -> Tensor:
+    def assigned(self, encoder_output: Tensor, codes: Tensor) -> Tensor:
         rows = embedding(codes.reshape(-1, self.depth), self.codebook)  # (N, depth, D)
         before = rows.cumsum(dim=1) - rows
-        return (tokens_of(moments)[:, None] - before).flatten(0, 1)
+        return (tokens_of(encoder_output)[:, None] - before).flatten(0, 1)
 
     def _grid(self, codes: Tensor, latents: Tensor) -> Tensor:
         """(B h w, depth) -> (B, h, w, depth), or (B, h, w) of depth 1."""

@@ -9,7 +9,7 @@ from torch.nn.functional import embedding, log_softmax
 
 from tokenizer.functional.soft_assignment import code_logits, likeliest, relaxed_one_hot
 from tokenizer.functional.straight_through import straight_through
-from tokenizer.functional.unit_vectors import at_least_float32
+from tokenizer.functional.vectors import at_least_float32
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.tables import TableInit, TableQuantizer
 
@@ -79,9 +79,9 @@ class SQQuantizer(TableQuantizer):
         """Of the relaxed samples at the present step, a scalar."""
         return torch.exp(-self.temperature_decay * self.step.double()).clamp(min=_SMALLEST_TEMPERATURE)
 
-    def latents(self, moments: Tensor) -> Tensor:
+    def latents(self, encoder_output: Tensor) -> Tensor:
         """The first D channels; all 2 D of them where the assignment depends on the variance of each dimension."""
-        return moments[:, : self.latent_channels]
+        return encoder_output[:, : self.latent_channels]
 
     def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
         """The likeliest code: (N, latent_channels), (K, D) -> (N,) int64."""
@@ -90,12 +90,12 @@ class SQQuantizer(TableQuantizer):
         precision = self._precision(log_variance) if self.variance == "dimension" else torch.ones_like(means[:, :1])
         return likeliest(means, precision, at_least_float32(codebook, means))
 
-    def snap(self, latents: Tensor) -> Tensor:
+    def quantize_latents(self, latents: Tensor) -> Tensor:
         """The row of the likeliest code, with a straight-through gradient to the first D channels of the latents."""
         return straight_through(self.lookup(self.encode(latents)), latents[:, : self.codebook_dim])
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        means, log_variance = moments[:, : self.codebook_dim], moments[:, self.codebook_dim :]
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        means, log_variance = encoder_output[:, : self.codebook_dim], encoder_output[:, self.codebook_dim :]
         if self.variance == "scalar":
             log_variance = torch.zeros_like(means[:, :1])
         elif self.variance == "image":
@@ -105,18 +105,24 @@ class SQQuantizer(TableQuantizer):
         logits = code_logits(tokens, precision, codebook)  # (N, K)
         if self.training:
             codes = logits.argmax(dim=1)  # (N,)
-            gumbel = self.noise(moments).gumbel(logits.view(len(moments), -1, self.codebook_size)).view_as(logits)
+            gumbel = (
+                self.noise(encoder_output)
+                .gumbel(logits.view(len(encoder_output), -1, self.codebook_size))
+                .view_as(logits)
+            )
             rows = quantized = relaxed_one_hot(logits, gumbel, self.temperature) @ codebook
         else:
-            codes = self.assign(tokens_of(self.latents(moments)), codebook)
+            codes = self.assign(tokens_of(self.latents(encoder_output)), codebook)
             rows = embedding(codes, codebook)
             quantized = straight_through(rows, tokens)
         log_p = log_softmax(logits, dim=1)
         losses = {
-            "entropy": (log_p.exp() * log_p).sum() / len(moments),
-            "distance": (precision * (tokens - rows).square()).sum() / (2 * len(moments)),
+            "entropy": (log_p.exp() * log_p).sum() / len(encoder_output),
+            "distance": (precision * (tokens - rows).square()).sum() / (2 * len(encoder_output)),
         }
-        return QuantizerOutput(maps_of(quantized, moments), grid_of(codes, moments), losses, self.counts_of(codes))
+        return QuantizerOutput(
+            maps_of(quantized, encoder_output), grid_of(codes, encoder_output), losses, self.counts_of(codes)
+        )
 
     def loss_weights(self) -> dict[str, float | Tensor]:
         """1 and 1: with log_mse they add up to nats."""

@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from tokenizer.functional.straight_through import AssignedRows
-from tokenizer.functional.unit_vectors import unit_vectors
+from tokenizer.functional.straight_through import CodebookLookup
+from tokenizer.functional.vectors import unit_vectors
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput, grid_of, maps_of, tokens_of
 
 TableInit = Literal["unit", "uniform", "normal"]
@@ -52,12 +52,14 @@ class TableQuantizer(Quantizer):
     def embed(self, codes: Tensor) -> Tensor:
         return rearrange(embedding(codes, self.codebook), "b h w d -> b d h w")
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        tokens, codebook = tokens_of(moments), self.codebook  # (N, D), (K, D)
-        codes, found = self.assign_with_losses(tokens, codebook)  # (N,)
-        rows, codebook_loss, commitment_loss = AssignedRows.apply(tokens, codebook, codes)
-        losses = {"codebook": codebook_loss, "commitment": commitment_loss, **found}
-        return QuantizerOutput(maps_of(rows, moments), grid_of(codes, moments), losses, self.counts_of(codes))
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        tokens, codebook = tokens_of(encoder_output), self.codebook  # (N, D), (K, D)
+        codes, other_losses = self.assign_with_losses(tokens, codebook)  # (N,)
+        rows, codebook_loss, commitment_loss = CodebookLookup.apply(tokens, codebook, codes)
+        losses = {"codebook": codebook_loss, "commitment": commitment_loss, **other_losses}
+        return QuantizerOutput(
+            maps_of(rows, encoder_output), grid_of(codes, encoder_output), losses, self.counts_of(codes)
+        )
 
 
 def codebook_weights(beta: float, legacy_beta: bool) -> dict[str, float]:

@@ -31,19 +31,19 @@ class VAEQuantizer(ContinuousQuantizer):
         """2 D: means, then log variances."""
         return 2 * self.codebook_dim
 
-    def latents(self, moments: Tensor) -> Tensor:
+    def latents(self, encoder_output: Tensor) -> Tensor:
         """The means."""
-        return moments[:, : self.codebook_dim]
+        return encoder_output[:, : self.codebook_dim]
 
-    def snap(self, latents: Tensor) -> Tensor:
+    def quantize_latents(self, latents: Tensor) -> Tensor:
         """The latents themselves."""
         return latents
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        posterior = DiagonalGaussianDistribution(moments)
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        posterior = DiagonalGaussianDistribution(encoder_output)
         taken = posterior.mean
         if self.training:
-            taken = taken + posterior.std * self.noise(moments).normal(taken)
+            taken = taken + posterior.std * self.noise(encoder_output).normal(taken)
         return QuantizerOutput(taken, losses={"kl": posterior.kl().mean()})
 
     def loss_weights(self) -> dict[str, float | Tensor]:

@@ -60,16 +60,16 @@ class VAEVQQuantizer(ProjectedQuantizer):
         """2 D: means, then log variances."""
         return 2 * self.codebook_dim
 
-    def latents(self, moments: Tensor) -> Tensor:
+    def latents(self, encoder_output: Tensor) -> Tensor:
         """The means."""
-        return moments[:, : self.codebook_dim]
+        return encoder_output[:, : self.codebook_dim]
 
-    def quantize(self, moments: Tensor) -> QuantizerOutput:
-        posterior = DiagonalGaussianDistribution(moments)
+    def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
+        posterior = DiagonalGaussianDistribution(encoder_output)
         codebook = self.codebook
         tokens = tokens_of(posterior.mean)
         codes = self.assign(tokens.detach(), codebook.detach())  # (N,)
-        rows = maps_of(embedding(codes, codebook), moments)
+        rows = maps_of(embedding(codes, codebook), encoder_output)
         errors = (rows - posterior.mean) / posterior.std
         losses = {"coherence": errors.square().mean() / 2}
         if self.objective == "paper":
@@ -77,8 +77,8 @@ class VAEVQQuantizer(ProjectedQuantizer):
         towards = posterior.mean + posterior.std * errors.detach() + rows
         sampled = None
         if self.training:
-            sampled = posterior.mean + posterior.std * self.noise(moments).normal(posterior.mean)
-        quantized, codes = straight_through(rows, towards), grid_of(codes, moments)
+            sampled = posterior.mean + posterior.std * self.noise(encoder_output).normal(posterior.mean)
+        quantized, codes = straight_through(rows, towards), grid_of(codes, encoder_output)
         return QuantizerOutput(quantized, codes, losses, self.counts_of(codes), sampled)
 
     def loss_weights(self) -> dict[str, float | Tensor]:

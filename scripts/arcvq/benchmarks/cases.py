@@ -37,8 +37,8 @@ from priors.diffusion import make_scheduler
 from priors.pixelcnn import PixelCNN
 from priors.unet import make_unet, null_label
 from tokenizer import VQTokenizer
-from tokenizer.losses.losses import normalised_mse
 from tokenizer.losses.lpips import WeightFiles
+from tokenizer.losses.reconstruction import normalised_mse
 from tokenizer.quantizers import make_quantizer
 
 Work = Callable[[], None]

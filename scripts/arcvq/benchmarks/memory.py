@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 import torch
 
-from arcvq.cli.parser import CONFIGS, ScriptParser
+from arcvq.cli.configs import CONFIGS
+from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import machine, provenance
 from arcvq.paper.budget import step_times
 from arcvq.planning.dry_run import in_units, reckon

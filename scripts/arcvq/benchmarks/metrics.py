@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
     refuse_skipping(config)
     PartialState()
     use_all_cores()
-    images = announced_splits(DataConfig(**config.data.as_dict())).held_out
+    images = announced_splits(config.data).held_out
     check_count(config.num_images, len(images), f"images in the test split of {images.name}")
     source = DataSetImages(images, config.num_images)
     originals = torch.stack(list(tqdm(source, desc="images"))).expand(-1, 3, -1, -1)
@@ -115,7 +115,7 @@ def pair_rows(originals: Tensor, distorted: Tensor) -> list[dict[str, Any]]:
 
 def measured_by(name: str, config: Namespace, folder: Path) -> tuple[Extractor, Path | None]:
     """Our extractor, float32 as torch-fidelity's, and the file of Inception's weights."""
-    weights = WeightFiles(**config.weights.as_dict())
+    weights = config.weights
     if name != "inception":
         return make_extractor(name, ExtractorConfig(resize=config.resize, weights=weights, double=False)), None
     if weights.inception == RANDOM:

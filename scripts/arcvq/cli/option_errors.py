@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -20,9 +20,13 @@ class OptionErrors:
 
     Args:
         actions: the parser's.
+        names_within: the names that an option of names takes, by the option; called to explain an unknown one.
     """
 
-    def __init__(self, actions: Sequence[argparse.Action]):
+    def __init__(
+        self, actions: Sequence[argparse.Action], names_within: Mapping[str, Callable[[], Iterable[str]]] | None = None
+    ):
+        self._names_within = names_within or {}
         self._actions = {action.dest: action for action in actions}
         self._strings = {name: action for action in actions for name in action.option_strings}
         sections = {parent for name in self._actions for parent in _parents(name)}
@@ -93,6 +97,7 @@ class OptionErrors:
         among = of_section or self._names
         found = [name for name in self._names if given in (name, name.replace(".", "_"))]
         found = found or [name for name in self._names if lasts[name] == last]
+        found = found or [f"{name}.{last}" for name, names in self._names_within.items() if last in names()]
         found = found or _closest(last, {lasts[name]: name for name in reversed(among)}, _TYPO)
         found = found or [name for name in among if set(last.split("_")) <= set(lasts[name].split("_"))]
         found = found or _closest(last, {lasts[name]: name for name in reversed(among)})

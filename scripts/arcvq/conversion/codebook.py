@@ -17,18 +17,19 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from arcvq.cli.announced_data import announced_splits
-from arcvq.cli.parser import ScriptParser, fail
+from arcvq.cli.parser import ScriptParser
+from arcvq.cli.script import fail
 from arcvq.compute.threads import use_all_cores
 from arcvq.evaluation.networks import CHUNK
 from arcvq.runs.results import load_tokenizer
 from arcvq.sampling.options import default_device
-from arcvq.training.latent_cache import evenly_spaced
 from pipelines.metrics import to_uint8
 from pipelines.metrics.extractors import ExtractorConfig, make_extractor
 from pipelines.metrics.patch_features import patch_features
 from tokenizer.codebook_file import save_codebook_file
 from tokenizer.codebook_reduction import reduced_codebook
 from tokenizer.data import DataConfig, evaluation_batches
+from tokenizer.data.subsets import evenly_spaced_images
 from tokenizer.losses.lpips import WeightFiles
 
 
@@ -42,7 +43,8 @@ def features(args: Sequence[str]) -> None:
     parser.add_argument("--num_images", type=int, default=10_000, help="training images, evenly spaced")
     parser.add_argument("--seed", type=int, default=0, help="of the k-means")
     parser.add_argument("--output", type=str, default="runs/codebook.safetensors", help="file to write")
-    parser.add_class_arguments(ExtractorConfig, skip={"fid_input_229"})
+    parser.add_class_arguments(ExtractorConfig, skip={"fid_input_229", "weights"})
+    parser.add_class_arguments(WeightFiles, "weights")
     parser.add_class_arguments(DataConfig, "data")
     config = parser.parse(args)
     if Path(config.output).exists():
@@ -50,14 +52,13 @@ def features(args: Sequence[str]) -> None:
     check_means(config.seed)
     if config.num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {config.num_images}")
-    images = announced_splits(DataConfig(**config.data.as_dict())).train
+    images = announced_splits(config.data).train
     use_all_cores()
     settings = {field.name: config[field.name] for field in fields(ExtractorConfig) if field.name in config}
-    settings["weights"] = WeightFiles(**config.weights.as_dict())
     extractor = make_extractor(config.extractor, ExtractorConfig(**settings))
     extractor.check_size(images.image_size, images.image_size)
     extractor.to(default_device())
-    chosen = Subset(images, evenly_spaced(images, config.num_images))
+    chosen = Subset(images, evenly_spaced_images(images, config.num_images))
     batches = tqdm(evaluation_batches(chosen, batch_size=CHUNK), desc=extractor.name)
     points = torch.cat([patch_features(extractor, to_uint8(batch["images"])) for batch in batches])
     if not 0 < config.codebook_size <= len(points):

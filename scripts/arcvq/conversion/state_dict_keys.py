@@ -67,12 +67,14 @@ class PublicNetwork:
 def _conv_sizes(public: NamedTensors, _: int) -> dict[str, Any]:
     hidden, in_channels, *_ = public.shape("_encoder._conv_1.weight")
     layers = public.count(r"_encoder\._residual_stack\._layers\.(\d+)\.")
-    inner = public.shape("_encoder._residual_stack._layers.0._block.1.weight")[0] if layers else None
+    options = {}
+    if layers:
+        options["residual_channels"] = public.shape("_encoder._residual_stack._layers.0._block.1.weight")[0]
     return {
         "in_channels": in_channels,
         "hidden_channels": 2 * hidden,
-        "residual_channels": inner,
         "num_residual_layers": layers,
+        "network_options": options,
     }
 
 
@@ -91,9 +93,11 @@ def _vqgan_sizes(public: NamedTensors, image_size: int) -> dict[str, Any]:
         "in_channels": in_channels,
         "hidden_channels": hidden,
         "num_residual_layers": public.count(r"encoder\.down\.0\.block\.(\d+)\."),
-        "channel_multipliers": tuple(width // hidden for width in widths),
-        "attention_sizes": tuple(image_size >> level for level in attends),
-        "z_channels": None if z_channels == codebook_dim else z_channels,
+        "network_options": {
+            "channel_multipliers": tuple(width // hidden for width in widths),
+            "attention_sizes": tuple(image_size >> level for level in attends),
+            "z_channels": None if z_channels == codebook_dim else z_channels,
+        },
     }
 
 

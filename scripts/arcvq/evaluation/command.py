@@ -15,18 +15,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from math import isfinite
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
 
 from arcvq.cli.announced_data import announce, announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
-from arcvq.compute.resumable import LONGEST_WAIT
-from arcvq.compute.threads import use_all_cores
+from arcvq.compute.process import prepare_process
 from arcvq.evaluation.generation import evaluate_generation
 from arcvq.evaluation.image_sources import DataSetImages, FolderImages, ImageSource, NpzImages
 from arcvq.evaluation.networks import PACKAGES, check_count, default_extractor, make_measuring, refuse_skipping
@@ -119,10 +118,7 @@ def main(args: Sequence[str] | None = None) -> None:
     config = parser.parse(args)
     refuse_skipping(config)
     tasks = to_do(config)
-    # Without a GPU accelerate has to be told, or takes each of several processes for the only one.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
-    use_all_cores()
-    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
+    state = prepare_process()
     settings = parser.settings(config)
     if config.task == STATISTICS:
         refuse_unused(config, parser.get_defaults(), UNUSED[STATISTICS], "of statistics")
@@ -135,7 +131,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 of_files = SAMPLED if source is not None and task == GENERATION else ()
                 refuse_unused(config, parser.get_defaults(), (*UNUSED[task], *of_files), f"of {task}, {folder}")
             if state.is_main_process:
-                note_other_data(folder, DataConfig(**config.data.as_dict()))
+                note_other_data(folder, config.data)
             output = output_folder(folder, config, has_model=source is None)
             evaluate = evaluate_reconstruction if task == RECONSTRUCTION else evaluate_generation
             measured = evaluate(folder if source is None else source, config, output)
@@ -149,8 +145,9 @@ def main(args: Sequence[str] | None = None) -> None:
 def refuse_unused(config: Namespace, defaults: Namespace, names: Sequence[str], what: str) -> None:
     """ValueError where an option was set that changes nothing of what is asked for."""
     for name in names:
-        if config[name] != defaults[name]:
-            raise ValueError(f"--{name} {config[name]} changes nothing {what}: leave it out")
+        value = attrgetter(name)(config)
+        if value != attrgetter(name)(defaults):
+            raise ValueError(f"--{name} {value} changes nothing {what}: leave it out")
 
 
 def to_do(config: Namespace) -> dict[str, Sequence[str]]:
@@ -169,7 +166,7 @@ def to_do(config: Namespace) -> dict[str, Sequence[str]]:
         raise ValueError(f"protocol {config.protocol} is none of {config.task}; take {fitting or 'a task'}")
     if config.task != "all":
         return {config.task: (config.folder or DEFAULT_FOLDERS[config.task][0],)}
-    if any(value not in (None, False) for name in ("sampling", "speed") for value in config[name].as_dict().values()):
+    if config.sampling != SamplingConfig() or config.speed != SpeedConfig():
         raise ValueError(
             "options of sampling and speed concern one kind of pipeline: name its folder, as in generation runs/ldm"
         )
@@ -228,7 +225,7 @@ def statistics(config: Namespace, facts: dict[str, Any], settings: dict[str, Any
     if source is None and config.folder is not None:
         raise ValueError(f"{config.folder!r} is neither a folder of images nor an npz; leave it out for the data set")
     if source is None:
-        splits = announced_splits(DataConfig(**config.data.as_dict()))
+        splits = announced_splits(config.data)
         images = splits.train if config.reference == "train" else splits.held_out
         source, name = DataSetImages(images), f"{Path(images.name).name}-{images.split}"
         facts = {"data": images.name, "split": images.split, **facts}

@@ -21,7 +21,6 @@ from pipelines.metrics.distributions import INCEPTION_SCORE_SPLITS, NEIGHBOURS, 
 from pipelines.metrics.extractors import Extractor
 from pipelines.metrics.images import metric_name
 from pipelines.metrics.protocols import PROTOCOLS, Protocol, number_name
-from tokenizer.data import DataConfig
 
 
 def evaluate_generation(source: str | ImageSource, config: Namespace, output: Path) -> Measured | None:
@@ -48,7 +47,7 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
     if to_statistics:
         statistics = read_statistics(config.reference, extractor)
     else:
-        splits = announced_splits(DataConfig(**config.data.as_dict()))
+        splits = announced_splits(config.data)
         real = splits.train if config.reference == "train" else splits.held_out
         extractor.check_size(real.image_size, real.image_size)
         if len(real) < INCEPTION_SCORE_SPLITS:

@@ -1,6 +1,6 @@
 """What measuring reconstructions and samples share: the networks that measure, and what a result says of them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from pipelines.metrics.digits import IMAGE_SIZE
 from pipelines.metrics.digits import NAME as DIGITS
 from pipelines.metrics.extractors import Extractor, ExtractorConfig, make_extractor
 from pipelines.metrics.protocols import Protocol
-from tokenizer.losses.lpips import LPIPS, WeightFiles
+from tokenizer.losses.lpips import LPIPS
 
 CHUNK = 64  # images measured at once, where they are not sampled
 PACKAGES = ("numpy", "pillow", "transformers")
@@ -65,7 +65,6 @@ def make_measuring(config: Namespace, protocol: Protocol, extractor: str | None)
     """
     if config.resize is not None and extractor is None:
         raise ValueError(f"--resize {config.resize} is that of an extractor's images: name one with --extractor")
-    weights = WeightFiles(**{field.name: config.weights[field.name] for field in fields(WeightFiles)})
     double = config.dtype == "float64"
     with PartialState().main_process_first():
         made = extractor and make_extractor(
@@ -73,13 +72,13 @@ def make_measuring(config: Namespace, protocol: Protocol, extractor: str | None)
             ExtractorConfig(
                 resize=config.resize,
                 dinov2=config.dinov2,
-                weights=weights,
+                weights=config.weights,
                 double=double,
                 fid_input_229=protocol.fid_input_229,
                 cache_dir=config.cache_dir,
             ),
         )
-        perceptual = LPIPS(config.lpips, weights) if config.lpips else None
+        perceptual = LPIPS(config.lpips, config.weights) if config.lpips else None
     return Measuring(protocol, made or None, perceptual.double() if perceptual and double else perceptual)
 
 

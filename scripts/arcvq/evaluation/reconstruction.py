@@ -32,7 +32,7 @@ from pipelines.metrics.images import metric_name
 from pipelines.metrics.protocols import PROTOCOLS, number_name
 from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, ImageDataset
+from tokenizer.data import ImageDataset
 from tokenizer.functional.usage import code_counts
 
 SHOWN = 32  # originals in the picture
@@ -44,7 +44,7 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
     psnr, ssim, l1 and, with --lpips, LPIPS; the codebook's usage, perplexity and geometry; with an extractor the
     Frechet distance to the originals and, where it has logits, the Inception score.
     """
-    images = announced_splits(DataConfig(**config.data.as_dict())).held_out
+    images = announced_splits(config.data).held_out
     number = check_count(config.num_images, len(images), f"images in the test split of {images.name}")
     measuring = make_measuring(config, PROTOCOLS[config.protocol or "rfid"], default_extractor(config, None))
     if measuring.extractor is not None:

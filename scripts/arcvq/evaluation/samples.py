@@ -14,7 +14,7 @@ from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import ImageSource
 from arcvq.evaluation.networks import check_count, environment, extractor_facts
 from arcvq.evaluation.reference import features_of
-from arcvq.sampling.options import SamplingConfig, SpeedConfig, class_labels
+from arcvq.sampling.options import class_labels
 from arcvq.sampling.sampler import Sampler, images_of
 from arcvq.sampling.writers import FORMATS, claim
 from pipelines.figures.grids import save_class_samples, save_samples
@@ -37,8 +37,7 @@ class PipelineSamples:
     """
 
     def __init__(self, folder: str, config: Namespace, output: Path):
-        sampling, speed = (config[name].as_dict() for name in ("sampling", "speed"))
-        self.sampler = Sampler(folder, SamplingConfig(**sampling), SpeedConfig(**speed))
+        self.sampler = Sampler(folder, config.sampling, config.speed)
         self.pipeline = self.sampler.pipeline
         self.number = check_enough(DEFAULT_NUMBER if config.num_images is None else config.num_images)
         self.labels = class_labels(self.number, list(self.pipeline.class_names), config.labels, config.seed)

@@ -9,18 +9,17 @@ once with the same options is not measured again.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
 
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
-from arcvq.compute.resumable import LONGEST_WAIT
-from arcvq.compute.threads import use_all_cores
+from arcvq.compute.process import prepare_process
 from arcvq.evaluation.command import GENERATION, PACKAGES, UNUSED, add_measuring_options, refuse_unused, write
 from arcvq.evaluation.generation import evaluate_generation
 from arcvq.runs.results import load_pipeline
@@ -52,10 +51,7 @@ def main(args: Sequence[str] | None = None) -> None:
     unused = (*UNUSED[GENERATION], "save_images", *(f"sampling.{name}" for name in COMPARED))
     refuse_unused(config, parser.get_defaults(), unused, "of this comparison, or is what it compares")
     points = wanted_points(config)
-    # Without a GPU accelerate has to be told, or takes each of several processes for the only one.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
-    use_all_cores()
-    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
+    state = prepare_process()
     pipeline = load_pipeline(config.folder)
     for point in points:  # all of them, before the first is measured
         SamplingConfig(**point).apply(pipeline)
@@ -116,8 +112,7 @@ def measured(
     folder = output / "-".join(str(value) for value in point.values())
     file = folder / "generation.json"
     options = config.clone()
-    for name, value in point.items():
-        options.sampling[name] = value
+    options.sampling = replace(config.sampling, **point)
     settings = parser.settings(options)
     if file.is_file():
         result = json.loads(file.read_text())

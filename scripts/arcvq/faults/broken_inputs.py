@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import PIL.Image
 
-from arcvq.cli.parser import CONFIGS
+from arcvq.cli.configs import CONFIGS
 
 TRAININGS = ("train_tokenizer", "train_ldm", "train_pixelcnn")
 

@@ -15,14 +15,13 @@ import torch
 
 from arcvq.cli.parser import ScriptParser
 from arcvq.faults.broken_inputs import broken_configs, broken_images
-from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer
 from priors import PixelCNN
 from priors.unet import make_unet
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, DataError
+from tokenizer.data import DataError
 from tokenizer.data.dataset import framed_pixels
 from tokenizer.data.decoding import decode_image
 from tokenizer.data.framing import Framing
@@ -104,9 +103,9 @@ class ConfigTaker:
     def _take(self, script: str) -> None:
         config = self._parsers[script].parse([f"--config={self._file}"])
         SCRIPTS[script].check(config)
-        RunConfig(**config.run.as_dict()).check()
-        OptimConfig(**config.optim.as_dict()).check()
-        DataConfig(**config.data.as_dict()).check()
+        config.run.check()
+        config.optim.check()
+        config.data.check()
         with torch.device("meta"):
             if script == "train_tokenizer":
                 VQTokenizer(3, config.data.image_size or 32, **config.model.as_dict())

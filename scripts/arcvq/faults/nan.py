@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from arcvq.cli.parser import run_script
+from arcvq.cli.script import run_script
 from arcvq.runs.run import Run
 from arcvq.training import adversary, reconstruction_loss
 from arcvq.training import ldm as train_ldm

@@ -12,10 +12,8 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from arcvq.planning.dry_training import DryRun
-from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.training import tokenizer as train_tokenizer
-from tokenizer.data import DataConfig
-from tokenizer.data.facts import image_facts
+from tokenizer.data.facts import dataset_info
 
 # Steps that are timed for each config, after one that is not.
 _TIMED_STEPS = 3
@@ -71,7 +69,7 @@ def steps_of(budget: Budget, trainings: Sequence[Sequence[str]], seeds: int, fil
         return budget.steps
     if budget.epochs is not None:  # all trainings have one data set and one batch
         config = train_tokenizer.make_parser().parse(list(trainings[0]))
-        images = image_facts(DataConfig(**config.data.as_dict()))
+        images = dataset_info(config.data)
         return max(1, round(budget.epochs * (len(images) // config.optim.batch_size)))
     if file.exists():
         kept = json.loads(file.read_text())
@@ -102,8 +100,8 @@ def step_times(script: Any, arguments: Sequence[str], steps: int) -> list[float]
     parser = script.make_parser()
     config = parser.parse(list(arguments))
     make, _ = script.plan(config)
-    optim = OptimConfig(**config.optim.as_dict())
-    run = DryRun(RunConfig(**config.run.as_dict()), optim, parser.settings(config), 1, memory=None)
+    optim = config.optim
+    run = DryRun(config.run, optim, parser.settings(config), 1, memory=None)
     training = make(run, config)
     seconds = []
     for _ in range(steps):

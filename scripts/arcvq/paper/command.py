@@ -15,15 +15,17 @@ first seed are beside them.
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
 
-from arcvq.cli.parser import CONFIGS, ScriptParser
+from arcvq.cli.configs import CONFIGS
+from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import machine, provenance
-from arcvq.compute.resumable import LONGEST_WAIT
+from arcvq.compute.process import prepare_process
 from arcvq.evaluation import command as evaluate
 from arcvq.evaluation.networks import make_measuring
 from arcvq.paper import figures
@@ -73,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> None:
         figures.main(args)
         return
     config = make_parser().parse(args)
-    PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
+    prepare_process()
     table, budget = select_rows(config), parse_budget(config)
     bench = Path(config.output_dir, f"{config.data}-{budget.text}")
     configs = sorted({row.config for row in TABLES[config.table].rows.values()})
@@ -114,7 +116,7 @@ def main(args: Sequence[str] | None = None) -> None:
             "steps": steps,
             "training": training_facts(config, budget, steps),
             "priors": {row.prior: prior_options(config, row.prior) for row in table.rows.values() if row.prior},
-            "measure": config.measure.as_dict(),
+            "measure": asdict(config.measure),
             "measured_at": sorted(commits),
             "failures": failures,
         }

@@ -24,18 +24,19 @@ from torch.utils.data import Dataset, Subset
 from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
-from arcvq.compute.threads import use_all_cores
+from arcvq.compute.process import prepare_process
 from arcvq.evaluation.networks import check_count, refuse_skipping
 from arcvq.runs.results import check_images, load_tokenizer, note_other_data
 from arcvq.runs.settings import ARTEFACTS
 from arcvq.sampling.options import PIXELS_AT_ONCE, default_device, round_trip
 from pipelines.figures.activations import plot_activations
 from pipelines.figures.distances import plot_distances
-from pipelines.figures.tokenizers import NotDrawable, TokenizerTensors, evenly, plot_norms, plot_planes
+from pipelines.figures.tokenizers import NotDrawable, TokenizerTensors, plot_norms, plot_planes
 from pipelines.metrics import to_uint8
 from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, evaluation_batches
+from tokenizer.data.subsets import evenly_spaced_indices
 from tokenizer.quantizers.base import tokens_of
 
 FIGURES: dict[str, Callable[[Sequence[TokenizerTensors], Path], dict[str, Any]]] = {
@@ -70,18 +71,17 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(DataConfig, "data")
     config = parser.parse(args)
     refuse_skipping(config)
-    use_all_cores()
-    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
+    prepare_process()
     names = tokenizer_names(config.folders)
-    data = DataConfig(**config.data.as_dict())
+    data = config.data
     images = announced_splits(data).held_out
     there = f"images in the test split of {images.name}"
     asked = min(DEFAULT_IMAGES, len(images)) if config.num_images is None else config.num_images
     number = check_count(asked, len(images), there)
-    indices = evenly(len(images), number).tolist()
+    indices = evenly_spaced_indices(len(images), number).tolist()
     if not 1 <= config.shown <= number:
         raise ValueError(f"shown is {config.shown}, but num_images is {number}; take 1 to {number}")
-    shown = evenly(number, config.shown).tolist()
+    shown = evenly_spaced_indices(number, config.shown).tolist()
     tokenizers = {}
     for name, folder in names.items():
         tokenizers[name] = load_tokenizer(folder).to(default_device())

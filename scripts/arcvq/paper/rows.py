@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
 from jsonargparse import Namespace
 
-from arcvq.cli.parser import CONFIGS
+from arcvq.cli.configs import CONFIGS
 from arcvq.conversion import codebook
 from arcvq.evaluation import command as evaluate
 from arcvq.paper.budget import Budget
@@ -98,7 +98,7 @@ def tokenizer_arguments(config: Namespace, budget: Budget, name: str) -> list[st
         options["model.quantizer_options"] = VARIANTS[name].quantizer_options
     if config.images is not None:
         options["data.name"] = config.images
-    options |= {f"weights.{weights}": file for weights, file in config.weights.as_dict().items() if file is not None}
+    options |= {f"weights.{weights}": file for weights, file in asdict(config.weights).items() if file is not None}
     options.pop("weights.inception", None)
     return [f"--config={config_file(config.data, name)}", *as_arguments(options)]
 
@@ -170,8 +170,8 @@ def task_of(row: Row) -> str:
 def ensure_measured(config: Namespace, row: Row, run: Path) -> RowNumbers:
     """The numbers of a run; what is measured once is not measured again with the same options."""
     task = task_of(row)
-    images = train_tokenizer.make_parser().parse([f"--config={config_file(config.data, row.config)}"]).data.as_dict()
-    options = {f"data.{name}": value for name, value in images.items() if value is not None}
+    images = train_tokenizer.make_parser().parse([f"--config={config_file(config.data, row.config)}"]).data
+    options = {f"data.{name}": value for name, value in asdict(images).items() if value is not None}
     options |= {} if config.images is None else {"data.name": config.images}
     arguments = [*as_arguments(options), *measure_arguments(config, task)]
     if row.prior == "ldm" and config.measure.num_inference_steps is not None:
@@ -208,7 +208,7 @@ def measure_arguments(config: Namespace, task: str) -> list[str]:
         options |= {"protocol": measure.protocol, "lpips": measure.lpips}
     else:
         options |= {"num_images": measure.num_images}
-    options |= {f"weights.{name}": value for name, value in config.weights.as_dict().items()}
+    options |= {f"weights.{name}": value for name, value in asdict(config.weights).items()}
     return as_arguments({name: value for name, value in options.items() if value is not None})
 
 

@@ -16,8 +16,7 @@ from torch import nn
 from arcvq.cli.parser import ScriptParser
 from arcvq.planning.dry_training import DryRun, DryTraining
 from arcvq.planning.fake_memory import StepMemory, Unallocated
-from arcvq.runs.options import OptimConfig, RunConfig
-from tokenizer.data.facts import ImageFacts
+from tokenizer.data.facts import DatasetInfo
 
 
 def add_dry_run(parser: ScriptParser) -> None:
@@ -59,7 +58,7 @@ class DryReport:
 
 
 def dry_run(
-    parser: ScriptParser, config: Namespace, make: Callable[[DryRun, Namespace], DryTraining], images: ImageFacts
+    parser: ScriptParser, config: Namespace, make: Callable[[DryRun, Namespace], DryTraining], images: DatasetInfo
 ) -> DryReport | None:
     """Prints, and gives, what the training of a config takes; None on all processes but the first.
 
@@ -83,13 +82,13 @@ def reckon(
     parser: ScriptParser,
     config: Namespace,
     make: Callable[[DryRun, Namespace], DryTraining],
-    images: ImageFacts,
+    images: DatasetInfo,
     processes: int,
 ) -> DryReport:
     """What the training of a config takes on so many processes. Raises as `dry_run`."""
     with Unallocated() as memory:
-        optim = OptimConfig(**config.optim.as_dict())
-        run = DryRun(RunConfig(**config.run.as_dict()), optim, parser.settings(config), processes, memory)
+        optim = config.optim
+        run = DryRun(config.run, optim, parser.settings(config), processes, memory)
         training = make(run, config)
         memory.assign("batch", training.batch)
         for part, modules in (("average", training.averaged), ("frozen networks", training.frozen.values())):
@@ -111,7 +110,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _others(run: DryRun, training: DryTraining, images: ImageFacts) -> dict[str, str]:
+def _others(run: DryRun, training: DryTraining, images: DatasetInfo) -> dict[str, str]:
     optim, processes = run.optim, run.accelerator.num_processes
     per_epoch = len(images) // optim.batch_size
     about = "" if images.measured else ", going by what is published"

@@ -20,7 +20,7 @@ from arcvq.runs.run import Run
 from arcvq.runs.settings import resolve_settings_conflict
 from arcvq.runs.trained_module import TrainableModule
 from tokenizer.data.batches import check_shares
-from tokenizer.data.facts import ImageFacts
+from tokenizer.data.facts import DatasetInfo
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -133,7 +133,7 @@ class DryRun(Run):
     def prepare(
         self,
         model: nn.Module,
-        dataset: ImageFacts,
+        dataset: DatasetInfo,
         inputs: dict[str, str],
         num_workers: int = 0,
         ema_decay: float | None = None,

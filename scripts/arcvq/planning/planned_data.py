@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from arcvq.cli.parser import CONFIGS
+from arcvq.cli.configs import CONFIGS
 from arcvq.cli.safe_yaml import read_yaml
 from arcvq.planning.dry_training import DryRun, DryTraining
 from arcvq.runs.results import check_images, find_tokenizer
@@ -19,7 +19,7 @@ from arcvq.training.tokenizer import make_parser
 from priors.latents import encode_images
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig
-from tokenizer.data.facts import ImageFacts, image_facts
+from tokenizer.data.facts import DatasetInfo, dataset_info
 from tokenizer.loading.model_folder import read_model_config
 
 
@@ -48,9 +48,9 @@ class PlannedEncodedData:
         check_images(self._sizes, self.train)
 
     @cached_property
-    def train(self) -> ImageFacts:
+    def train(self) -> DatasetInfo:
         """The images."""
-        return image_facts(self.data)
+        return dataset_info(self.data)
 
     @cached_property
     def _sizes(self) -> VQTokenizer:
@@ -59,7 +59,7 @@ class PlannedEncodedData:
             if Path(self.place).is_dir():
                 return VQTokenizer.from_config(read_model_config(VQTokenizer, find_tokenizer(self.place)))
             config = make_parser().parse([f"--config={_config_of(self.place)}"])
-            images = image_facts(DataConfig(**config.data.as_dict()))
+            images = dataset_info(config.data)
             sizes = {"in_channels": images.channels, "image_size": images.image_size}
             return VQTokenizer(**sizes, **config.model.as_dict())
 

@@ -147,8 +147,8 @@ class OptimConfig:
 
 def check_run(config: Namespace) -> None:
     """Raises ValueError for options of a training's run or optimiser that cannot work."""
-    RunConfig(**config.run.as_dict()).check()
-    OptimConfig(**config.optim.as_dict()).check()
+    config.run.check()
+    config.optim.check()
 
 
 def check_name(name: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from arcvq.checkpoints.checkpoint import has_checkpoints
 from arcvq.cli.safe_yaml import read_yaml
+from tokenizer.loading.old_configs import with_network_options
 
 # What a run's result is called in its folder.
 ARTEFACTS = ("tokenizer", "pipeline")
@@ -25,9 +26,15 @@ _OF_A_PART = ("step of adversarial.disc_start",)
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The settings that a run has stored in its folder; empty where there is no such file, or one of something else."""
+    """Read the settings that a run has stored in its folder; empty if there is no such file or it holds something else.
+
+    The options of a tokenizer's network are moved to `model.network_options`, where older versions did not have them.
+    """
     try:
-        return read_yaml(file)
+        settings = read_yaml(file)
+        if isinstance(settings.get("model"), dict):
+            settings["model"] = with_network_options(settings["model"])
+        return settings
     except ValueError:
         return {}
 

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from jsonargparse import Namespace
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import commit, provenance
-from arcvq.compute.resumable import LONGEST_WAIT, ResumableMap
-from arcvq.compute.threads import use_all_cores
+from arcvq.compute.process import prepare_process
+from arcvq.compute.resumable import ResumableMap
 from arcvq.evaluation.networks import environment
 from arcvq.runs.seeds import check_seed
 from arcvq.sampling.options import SamplingConfig, SpeedConfig, class_labels
@@ -67,11 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     check_seed(config.seed)
-    # Without a GPU accelerate has to be told, or takes each of several processes for the only one.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
-    use_all_cores()
-    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
-    sampling, speed = SamplingConfig(**config.sampling.as_dict()), SpeedConfig(**config.speed.as_dict())
+    state = prepare_process()
+    sampling, speed = config.sampling, config.speed
     sampler = Sampler(config.folder, sampling, speed)
     labels = wanted_labels(sampler.pipeline, config)
     seeds = range(config.seed, config.seed + len(labels))

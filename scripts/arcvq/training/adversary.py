@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from arcvq.runs.run import Run
-from tokenizer.losses.losses import GANLoss, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
+from tokenizer.losses.adversarial import GANLoss, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
 from tokenizer.networks.discriminator import PatchDiscriminator
 
 # Of the running means of the logits (Tseng et al. 2021).

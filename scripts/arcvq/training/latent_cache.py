@@ -23,6 +23,7 @@ from priors.latents import (
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, DataSplits, ImageDataset, StreamedImages
 from tokenizer.data.bad_images import report_bad_images
+from tokenizer.data.subsets import evenly_spaced_images
 
 # Images of a shard, 67 MB of ImageNet's latents: what an encoding that is killed loses, times its threads.
 SHARD = 512
@@ -32,9 +33,6 @@ HELD_OUT = 512
 
 # Images that the latents' scale is measured on where none are stored, evenly spaced over the split.
 SCALE_SAMPLE = 4096
-
-# Streamed images of such a sample that follow each other.
-STREAMED_RUN = 64
 
 
 @dataclass(frozen=True)
@@ -70,21 +68,21 @@ class EncodedData:
     Attributes:
         train: the train split: encoded from the cache, or as images.
         held_out: latents, codes and labels of up to 512 images of the test split, in memory.
-        moments: of the latents of the train split, or of a sample of it: (shards, 3), see `latent_scale`.
+        statistics: of the latents of the train split, or of a sample of it: (shards, 3), see `latent_scale`.
         fingerprints: of the tokenizer and of the train split's images.
     """
 
     tokenizer: VQTokenizer
     train: EncodedDataset | ImageDataset | StreamedImages
     held_out: dict[str, Tensor]
-    moments: Tensor
+    statistics: Tensor
     class_names: list[str]
     fingerprints: dict[str, str]
 
     @property
     def latent_scale(self) -> float:
         """1 / standard deviation of the train split's latents. ValueError where they are all equal."""
-        return latent_scale(self.moments)
+        return latent_scale(self.statistics)
 
     def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch of `train` as latents, codes and labels: what comes from the cache is that already."""
@@ -152,26 +150,16 @@ def encode_splits(
 
     if latents.mode == "cache":
         train = EncodedDataset(shards("train", range(len(images["train"])), latents.dtype).files)
-        moments = train.moments
+        statistics = train.statistics
     else:
         train = images["train"]
-        moments = shards("train", evenly_spaced(train, SCALE_SAMPLE), only="moments").column("moments")
-    held_out = EncodedDataset(shards("test", evenly_spaced(images["test"], HELD_OUT)).files)
+        statistics = shards("train", evenly_spaced_images(train, SCALE_SAMPLE), only="moments").column("moments")
+    held_out = EncodedDataset(shards("test", evenly_spaced_images(images["test"], HELD_OUT)).files)
     return EncodedData(
         tokenizer=tokenizer,
         train=train,
         held_out=held_out[list(range(len(held_out)))],
-        moments=moments,
+        statistics=statistics,
         class_names=images["train"].class_names,
         fingerprints={"tokenizer": fingerprint, "data": images["train"].fingerprint()},
     )
-
-
-def evenly_spaced(images: ImageDataset | StreamedImages, count: int) -> list[int]:
-    """The indices of `count` images, evenly spaced over the data set, or of all where there are fewer.
-
-    Of streamed images, which are read in blocks, runs of `STREAMED_RUN` are evenly spaced.
-    """
-    length, count = len(images), min(len(images), count)
-    run = STREAMED_RUN if isinstance(images, StreamedImages) else 1
-    return [index // run * run * length // count + index % run for index in range(count)]

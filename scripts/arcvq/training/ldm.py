@@ -28,7 +28,7 @@ from arcvq.training.prior import PriorTraining, add_prior_options, finish, plan_
 from pipelines import ArcVQLDMPipeline
 from priors.diffusion import diffusion_loss, make_scheduler
 from priors.unet import make_unet, null_label
-from tokenizer.data.facts import ImageFacts
+from tokenizer.data.facts import DatasetInfo
 
 # DDIM steps of the pictures made during training; the final ones take the pipeline's default.
 PREVIEW_STEPS = 50
@@ -81,7 +81,7 @@ def set_up(run: Run, config: Namespace, stage_one: EncodedData | PlannedEncodedD
     return LDMTraining(unet, averaged, loss, scheduler)
 
 
-def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
+def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
     """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
     check(config)
     return plan_prior(config, "UNet", set_up)

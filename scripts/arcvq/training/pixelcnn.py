@@ -27,7 +27,7 @@ from arcvq.training.prior import PriorTraining, add_prior_options, finish, plan_
 from pipelines import ArcVQPixelCNNPipeline
 from priors.pixelcnn import PixelCNN, code_grid, code_nll
 from tokenizer import VQTokenizer
-from tokenizer.data.facts import ImageFacts
+from tokenizer.data.facts import DatasetInfo
 
 
 def make_parser() -> ScriptParser:
@@ -68,7 +68,7 @@ def set_up(run: Run, config: Namespace, stage_one: EncodedData | PlannedEncodedD
     return PriorTraining(prior, averaged, loss)
 
 
-def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
+def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
     """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
     check(config)
     return plan_prior(config, "PixelCNN", set_up)

@@ -20,7 +20,7 @@ from arcvq.training.latent_cache import EncodedData, LatentsConfig, encode_split
 from pipelines.class_conditional import ClassConditionalPipeline
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig
-from tokenizer.data.facts import ImageFacts
+from tokenizer.data.facts import DatasetInfo
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,13 @@ def add_prior_options(parser: ScriptParser, name: str, ema_decay: float) -> None
 
 def plan_prior(
     config: Namespace, name: str, set_up: Callable[[Run, Namespace, PlannedEncodedData], PriorTraining]
-) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
+) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
     """What a dry run needs of a prior called `name`: how its training is set up, and its images.
 
     Raises:
         ValueError: there is no such tokenizer, or it is one of other images.
     """
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
-    planned = PlannedEncodedData(config.tokenizer, data, latents)
+    planned = PlannedEncodedData(config.tokenizer, config.data, config.latents)
 
     def make(run: DryRun, config: Namespace) -> DryTraining:
         training = set_up(run, config, planned)
@@ -70,8 +69,8 @@ def plan_prior(
 
 def start(parser: ScriptParser, config: Namespace, tokenizer: VQTokenizer) -> tuple[Run, EncodedData]:
     """The run, and its images as this tokenizer's latents and codes. Raises ValueError for what cannot work."""
-    data, latents = DataConfig(**config.data.as_dict()), LatentsConfig(**config.latents.as_dict())
-    run = Run(RunConfig(**config.run.as_dict()), OptimConfig(**config.optim.as_dict()), parser.settings(config))
+    data, latents = config.data, config.latents
+    run = Run(config.run, config.optim, parser.settings(config))
     if run.is_main:
         note_other_data(config.tokenizer, data)
     splits = announced_splits(data)

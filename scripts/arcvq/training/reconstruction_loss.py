@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tokenizer.losses.losses import log_squared_error, mean_absolute_error, normalised_mse, squared_error
 from tokenizer.losses.lpips import LPIPS, PerceptualNet, WeightFiles
+from tokenizer.losses.reconstruction import log_squared_error, mean_absolute_error, normalised_mse, squared_error
 
 
 @dataclass(frozen=True)

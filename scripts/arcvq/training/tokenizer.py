@@ -28,19 +28,21 @@ from arcvq.runs.trained_module import on_device
 from arcvq.sampling.options import reconstruct
 from arcvq.training.adversary import AdversarialConfig, Adversary
 from arcvq.training.collapse import CollapseConfig
-from arcvq.training.latent_cache import evenly_spaced
 from arcvq.training.memory_check import check_memory
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
 from arcvq.training.tokenizer_step import Seen, TokenizerUpdate
 from pipelines.figures.grids import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
 from tokenizer.codebook_file import load_codebook_file
-from tokenizer.data import DataConfig, ImageDataset, StreamedImages, hold_in_memory, pixel_batches
+from tokenizer.data import DataConfig, ImageDataset, StreamedImages, load_into_memory, pixel_batches
 from tokenizer.data.bad_images import report_bad_images
-from tokenizer.data.facts import ImageFacts, image_facts
+from tokenizer.data.facts import DatasetInfo, dataset_info
 from tokenizer.data.in_memory import bytes_held, pixel_variance
+from tokenizer.data.subsets import evenly_spaced_images
 from tokenizer.functional.usage import perplexity, usage
 from tokenizer.losses.lpips import RandomWeights, WeightFiles
+from tokenizer.networks import network_options
+from tokenizer.quantizers import quantizer_options
 
 # Held-out images for the numbers and pictures of a training; scripts/evaluate.py takes all of them.
 PREVIEW_IMAGES = 512
@@ -50,6 +52,10 @@ def make_parser() -> ScriptParser:
     """The options of this script."""
     parser = ScriptParser("Train an image tokenizer.", digits_config="tokenizer.yaml")
     parser.add_class_arguments(VQTokenizer, "model", skip={"in_channels", "image_size"})
+    parser.names_within = {
+        "model.network_options": network_options,
+        "model.quantizer_options": quantizer_options,
+    }
     parser.add_argument(
         "--codebook_file",
         type=str | None,
@@ -82,9 +88,9 @@ def check(config: Namespace) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ValueError("FSDP shards the UNet of train_ldm.py; launch this with configs/accelerate/eight_gpus.yaml")
     check_run(config)
-    LossConfig(**config.loss.as_dict()).check()
-    AdversarialConfig(**config.adversarial.as_dict()).check(config.optim.max_steps)
-    CollapseConfig(**config.collapse.as_dict()).check()
+    config.loss.check()
+    config.adversarial.check(config.optim.max_steps)
+    config.collapse.check()
     if config.ema_decay is not None:
         check_share("ema_decay", config.ema_decay)
 
@@ -113,11 +119,11 @@ class Training:
 def set_up(
     run: Run,
     config: Namespace,
-    images: ImageDataset | StreamedImages | ImageFacts,
+    images: ImageDataset | StreamedImages | DatasetInfo,
     weights: WeightFiles,
 ) -> Training:
     """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
-    loss, adversarial = LossConfig(**config.loss.as_dict()), AdversarialConfig(**config.adversarial.as_dict())
+    loss, adversarial = config.loss, config.adversarial
     sizes = (images.channels, images.image_size)
     make = partial(VQTokenizer, *sizes, **config.model.as_dict())
     check_memory(run, make, "model.hidden_channels or model.codebook_size")
@@ -125,10 +131,10 @@ def set_up(
     inputs = {"data": images.fingerprint()}
     if config.codebook_file is not None:
         inputs["codebook_file"] = load_codebook_file(tokenizer.bottleneck, Path(config.codebook_file))
-    tokenizer.bottleneck.plan(run.optim.max_steps)
+    tokenizer.bottleneck.set_total_steps(run.optim.max_steps)
     tokens = math.prod(tokenizer.latent_shape[1:])
     processes = run.accelerator.num_processes
-    tokenizer.bottleneck.check_tokens(run.optim.batch_size // processes * tokens, processes)
+    tokenizer.bottleneck.check_batch(run.optim.batch_size // processes * tokens, processes)
     averaged = tokenizer if config.ema_decay is None else copy.deepcopy(tokenizer).to(run.device)
     adversary = Adversary(run, adversarial, *sizes) if adversarial.weight else None
     reconstruction_loss = ReconstructionLoss(loss, weights, images.image_size, run.device)
@@ -141,11 +147,11 @@ def set_up(
     return Training(tokenizer, averaged, reconstruction_loss, adversary, update)
 
 
-def make_dry_training(run: DryRun, config: Namespace, images: ImageFacts) -> DryTraining:
+def make_dry_training(run: DryRun, config: Namespace, images: DatasetInfo) -> DryTraining:
     """The same with random weights of LPIPS's network, and on images of no contents."""
     training = set_up(run, config, images, RandomWeights())
     batch = on_device(torch.empty(run.images_here, images.channels, images.image_size, images.image_size), run.device)
-    adversarial = AdversarialConfig(**config.adversarial.as_dict())
+    adversarial = config.adversarial
 
     def step() -> None:
         run.step = adversarial.fullest_step(run.optim.max_steps)
@@ -165,14 +171,14 @@ def make_dry_training(run: DryRun, config: Namespace, images: ImageFacts) -> Dry
         tokens_per_image=math.prod(tokenizer.latent_shape[1:]),
         source=f"images of {images.name}",
         bytes_per_epoch=images.encoded_bytes,
-        bytes_held=bytes_held(images, DataConfig(**config.data.as_dict())),
+        bytes_held=bytes_held(images, config.data),
     )
 
 
-def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], ImageFacts]:
+def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
     """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
     check(config)
-    images = image_facts(DataConfig(**config.data.as_dict()))
+    images = dataset_info(config.data)
     return partial(make_dry_training, images=images), images
 
 
@@ -183,21 +189,21 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
     if config.dry_run is not None:
         return dry_run(parser, config, *plan(config))
     check(config)
-    data, optim = DataConfig(**config.data.as_dict()), OptimConfig(**config.optim.as_dict())
+    data, optim = config.data, config.optim
     splits = announced_splits(data)
     train_set, test_set = splits.train, splits.held_out
-    run = Run(RunConfig(**config.run.as_dict()), optim, parser.settings(config))
+    run = Run(config.run, optim, parser.settings(config))
     run.data = str(splits)
-    training = set_up(run, config, train_set, WeightFiles(**config.weights.as_dict()))
+    training = set_up(run, config, train_set, config.weights)
     tokenizer, averaged = training.tokenizer, training.averaged
-    run.dataset = hold_in_memory(train_set, data, partial(tqdm, desc="decoding train", disable=not run.is_main))
+    run.dataset = load_into_memory(train_set, data, partial(tqdm, desc="decoding train", disable=not run.is_main))
     if config.recon_norm and config.loss.pixel == "mse":
         variance = pixel_variance(pixel_batches(run.dataset, data.num_workers))
         if not variance > 0:
             raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
         training.reconstruction_loss.pixel_variance = variance
-    quantizer, collapse = tokenizer.bottleneck, CollapseConfig(**config.collapse.as_dict())
-    preview = Subset(test_set, evenly_spaced(test_set, PREVIEW_IMAGES))
+    quantizer, collapse = tokenizer.bottleneck, config.collapse
+    preview = Subset(test_set, evenly_spaced_images(test_set, PREVIEW_IMAGES))
     used = run.counter("used codes", quantizer.codebook_size)
 
     for batch in run.steps(whole=True):

@@ -17,7 +17,7 @@ from arcvq.runs.trained_module import TrainableModule, copies, restore
 from arcvq.training.adversary import Adversary
 from arcvq.training.reconstruction_loss import ReconstructionLoss
 from tokenizer import VQTokenizer
-from tokenizer.losses.losses import adaptive_weight
+from tokenizer.losses.adversarial import adaptive_weight
 from tokenizer.model import TokenizerOutput
 
 
@@ -97,9 +97,9 @@ class TokenizerUpdate:
         """Lets the quantizer follow, and takes it back where the update was not made: the host does not know yet."""
         quantizer = self._tokenizer.bottleneck
         before = copies([*quantizer.buffers(), *(weight for weight in quantizer.parameters() if weight.requires_grad)])
-        moments = torch.cat([output.moments.detach() for output in outputs])
+        encoder_output = torch.cat([output.encoder_output.detach() for output in outputs])
         codes = torch.cat([output.codes for output in outputs]) if self._tokenizer.has_codes else None
-        quantizer.after_update(torch.where(updated, moments, 0), codes)  # NaN would be an error to some
+        quantizer.after_update(torch.where(updated, encoder_output, 0), codes)  # NaN would be an error to some
         restore(before, unless=updated)
 
     def _pass(self, parts: Sequence[Tensor], index: int) -> TokenizerOutput:
@@ -167,17 +167,17 @@ class TokenizerUpdate:
         """Takes each part through the networks and back; what the quantizer says of the whole batch, and its loss."""
         quantizer = self._tokenizer.bottleneck
         parameters = [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
-        moments = torch.cat([output.moments for output in outputs]).detach().requires_grad_(True)
-        self._seed_noise(self._accelerator.process_index * len(moments))
-        quantized = quantizer(moments)
+        encoder_output = torch.cat([output.encoder_output for output in outputs]).detach().requires_grad_(True)
+        self._seed_noise(self._accelerator.process_index * len(encoder_output))
+        quantized = quantizer(encoder_output)
         loss = self._quantizer_loss(quantized.losses)
         at_moments, *at_parameters = torch.autograd.grad(
-            loss, [moments, *parameters], allow_unused=True, materialize_grads=True
+            loss, [encoder_output, *parameters], allow_unused=True, materialize_grads=True
         )
         for index, (pull, at_part) in enumerate(zip(pulls, at_moments.chunk(len(parts)), strict=True)):
             with self._trained.no_sync(index < len(parts) - 1):
                 output = self._pass(parts, index)
-                value = _dot(output.reconstruction, pull) + _dot(output.moments, at_part)
+                value = _dot(output.reconstruction, pull) + _dot(output.encoder_output, at_part)
                 for parameter, gradient in zip(parameters, at_parameters, strict=True):
                     value = value + _dot(parameter, gradient) / len(parts)
                 self._trained.backward(value)

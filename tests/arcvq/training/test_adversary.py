@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.run import Run
 from arcvq.training.adversary import AdversarialConfig, Adversary
-from tokenizer.losses.losses import discriminator_loss, generator_loss, lecam_penalty, r1_penalty
+from tokenizer.losses.adversarial import discriminator_loss, generator_loss, lecam_penalty, r1_penalty
 
 SMALL = {"channels": 4, "layers": 2}
 

@@ -13,6 +13,7 @@ from priors.latents import EncodedDataset, encode_images
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, load_images, load_splits, training_batches
 from tokenizer.data.sources import digit_tables
+from tokenizer.data.subsets import evenly_spaced_images
 
 WORKER = HELPERS / "encoding_worker.py"
 
@@ -170,7 +171,7 @@ def test_streamed_shards_are_cached_and_sampled(folder, tmp_path):
     torch.testing.assert_close(stage.train[list(range(150))]["latents"], expected["latents"])
     assert torch.equal(stage.train.labels, whole.labels) and len(stage.held_out["labels"]) == 150
     assert encode(folder, "streamed", data, mode="on_the_fly").latent_scale == stage.latent_scale
-    assert latent_cache.evenly_spaced(whole, 128) == [*range(64), *range(75, 139)]
+    assert evenly_spaced_images(whole, 128) == [*range(64), *range(75, 139)]
 
 
 def test_a_cache_of_random_crops_is_refused(folder):

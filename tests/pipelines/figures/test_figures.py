@@ -14,7 +14,8 @@ from pipelines.figures.distances import plot_distances
 from pipelines.figures.grids import UNUSED, USED
 from pipelines.figures.principal_plane import principal_plane
 from pipelines.figures.tables import plot_histories, plot_table
-from pipelines.figures.tokenizers import NotDrawable, TokenizerTensors, evenly, plot_norms, plot_planes
+from pipelines.figures.tokenizers import NotDrawable, TokenizerTensors, plot_norms, plot_planes
+from tokenizer.data.subsets import evenly_spaced_indices
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def test_many_codes_are_taken_evenly_and_few_make_no_pairs(figures):
     assert len(codes) == 512 and codes[0] == 4999 and codes[-1] == 0 and set(np.diff(codes)) == {-9, -10}
     assert numbers["many"]["pairs"] == 4096 * 4095 // 2
     assert numbers["single"]["pairs"] == 0 and numbers["single"]["quantiles"] == {}
-    assert evenly(3, 5).tolist() == [0, 1, 2] and evenly(7, 3).tolist() == [0, 3, 6]
+    assert evenly_spaced_indices(3, 5).tolist() == [0, 1, 2] and evenly_spaced_indices(7, 3).tolist() == [0, 3, 6]
 
 
 def test_what_has_no_place_in_a_figure_is_refused_by_name(figures):

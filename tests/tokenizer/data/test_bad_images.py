@@ -30,8 +30,8 @@ from tokenizer.data import (
     DataError,
     bad_images,
     evaluation_batches,
-    hold_in_memory,
     load_images,
+    load_into_memory,
     training_batches,
 )
 from tokenizer.data import decoding as image_files
@@ -425,7 +425,7 @@ def test_images_in_memory_and_encoded_ones_have_the_labels_of_those_that_stand_i
     assert shard["labels"].tolist() == expected
     assert all(torch.equal(as_bytes(image[0]), centre(n)) for image, n in zip(shard["latents"], expected, strict=True))
     assert test.bad_images.count == 7  # marked in a worker, of a copy
-    held = hold_in_memory(load_images(config, "test"), DataConfig(num_workers=1))
+    held = load_into_memory(load_images(config, "test"), DataConfig(num_workers=1))
     assert held.labels.tolist() == expected if not config.streaming else held.bad_images.count == 0
     if not config.streaming:
         assert all(torch.equal(pixels, centre(n)) for pixels, n in zip(held.pixels, expected, strict=True))

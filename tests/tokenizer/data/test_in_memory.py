@@ -11,14 +11,14 @@ from tokenizer.data import (
     DataConfig,
     DataError,
     evaluation_batches,
-    hold_in_memory,
     load_images,
+    load_into_memory,
     pixel_batches,
     training_batches,
 )
 from tokenizer.data.dataset import as_floats
 from tokenizer.data.image_column import ImageColumn
-from tokenizer.data.in_memory import PIXEL_BATCH, DecodedImages, pixel_variance
+from tokenizer.data.in_memory import PIXEL_BATCH, InMemoryImages, pixel_variance
 
 IMAGES = 290  # 261 of them train: more than one batch of pixels
 
@@ -43,7 +43,7 @@ def pair(request, config):
     """A data set, encoded and decoded."""
     config = DataConfig() if request.param == "digits" else config
     encoded = load_images(config, "train")
-    return encoded, hold_in_memory(encoded, config)
+    return encoded, load_into_memory(encoded, config)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_items_are_those_of_the_encoded_data_set(pair, no_decoding):
     encoded, decoded = pair
     expected = [encoded[index] for index in range(len(encoded))]
     no_decoding()
-    assert isinstance(decoded, DecodedImages) and decoded.pixels.dtype == torch.uint8
+    assert isinstance(decoded, InMemoryImages) and decoded.pixels.dtype == torch.uint8
     assert len(decoded) == len(encoded) > PIXEL_BATCH
     assert_all_equal((decoded[index] for index in range(len(decoded))), expected)
     before = decoded.pixels.clone()
@@ -138,7 +138,7 @@ def test_workers_decode_the_same_pixels_and_progress_sees_all_batches(config):
             seen.append(len(batch[0]))
             yield batch
 
-    decoded = hold_in_memory(encoded, DataConfig(num_workers=2), progress)
+    decoded = load_into_memory(encoded, DataConfig(num_workers=2), progress)
     assert torch.equal(decoded.pixels, encoded.decode(list(range(len(encoded)))))
     assert seen == [PIXEL_BATCH, len(encoded) - PIXEL_BATCH]
     assert torch.equal(torch.get_rng_state(), state)
@@ -156,8 +156,8 @@ def test_a_data_set_is_held_up_to_the_limit(config):
     encoded = load_images(config, "train")
     size = len(encoded) * 3 * 6 * 6 / 2**30
     for limit in (0, size * (1 - 1e-9)):
-        assert hold_in_memory(encoded, DataConfig(memory_limit_gib=limit)) is encoded
-    assert isinstance(hold_in_memory(encoded, DataConfig(memory_limit_gib=size)), DecodedImages)
+        assert load_into_memory(encoded, DataConfig(memory_limit_gib=limit)) is encoded
+    assert isinstance(load_into_memory(encoded, DataConfig(memory_limit_gib=size)), InMemoryImages)
 
 
 @pytest.mark.parametrize("limit", [-1, float("nan")])
@@ -176,15 +176,15 @@ def test_a_broken_image_is_the_same_error(tmp_path, num_workers):
     with pytest.raises(DataError, match=file.name) as expected:
         encoded[100]
     with pytest.raises(DataError) as caught:
-        hold_in_memory(encoded, config)
+        load_into_memory(encoded, config)
     assert str(caught.value) == str(expected.value)
 
 
 def test_flips_of_images_in_memory_are_those_of_the_encoded_ones(config):
     flipped = replace(config, flip=True)
     encoded = load_images(flipped, "train")
-    decoded, run = hold_in_memory(encoded, flipped), {"batch_size": 60, "seed": 3, "start_step": 2, "stop_step": 6}
-    assert isinstance(decoded, DecodedImages)
+    decoded, run = load_into_memory(encoded, flipped), {"batch_size": 60, "seed": 3, "start_step": 2, "stop_step": 6}
+    assert isinstance(decoded, InMemoryImages)
     before = decoded.pixels.clone()
     assert_all_equal(training_batches(decoded, **run), training_batches(encoded, **run))
     assert torch.equal(decoded.pixels, before)
@@ -198,6 +198,6 @@ def test_flips_of_images_in_memory_are_those_of_the_encoded_ones(config):
 def test_images_that_are_cropped_at_random_are_not_held(config):
     cropped = replace(config, crop="random")
     encoded = load_images(cropped, "train")
-    assert hold_in_memory(encoded, cropped) is encoded
+    assert load_into_memory(encoded, cropped) is encoded
     test = load_images(cropped, "test")
-    assert isinstance(hold_in_memory(test, cropped), DecodedImages)
+    assert isinstance(load_into_memory(test, cropped), InMemoryImages)

@@ -16,8 +16,8 @@ from tokenizer.data import (
     DataConfig,
     DataError,
     evaluation_batches,
-    hold_in_memory,
     load_images,
+    load_into_memory,
     pixel_batches,
     training_batches,
 )
@@ -116,7 +116,7 @@ def test_items_are_the_samples_in_order_and_held_out_ones_are_cropped_to_the_cen
         assert all(np.array_equal(image.permute(1, 2, 0), centres[n]) for n, image in enumerate(images))
         assert torch.equal(torch.cat(list(pixel_batches(dataset, 0))), images)
     assert torch.equal(train[30]["images"], train[[2, 30]]["images"][1]) and train[30]["labels"].dtype == torch.int64
-    assert hold_in_memory(train, config) is train
+    assert load_into_memory(train, config) is train
 
 
 def test_every_sample_comes_once_per_epoch_in_an_order_of_seed_and_epoch(train):

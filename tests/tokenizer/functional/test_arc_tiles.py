@@ -11,7 +11,7 @@ from tokenizer.angular_margin import arc_loss, arc_loss_and_codes, arc_terms
 from tokenizer.functional import arc_tiles as streaming_arc
 from tokenizer.functional.arc_tiles import _largest
 from tokenizer.functional.nearest import most_similar
-from tokenizer.functional.unit_vectors import unit_vectors
+from tokenizer.functional.vectors import unit_vectors
 
 
 def loss_and_gradient(function, latents, codebook, **options):

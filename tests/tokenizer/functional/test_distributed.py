@@ -56,7 +56,7 @@ ENDS = """
 import atexit
 import os
 import sys
-from arcvq.cli.parser import run_script
+from arcvq.cli.script import run_script
 from torch import distributed
 
 class Kept:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import embedding, mse_loss
 
-from tokenizer.functional.straight_through import AssignedRows, straight_through
+from tokenizer.functional.straight_through import CodebookLookup, straight_through
 
 
 def plainly(tokens, codebook, codes):
@@ -18,7 +18,7 @@ def test_values_and_gradients_are_those_of_the_plain_formula(tokens):
     codes = torch.randint(0, 7, (tokens,))
     weights = torch.randn(tokens, 3, dtype=torch.float64), 0.7, 0.3
     results = []
-    for function in (AssignedRows.apply, plainly):
+    for function in (CodebookLookup.apply, plainly):
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
         outputs = function(*leaves, codes)
         sum((weight * output).sum() for weight, output in zip(weights, outputs, strict=True)).backward()
@@ -30,13 +30,13 @@ def test_values_and_gradients_are_those_of_the_plain_formula(tokens):
 def test_each_output_trains_its_own_side():
     for output, sides in ((0, (True, False)), (1, (False, True)), (2, (True, False))):
         leaves = torch.randn(9, 3, requires_grad=True), torch.randn(7, 3, requires_grad=True)
-        AssignedRows.apply(*leaves, torch.arange(7).repeat(2)[:9])[output].sum().backward()
+        CodebookLookup.apply(*leaves, torch.arange(7).repeat(2)[:9])[output].sum().backward()
         assert tuple(leaf.grad is not None for leaf in leaves) == sides
 
 
 def test_a_second_derivative_of_a_loss_is_refused_and_that_of_the_rows_is_the_identitys():
     tokens, codebook = torch.randn(9, 3, requires_grad=True), torch.randn(7, 3, requires_grad=True)
-    rows, codebook_loss, commitment_loss = AssignedRows.apply(tokens, codebook, torch.zeros(9, dtype=torch.int64))
+    rows, codebook_loss, commitment_loss = CodebookLookup.apply(tokens, codebook, torch.zeros(9, dtype=torch.int64))
     for loss, leaf in ((codebook_loss, codebook), (commitment_loss, tokens)):
         with pytest.raises(RuntimeError, match="no second derivative"):
             torch.autograd.grad(loss, leaf, create_graph=True)
@@ -47,7 +47,7 @@ def test_a_second_derivative_of_a_loss_is_refused_and_that_of_the_rows_is_the_id
 
 def test_the_gradient_that_comes_in_is_left_as_it_is():
     tokens, codebook = torch.randn(9, 3, requires_grad=True), torch.randn(7, 3)
-    rows, _, commitment = AssignedRows.apply(tokens, codebook, torch.zeros(9, dtype=torch.int64))
+    rows, _, commitment = CodebookLookup.apply(tokens, codebook, torch.zeros(9, dtype=torch.int64))
     gradient = torch.randn(9, 3)
     before = gradient.clone()
     torch.autograd.backward([rows, commitment], [gradient, None])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tokenizer.functional.noise import ImageNoise
-from tokenizer.functional.unit_vectors import unit_vectors
+from tokenizer.functional.vectors import unit_vectors
 from tokenizer.functional.von_mises_fisher import kl_to_uniform, sample
 
 KAPPAS = [1.0, 1.7, 5.0, 30.0, 63.9, 64.1, 300.0, 1e4, 1e6]

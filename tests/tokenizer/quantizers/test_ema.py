@@ -108,7 +108,7 @@ def test_the_decoder_takes_the_sum_of_the_rows_straight_through(name):
     assert torch.equal(torch.autograd.grad((out.quantized * weight).sum(), latents, retain_graph=True)[0], weight)
     assert torch.equal(quantizer.encode(latents), out.codes)
     assert torch.equal(quantizer.lookup(out.codes), out.quantized)
-    snapped = quantizer.snap(latents)
+    snapped = quantizer.quantize_latents(latents)
     assert torch.equal(snapped, out.quantized)
     assert torch.equal(torch.autograd.grad((snapped * weight).sum(), latents)[0], weight)
 
@@ -200,10 +200,10 @@ def test_what_is_degenerate_stays_finite(name, codes, dim, images, latents):
 
 
 def test_a_batch_must_be_able_to_hit_each_code_often_enough():
-    make("rq", codes=24, revive_below=1.0).check_tokens(4, 2)  # 4 tokens x 2 processes x 3 codes
+    make("rq", codes=24, revive_below=1.0).check_batch(4, 2)  # 4 tokens x 2 processes x 3 codes
     with pytest.raises(ValueError, match=r"a batch of 24 codes cannot .* 25 codes revive_below 1.0 times.*batch_size"):
-        make("rq", codes=25, revive_below=1.0).check_tokens(4, 2)
-    make("rq", codes=10**6).check_tokens(1, 1)
+        make("rq", codes=25, revive_below=1.0).check_batch(4, 2)
+    make("rq", codes=10**6).check_batch(1, 1)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def trained(name, steps=3, **sizes):
         (output.reconstruction.square().mean() + total(tokenizer.bottleneck, output.losses)).backward()
         optimizer.step()
         optimizer.zero_grad()
-        tokenizer.bottleneck.after_update(output.moments.detach(), output.codes)
+        tokenizer.bottleneck.after_update(output.encoder_output.detach(), output.codes)
     return tokenizer
 
 
@@ -47,7 +47,7 @@ def test_training_gives_what_the_contract_says(name):
     tokenizer = small_tokenizer(name).train()
     bottleneck = tokenizer.bottleneck
     output = tokenizer(images())
-    assert output.moments.shape[:2] == (4, bottleneck.encoder_channels)
+    assert output.encoder_output.shape[:2] == (4, bottleneck.encoder_channels)
     assert output.latents.shape == (4, *tokenizer.latent_shape)
     assert len(output.reconstruction) in (4, 8) and output.reconstruction.shape[1:] == (1, 16, 16)
     assert set(output.losses) == set(bottleneck.loss_weights())
@@ -65,17 +65,17 @@ def test_training_gives_what_the_contract_says(name):
 @torch.no_grad()
 def test_nothing_changes_but_in_after_update_which_draws_nothing_of_others(name):
     quantizer = small_quantizer(name)
-    moments = torch.randn(3, quantizer.encoder_channels, 4, 4)
+    encoder_output = torch.randn(3, quantizer.encoder_channels, 4, 4)
     before = copy.deepcopy(quantizer.state_dict())
     for training in (True, False):
         quantizer.train(training).seed_noise(1, 0)
-        codes = quantizer(moments).codes
+        codes = quantizer(encoder_output).codes
         if quantizer.depth:
-            quantizer.encode(quantizer.latents(moments))
+            quantizer.encode(quantizer.latents(encoder_output))
         state = quantizer.state_dict()
         assert state.keys() == before.keys() and all(torch.equal(value, before[key]) for key, value in state.items())
     drawn = torch.get_rng_state()
-    quantizer.after_update(moments, codes)
+    quantizer.after_update(encoder_output, codes)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert quantizer.step == 1 and before["step"] == 0
 
@@ -188,16 +188,16 @@ def test_edge_cases_work_or_say_why_not(name, case):
     quantizer = small_quantizer(name, codes, dim)
     side = 2 * quantizer.downsampling
     for _ in range(3):  # the third one is of statistics that the others have left
-        moments = make(2, quantizer.encoder_channels, side, side)
-        if moments.shape[2] == 1:
-            moments = moments.repeat(1, 1, quantizer.downsampling, quantizer.downsampling)
-        moments = moments.clone().requires_grad_(True)
-        quantizer.check_tokens(10**6, 1)
-        output = quantizer(moments)
+        encoder_output = make(2, quantizer.encoder_channels, side, side)
+        if encoder_output.shape[2] == 1:
+            encoder_output = encoder_output.repeat(1, 1, quantizer.downsampling, quantizer.downsampling)
+        encoder_output = encoder_output.clone().requires_grad_(True)
+        quantizer.check_batch(10**6, 1)
+        output = quantizer(encoder_output)
         decoded = [part for part in (output.quantized, output.sampled) if part is not None]
         value = sum(part.square().mean() for part in decoded) + total(quantizer, output.losses)
         value.backward()
-        found = [*decoded, *output.losses.values(), moments.grad]
+        found = [*decoded, *output.losses.values(), encoder_output.grad]
         found += [parameter.grad for parameter in quantizer.parameters() if parameter.grad is not None]
         assert all(tensor.isfinite().all() for tensor in found), [tensor.isfinite().all() for tensor in found]
         with torch.no_grad():
@@ -205,11 +205,11 @@ def test_edge_cases_work_or_say_why_not(name, case):
                 if parameter.grad is not None:
                     parameter -= 1e-3 * parameter.grad.sign()
                     parameter.grad = None
-        quantizer.after_update(moments.detach(), output.codes)
+        quantizer.after_update(encoder_output.detach(), output.codes)
         assert all(tensor.isfinite().all() for tensor in quantizer.state_dict().values())
     quantizer.eval()
-    latents = quantizer.latents(moments.detach())
-    assert quantizer.snap(latents).isfinite().all()
+    latents = quantizer.latents(encoder_output.detach())
+    assert quantizer.quantize_latents(latents).isfinite().all()
     if quantizer.depth:
         assert quantizer.encode(latents).max() < codes
 
@@ -217,10 +217,10 @@ def test_edge_cases_work_or_say_why_not(name, case):
 @every
 def test_it_is_computed_in_float32_under_autocast(name):
     quantizer = small_quantizer(name).eval()
-    moments = torch.randn(2, quantizer.encoder_channels, 4, 4).bfloat16()
-    expected = quantizer(moments.float())
+    encoder_output = torch.randn(2, quantizer.encoder_channels, 4, 4).bfloat16()
+    expected = quantizer(encoder_output.float())
     with torch.autocast("cpu", torch.bfloat16):
-        found = quantizer(moments)
+        found = quantizer(encoder_output)
     assert found.quantized.dtype == torch.bfloat16
     assert torch.equal(found.quantized, expected.quantized.bfloat16())
     for loss_name, loss in found.losses.items():

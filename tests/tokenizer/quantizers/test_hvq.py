@@ -24,7 +24,7 @@ def make(levels=2, codes=K, dim=D, **options):
     return quantizer
 
 
-def moments_for(quantizer, *, batch=B, side=8, dtype=torch.float32):
+def encoder_output_for(quantizer, *, batch=B, side=8, dtype=torch.float32):
     return torch.randn(batch, quantizer.encoder_channels, side, side, dtype=dtype)
 
 
@@ -56,10 +56,10 @@ def test_sample_losses_and_gradients_are_the_definitions():
     quantizer = make(initial_temperature=0.5).double()
     quantizer.values_per_token = 3
     plain = copy.deepcopy(quantizer)
-    moments = moments_for(quantizer, side=4, dtype=torch.float64).requires_grad_()
-    z1 = moments.detach().clone().requires_grad_()
+    encoder_output = encoder_output_for(quantizer, side=4, dtype=torch.float64).requires_grad_()
+    z1 = encoder_output.detach().clone().requires_grad_()
     quantizer.seed_noise(5, 0)
-    noise = quantizer.noise(moments)
+    noise = quantizer.noise(encoder_output)
     gumbels = [noise.gumbel(torch.empty(B, n, K, dtype=torch.float64)) for n in (16, 4)]
     networks = plain.networks[0]
     below = (z1.detach() - networks.mean) / (networks.variance + 1e-5).sqrt()
@@ -73,7 +73,7 @@ def test_sample_losses_and_gradients_are_the_definitions():
         "level_2_commitment": commitment2,
         "level_2_reconstruction": ((networks.decoder(sample2) - below) ** 2).mean(),
     }
-    found = quantizer(moments)
+    found = quantizer(encoder_output)
     assert set(found.losses) == set(expected) == set(quantizer.loss_weights())
     torch.testing.assert_close(found.quantized, sample1, rtol=1e-10, atol=1e-12)
     codes = distances(z2, plain.tables[1]).argmin(dim=1).view(B, 2, 2)
@@ -82,7 +82,7 @@ def test_sample_losses_and_gradients_are_the_definitions():
     pull = torch.randn_like(sample1)
     scalars = {**found.losses, "images": (found.quantized * pull).sum()}
     plain_scalars = {**expected, "images": (sample1 * pull).sum()}
-    ours, theirs = [moments, *quantizer.parameters()], [z1, *plain.parameters()]
+    ours, theirs = [encoder_output, *quantizer.parameters()], [z1, *plain.parameters()]
     for name, scalar in scalars.items():
         torch.testing.assert_close(scalar, plain_scalars[name], rtol=1e-10, atol=1e-12)
         gradients = torch.autograd.grad(scalar, ours, retain_graph=True, allow_unused=True)
@@ -101,13 +101,13 @@ def test_sample_losses_and_gradients_are_the_definitions():
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_evaluation_looks_up_downwards(levels):
     quantizer = make(levels, codes=300).eval()  # so many that the nearest one tells latents apart
-    moments = moments_for(quantizer)
+    encoder_output = encoder_output_for(quantizer)
     state = torch.get_rng_state()
-    out, latents = quantizer(moments), quantizer.latents(moments)
+    out, latents = quantizer(encoder_output), quantizer.latents(encoder_output)
     assert torch.equal(torch.get_rng_state(), state)
     side = 8 // 2 ** (levels - 1)
     assert quantizer.downsampling == 8 // side and latents.shape == (B, D, side, side)
-    z = moments
+    z = encoder_output
     for networks in quantizer.networks:
         z = networks.encoder((z - networks.mean) / (networks.variance + 1e-5).sqrt())
     torch.testing.assert_close(latents, z)
@@ -117,21 +117,24 @@ def test_evaluation_looks_up_downwards(levels):
     rows = nearest_rows(z, quantizer.codebook)
     for networks, table in zip(list(quantizer.networks)[::-1], list(quantizer.tables)[-2::-1], strict=True):
         rows = nearest_rows(networks.decoder(rows) * (networks.variance + 1e-5).sqrt() + networks.mean, table)
-    assert out.quantized.shape == moments.shape
+    assert out.quantized.shape == encoder_output.shape
     torch.testing.assert_close(out.quantized, rows)
     assert torch.equal(out.quantized, quantizer.lookup(out.codes))
-    assert torch.equal(out.quantized, quantizer.snap(latents))
-    assert torch.equal(out.quantized, quantizer(moments).quantized)
+    assert torch.equal(out.quantized, quantizer.quantize_latents(latents))
+    assert torch.equal(out.quantized, quantizer(encoder_output).quantized)
     assert set(out.losses) == set(quantizer.loss_weights())
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_what_is_decoded_in_evaluation_has_a_gradient_to_latents_and_moments(levels):
     quantizer = make(levels).eval()
-    moments = moments_for(quantizer).requires_grad_()
-    latents = quantizer.latents(moments).detach().requires_grad_()
-    pull = torch.randn_like(moments)
-    for leaf, made in ((moments, quantizer(moments).quantized), (latents, quantizer.snap(latents))):
+    encoder_output = encoder_output_for(quantizer).requires_grad_()
+    latents = quantizer.latents(encoder_output).detach().requires_grad_()
+    pull = torch.randn_like(encoder_output)
+    for leaf, made in (
+        (encoder_output, quantizer(encoder_output).quantized),
+        (latents, quantizer.quantize_latents(latents)),
+    ):
         (gradient,) = torch.autograd.grad((made * pull).sum(), leaf)
         assert gradient.isfinite().all() and gradient.norm() > 0
         if levels == 1:
@@ -142,39 +145,42 @@ def test_the_temperature_is_linear_in_a_planned_training():
     quantizer = make()
     quantizer.step.fill_(10)
     assert quantizer.temperature.item() == pytest.approx(0.667)
-    quantizer.plan(40)
+    quantizer.set_total_steps(40)
     for step, expected in ((0, 0.667), (10, 0.667 - 0.666 / 4), (40, 0.001), (400, 0.001)):
         quantizer.step.fill_(step)
         assert quantizer.temperature.item() == pytest.approx(expected, rel=1e-6)
     quantizer.seed_noise(1, 0)
-    moments = moments_for(quantizer)
-    cold = quantizer(moments).quantized
+    encoder_output = encoder_output_for(quantizer)
+    cold = quantizer(encoder_output).quantized
     quantizer.step.fill_(0)
-    warm = quantizer(moments).quantized
+    warm = quantizer(encoder_output).quantized
     assert torch.cdist(tokens_of(cold), quantizer.tables[0]).amin(dim=1).mean() < 1e-2
     assert torch.cdist(tokens_of(warm), quantizer.tables[0]).amin(dim=1).mean() > 0.1
 
 
 def test_samples_do_not_depend_on_the_split():
     quantizer = make(3)
-    moments = moments_for(quantizer, batch=4, dtype=torch.float32)
+    encoder_output = encoder_output_for(quantizer, batch=4, dtype=torch.float32)
     quantizer.seed_noise(3, 0)
-    whole = quantizer(moments)
+    whole = quantizer(encoder_output)
     means = dict.fromkeys(whole.losses, 0)
-    for index, part in enumerate(moments.chunk(2)):
+    for index, part in enumerate(encoder_output.chunk(2)):
         quantizer.seed_noise(3, 2 * index)
         out = quantizer(part)
         torch.testing.assert_close(out.quantized, whole.quantized.chunk(2)[index])
         means = {name: mean + out.losses[name] / 2 for name, mean in means.items()}
     torch.testing.assert_close(means, whole.losses, rtol=1e-4, atol=1e-6)
     quantizer.seed_noise(4, 0)
-    assert (quantizer(moments).quantized - whole.quantized).abs().max() > 0.1
+    assert (quantizer(encoder_output).quantized - whole.quantized).abs().max() > 0.1
 
 
 def test_the_statistics_are_outright_at_first_and_then_follow():
     quantizer = make(norm_decay=0.75)
     networks = quantizer.networks[0]
-    batches = [3 * moments_for(quantizer, dtype=torch.float64) + 2, moments_for(quantizer, dtype=torch.float64)]
+    batches = [
+        3 * encoder_output_for(quantizer, dtype=torch.float64) + 2,
+        encoder_output_for(quantizer, dtype=torch.float64),
+    ]
     means = [tokens_of(batch).mean(dim=0) for batch in batches]
     variances = [tokens_of(batch).var(dim=0, correction=0) for batch in batches]
     expected = [(means[0], variances[0])]
@@ -196,27 +202,27 @@ def used(quantizer, *counts):
 
 def test_the_codes_of_all_levels_are_counted():
     quantizer = make(3, reset_every=0)
-    moments = moments_for(quantizer)
-    codes = quantizer(moments).codes
-    level_2 = quantizer.networks[0].up(moments)
+    encoder_output = encoder_output_for(quantizer)
+    codes = quantizer(encoder_output).codes
+    level_2 = quantizer.networks[0].up(encoder_output)
     expected = [
         one_hot(distances(maps, table).argmin(dim=1), K).sum(dim=0)
-        for maps, table in zip((moments, level_2), quantizer.tables, strict=False)
+        for maps, table in zip((encoder_output, level_2), quantizer.tables, strict=False)
     ]
     expected += [torch.bincount(codes.flatten(), minlength=K)]
-    quantizer.after_update(moments, codes)
+    quantizer.after_update(encoder_output, codes)
     assert torch.equal(quantizer.counts, torch.stack(expected))
     assert quantizer.counts.sum(dim=1).tolist() == [B * 64, B * 16, B * 4]
 
 
 def test_an_unused_code_becomes_the_most_used_one():
     quantizer = make(codes=4, reset_every=3)
-    moments = moments_for(quantizer)
+    encoder_output = encoder_output_for(quantizer)
     for step in (1, 2, 3):
         before = [table.detach().clone() for table in quantizer.tables]
         # On level 1 the third is used too little; on level 2 the least-used one is used enough.
         used(quantizer, [1000, 10**6, 0, 500], [10**6, 10**6, 10**6, 10**6 // 25])
-        quantizer.after_update(moments, quantizer(moments).codes)
+        quantizer.after_update(encoder_output, quantizer(encoder_output).codes)
         assert torch.equal(quantizer.tables[1], before[1])
         if step < 3:
             assert torch.equal(quantizer.tables[0], before[0]) and quantizer.counts.sum() > 0
@@ -235,7 +241,7 @@ def test_the_noise_of_a_revival_is_of_the_step_and_of_a_hundredth():
         with torch.no_grad():
             [table.zero_() for table in quantizer.tables]
         used(quantizer, [9, 1000, 900], [0, 100, 0])
-        quantizer.after_update(moments_for(quantizer, side=2), torch.ones(B, 1, 1, dtype=torch.int64))
+        quantizer.after_update(encoder_output_for(quantizer, side=2), torch.ones(B, 1, 1, dtype=torch.int64))
         revived.append([table[0].detach().clone() for table in quantizer.tables])
     for rows in revived:
         assert all(row.std().item() == pytest.approx(0.01, rel=0.1) for row in rows)
@@ -259,8 +265,8 @@ def test_processes_together_are_one(monkeypatch):
             copies[rank].after_update(part, copies[rank](part).codes)
 
     for module in ("quantizers.hvq", "networks.hierarchy"):
-        monkeypatch.setattr(f"tokenizer.{module}.summed", processes.total)
-    monkeypatch.setattr("tokenizer.networks.hierarchy.whole_batch", processes.number)
+        monkeypatch.setattr(f"tokenizer.{module}.all_reduce_sum", processes.total)
+    monkeypatch.setattr("tokenizer.networks.hierarchy.global_count", processes.number)
     processes.run(work)
     assert single.tables[0][0].abs().max() < 50
     for other in copies:
@@ -273,18 +279,18 @@ def test_processes_together_are_one(monkeypatch):
 def test_degenerate_inputs_give_finite_values_and_gradients(levels, training, case):
     codes = {"two codes": 2, "one code": 1}.get(case, K)
     quantizer = make(levels, codes, 1 if case == "one dimension" else D, reset_every=1).train(training)
-    moments = moments_for(quantizer, batch=1 if case == "one token" else B, side=2 ** (levels - 1))
+    encoder_output = encoder_output_for(quantizer, batch=1 if case == "one token" else B, side=2 ** (levels - 1))
     if case in ("equal", "zero"):
-        moments[:] = case == "equal"
+        encoder_output[:] = case == "equal"
     if case == "cold":
-        quantizer.plan(1)
+        quantizer.set_total_steps(1)
     for _ in range(3):  # the statistics of equal tokens have no variance
-        moments = moments.detach().requires_grad_()
-        out = quantizer(moments)
+        encoder_output = encoder_output.detach().requires_grad_()
+        out = quantizer(encoder_output)
         (out.quantized.sum() + sum(out.losses.values())).backward()
-        tensors = [out.quantized, *out.losses.values(), moments.grad, *(p.grad for p in quantizer.parameters())]
+        tensors = [out.quantized, *out.losses.values(), encoder_output.grad, *(p.grad for p in quantizer.parameters())]
         assert all(tensor.isfinite().all() for tensor in tensors if tensor is not None)
-        quantizer.after_update(moments.detach(), out.codes)
+        quantizer.after_update(encoder_output.detach(), out.codes)
     assert all(value.isfinite().all() for value in quantizer.state_dict().values())
 
 
@@ -300,7 +306,7 @@ def test_saved_and_loaded_it_gives_the_same_codes(tmp_path):
     tokenizer = tokenizer_of(2)
     images = 2 * torch.rand(3, 1, 16, 16) - 1
     for _ in range(2):
-        tokenizer.bottleneck.after_update(tokenizer(images).moments.detach(), tokenizer(images).codes)
+        tokenizer.bottleneck.after_update(tokenizer(images).encoder_output.detach(), tokenizer(images).codes)
     tokenizer.eval().save_pretrained(tmp_path)
     loaded = VQTokenizer.from_pretrained(tmp_path).eval()
     codes = tokenizer.encode_codes(images)
@@ -318,15 +324,15 @@ def test_saved_and_loaded_it_gives_the_same_codes(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_moments_may_be_of_another_precision_than_the_parameters(dtype):
     quantizer = make()
-    moments = moments_for(quantizer, dtype=dtype).requires_grad_()
+    encoder_output = encoder_output_for(quantizer, dtype=dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        out = quantizer(moments)
-        latents = quantizer.latents(moments)
+        out = quantizer(encoder_output)
+        latents = quantizer.latents(encoder_output)
     (out.quantized.sum() + sum(out.losses.values())).backward()
-    assert out.quantized.dtype == moments.grad.dtype == dtype and latents.dtype == torch.float32
-    quantizer.after_update(moments.detach(), out.codes)
+    assert out.quantized.dtype == encoder_output.grad.dtype == dtype and latents.dtype == torch.float32
+    quantizer.after_update(encoder_output.detach(), out.codes)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(quantizer.snap(latents), quantizer.lookup(quantizer.encode(latents)))
+        assert torch.equal(quantizer.quantize_latents(latents), quantizer.lookup(quantizer.encode(latents)))
 
 
 def test_sides_that_cannot_be_halved_are_refused():

@@ -21,12 +21,12 @@ def name(request):
 @pytest.mark.parametrize("bias", [True, False])
 def test_codes_loss_and_gradients_are_those_of_the_projected_table(name, bias):
     quantizer = make(name, bias=bias).double()
-    moments = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    encoder_output = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
     pull = torch.randn(2, 6, 3, 4, dtype=torch.float64)
-    parameters = [moments, *quantizer.projector.parameters()]
+    parameters = [encoder_output, *quantizer.projector.parameters()]
     of_codebook, of_commitment = WEIGHTS[name]
 
-    tokens = moments.permute(0, 2, 3, 1).flatten(0, 2)
+    tokens = encoder_output.permute(0, 2, 3, 1).flatten(0, 2)
     offset = quantizer.projector.bias if bias else 0
     rows = torch.stack([quantizer.projector.weight @ row + offset for row in quantizer.table])
     codes = torch.stack([(rows - token).square().sum(dim=1).argmin() for token in tokens])
@@ -36,7 +36,7 @@ def test_codes_loss_and_gradients_are_those_of_the_projected_table(name, bias):
     expected = expected + of_commitment * (q.detach() - tokens).square().mean()
     at_plain = torch.autograd.grad(expected, parameters)
 
-    out, weights = quantizer(moments), quantizer.loss_weights()
+    out, weights = quantizer(encoder_output), quantizer.loss_weights()
     assert torch.equal(out.codes.flatten(), codes) and len(codes.unique()) > 2
     loss = (out.quantized * pull).sum() + sum(weights[term] * value for term, value in out.losses.items())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
@@ -97,13 +97,13 @@ def test_computes_in_float32_under_autocast(name):
 @pytest.mark.parametrize("case", ["one", "equal", "zero"])
 def test_degenerate_batches_and_tables_stay_finite(name, codes, dim, case):
     quantizer = make(name, codes, dim)
-    moments = torch.randn(1, dim, 1, 1).repeat(1, 1, 1, 1 if case == "one" else 3) * (case != "zero")
-    moments.requires_grad_()
-    out = quantizer(moments)
+    encoder_output = torch.randn(1, dim, 1, 1).repeat(1, 1, 1, 1 if case == "one" else 3) * (case != "zero")
+    encoder_output.requires_grad_()
+    out = quantizer(encoder_output)
     (out.quantized.sum() + sum(out.losses.values())).backward()
-    gradients = [moments.grad, *(parameter.grad for parameter in quantizer.projector.parameters())]
+    gradients = [encoder_output.grad, *(parameter.grad for parameter in quantizer.projector.parameters())]
     assert all(gradient.isfinite().all() for gradient in gradients)
-    assert torch.equal(quantizer.encode(moments), out.codes)
+    assert torch.equal(quantizer.encode(encoder_output), out.codes)
 
 
 def test_features_are_taken_as_the_table_or_refused():

@@ -275,7 +275,7 @@ def test_only_a_training_batch_is_that_of_all_processes(monkeypatch):
     def all_processes(*arguments):
         raise RuntimeError("communication")
 
-    monkeypatch.setattr(arc, "several_processes", lambda: True)
+    monkeypatch.setattr(arc, "is_distributed", lambda: True)
     monkeypatch.setattr(arc, "global_arc_loss", all_processes)
     latents = torch.randn(2, 6, 3, 4)
     make("arc").eval()(latents)
@@ -287,8 +287,8 @@ def test_only_a_training_batch_is_that_of_all_processes(monkeypatch):
 
 def test_a_batch_needs_as_many_tokens_as_a_code_has_positives():
     for gather, tokens, processes in (("global", 2, 4), ("local", 8, 1), ("local", 8, 4)):
-        make("arc", top_k=8, gather=gather).check_tokens(tokens, processes)
+        make("arc", top_k=8, gather=gather).check_batch(tokens, processes)
     for gather, tokens, processes in (("global", 1, 7), ("local", 7, 1), ("local", 7, 4)):
         with pytest.raises(ValueError, match="a batch of 7 tokens is fewer than top_k 8"):
-            make("arc", top_k=8, gather=gather).check_tokens(tokens, processes)
-    make("vq").check_tokens(1, 1)
+            make("arc", top_k=8, gather=gather).check_batch(tokens, processes)
+    make("vq").check_batch(1, 1)

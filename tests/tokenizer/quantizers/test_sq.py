@@ -18,13 +18,13 @@ def make(variance="scalar", codes=K, dim=D, **options):
     return make_quantizer("sq", codes, dim, {"variance": variance, **options})
 
 
-def moments_for(quantizer, *, batch=B, height=H, width=W, dtype=torch.float64):
+def encoder_output_for(quantizer, *, batch=B, height=H, width=W, dtype=torch.float64):
     return torch.randn(batch, quantizer.encoder_channels, height, width, dtype=dtype)
 
 
-def oracle(moments, codebook, learned, variance, gumbel, temperature):
+def oracle(encoder_output, codebook, learned, variance, gumbel, temperature):
     """The definition, token by token and code by code: soft sample, codes, entropy, distance; `gumbel` (B, h w, K)."""
-    z, log_variance = moments[:, :D], moments[:, D:]
+    z, log_variance = encoder_output[:, :D], encoder_output[:, D:]
     if variance == "scalar":
         log_variance = torch.zeros(B, D, H, W, dtype=z.dtype)
     elif variance == "image":
@@ -55,20 +55,20 @@ def test_sample_losses_and_gradients_are_the_definitions(variance):
         quantizer.log_variance.fill_(-0.3)
     quantizer.step.fill_(4)
     assert quantizer.encoder_channels == D + MODES[variance]
-    moments = moments_for(quantizer).requires_grad_()
+    encoder_output = encoder_output_for(quantizer).requires_grad_()
     codebook, learned = (t.detach().clone().requires_grad_() for t in (quantizer.codebook, quantizer.log_variance))
     quantizer.seed_noise(5, 0)
-    gumbel = quantizer.noise(moments).gumbel(torch.empty(B, H * W, K, dtype=torch.float64))
-    plain = moments.detach().clone().requires_grad_()
+    gumbel = quantizer.noise(encoder_output).gumbel(torch.empty(B, H * W, K, dtype=torch.float64))
+    plain = encoder_output.detach().clone().requires_grad_()
     expected = oracle(plain, codebook, learned, variance, gumbel, math.exp(-0.4))
-    found = quantizer(moments)
+    found = quantizer(encoder_output)
     assert torch.equal(found.codes, expected[1])
     assert torch.equal(found.counts, torch.bincount(expected[1].flatten(), minlength=K))
     torch.testing.assert_close(found.quantized, expected[0], rtol=1e-10, atol=1e-12)
     pull = torch.randn_like(expected[0])
     scalars = [(found.quantized * pull).sum(), found.losses["entropy"], found.losses["distance"]]
     plain_scalars = [(expected[0] * pull).sum(), *expected[2:]]
-    ours, theirs = [moments, quantizer.codebook, quantizer.log_variance], [plain, codebook, learned]
+    ours, theirs = [encoder_output, quantizer.codebook, quantizer.log_variance], [plain, codebook, learned]
     for scalar, plain_scalar in zip(scalars, plain_scalars, strict=True):
         torch.testing.assert_close(scalar, plain_scalar, rtol=1e-10, atol=1e-12)
         gradients = torch.autograd.grad(scalar, ours, retain_graph=True)
@@ -82,18 +82,18 @@ def test_sample_losses_and_gradients_are_the_definitions(variance):
 @modes
 def test_evaluation_takes_the_likeliest_code(variance):
     quantizer = make(variance).eval()
-    moments = moments_for(quantizer, dtype=torch.float32)
+    encoder_output = encoder_output_for(quantizer, dtype=torch.float32)
     state = torch.get_rng_state()
-    out, latents = quantizer(moments), quantizer.latents(moments)
+    out, latents = quantizer(encoder_output), quantizer.latents(encoder_output)
     assert torch.equal(torch.get_rng_state(), state)
     assert latents.shape == (B, quantizer.latent_channels, H, W)
     assert torch.equal(out.codes, quantizer.encode(latents))
     assert torch.equal(out.quantized, quantizer.lookup(out.codes))
-    assert torch.equal(quantizer.snap(latents), out.quantized)
+    assert torch.equal(quantizer.quantize_latents(latents), out.quantized)
     weights = torch.ones(B, D, H, W, dtype=torch.float64)
     if variance == "dimension":
-        weights = 1 / (moments[:, D:].double().exp() + quantizer.log_variance.double().exp())
-    z, rows = moments[:, :D].double(), quantizer.codebook.double()
+        weights = 1 / (encoder_output[:, D:].double().exp() + quantizer.log_variance.double().exp())
+    z, rows = encoder_output[:, :D].double(), quantizer.codebook.double()
     distances = (weights[:, None] * (z[:, None] - rows[None, :, :, None, None]) ** 2).sum(dim=2)  # (B, K, h, w)
     assert torch.equal(out.codes, distances.argmin(dim=1))
 
@@ -112,10 +112,10 @@ def test_the_variance_of_each_dimension_decides():
 @modes
 def test_the_straight_through_gradient_of_evaluation_is_that_of_the_means(variance):
     quantizer = make(variance).eval()
-    moments = moments_for(quantizer).requires_grad_()
+    encoder_output = encoder_output_for(quantizer).requires_grad_()
     pull = torch.randn(B, D, H, W, dtype=torch.float64)
-    for give in (lambda m: quantizer(m).quantized, lambda m: quantizer.snap(quantizer.latents(m))):
-        (gradient,) = torch.autograd.grad((give(moments) * pull).sum(), moments)
+    for give in (lambda m: quantizer(m).quantized, lambda m: quantizer.quantize_latents(quantizer.latents(m))):
+        (gradient,) = torch.autograd.grad((give(encoder_output) * pull).sum(), encoder_output)
         assert torch.equal(gradient[:, :D], pull) and not gradient[:, D:].any()
 
 
@@ -124,10 +124,10 @@ def test_the_temperature_decays_and_never_becomes_zero():
     for step, expected in ((0, 1.0), (1000, math.exp(-0.01)), (10**5, math.exp(-1)), (10**9, 1e-6)):
         quantizer.step.fill_(step)
         assert quantizer.temperature.item() == pytest.approx(expected, rel=1e-12)
-    moments = moments_for(quantizer, dtype=torch.float32).requires_grad_()
-    out = quantizer(moments)
+    encoder_output = encoder_output_for(quantizer, dtype=torch.float32).requires_grad_()
+    out = quantizer(encoder_output)
     (out.quantized.sum() + sum(out.losses.values())).backward()
-    assert moments.grad.isfinite().all()
+    assert encoder_output.grad.isfinite().all()
     # It is a one-hot sample then: of the table's rows.
     tokens = out.quantized.detach().permute(0, 2, 3, 1).reshape(-1, D)
     assert torch.cdist(tokens, quantizer.codebook.detach()).amin(dim=1).max() < 1e-4
@@ -136,18 +136,18 @@ def test_the_temperature_decays_and_never_becomes_zero():
 @modes
 def test_samples_do_not_depend_on_the_split(variance):
     quantizer = make(variance)
-    moments = moments_for(quantizer, batch=4)
+    encoder_output = encoder_output_for(quantizer, batch=4)
     quantizer.seed_noise(3, 0)
-    whole = quantizer(moments)
+    whole = quantizer(encoder_output)
     means = {"entropy": 0, "distance": 0}
-    for index, part in enumerate(moments.chunk(2)):
+    for index, part in enumerate(encoder_output.chunk(2)):
         quantizer.seed_noise(3, 2 * index)
         out = quantizer(part)
         torch.testing.assert_close(out.quantized, whole.quantized.chunk(2)[index], rtol=1e-12, atol=1e-13)
         means = {name: mean + out.losses[name] / 2 for name, mean in means.items()}
     torch.testing.assert_close(means, whole.losses, rtol=1e-12, atol=0)
     quantizer.seed_noise(4, 0)
-    assert (quantizer(moments).quantized - whole.quantized).abs().max() > 0.1
+    assert (quantizer(encoder_output).quantized - whole.quantized).abs().max() > 0.1
 
 
 @modes
@@ -156,19 +156,19 @@ def test_samples_do_not_depend_on_the_split(variance):
 def test_degenerate_inputs_give_finite_values_and_gradients(variance, training, case):
     codes, dim = 2 if case == "two codes" else K, 1 if case == "one dimension" else D
     quantizer = make(variance, codes, dim).train(training)
-    moments = moments_for(quantizer, dtype=torch.float32)
+    encoder_output = encoder_output_for(quantizer, dtype=torch.float32)
     if case == "one token":
-        moments = moments[:1, :, :1, :1].clone()
+        encoder_output = encoder_output[:1, :, :1, :1].clone()
     elif case in ("equal", "zero"):
-        moments[:] = case == "equal"
+        encoder_output[:] = case == "equal"
     elif case in ("sure", "unsure"):
         with torch.no_grad():
             quantizer.log_variance.fill_(-200 if case == "sure" else 200)
-        moments[:, dim:] = -200 if case == "sure" else 200
-    moments.requires_grad_()
-    out = quantizer(moments)
+        encoder_output[:, dim:] = -200 if case == "sure" else 200
+    encoder_output.requires_grad_()
+    out = quantizer(encoder_output)
     (out.quantized.sum() + sum(out.losses.values())).backward()
-    tensors = [out.quantized, *out.losses.values(), moments.grad, *(p.grad for p in quantizer.parameters())]
+    tensors = [out.quantized, *out.losses.values(), encoder_output.grad, *(p.grad for p in quantizer.parameters())]
     assert all(tensor.isfinite().all() for tensor in tensors if tensor is not None)
 
 
@@ -177,8 +177,8 @@ def test_no_variance_is_below_its_smallest():
     with torch.no_grad():
         quantizer.log_variance.fill_(-60)
         quantizer.codebook.zero_()
-    moments = torch.tensor([1.0, -60.0]).view(1, 2, 1, 1)
-    assert quantizer.eval()(moments).losses["distance"].item() == pytest.approx(0.5e10, rel=1e-5)
+    encoder_output = torch.tensor([1.0, -60.0]).view(1, 2, 1, 1)
+    assert quantizer.eval()(encoder_output).losses["distance"].item() == pytest.approx(0.5e10, rel=1e-5)
 
 
 @pytest.mark.parametrize("per_dimension", [False, True])
@@ -194,11 +194,11 @@ def test_float32_logits_of_a_table_far_from_the_origin(per_dimension):
 
 def test_many_codes():
     quantizer = make(codes=100_000)
-    moments = torch.randn(1, D, 1, 3, requires_grad=True)
-    out = quantizer(moments)
+    encoder_output = torch.randn(1, D, 1, 3, requires_grad=True)
+    out = quantizer(encoder_output)
     (out.quantized.sum() + sum(out.losses.values())).backward()
-    assert moments.grad.isfinite().all() and quantizer.codebook.grad.isfinite().all()
-    assert torch.equal(quantizer.eval()(moments).codes, out.codes)
+    assert encoder_output.grad.isfinite().all() and quantizer.codebook.grad.isfinite().all()
+    assert torch.equal(quantizer.eval()(encoder_output).codes, out.codes)
 
 
 @modes

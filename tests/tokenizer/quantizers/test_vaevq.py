@@ -12,57 +12,57 @@ def make(codes=12, dim=3, **options):
     return make_quantizer("vaevq", codes, dim, options).double()
 
 
-def make_moments(dim=3, batch=2, scale=1.0):
+def make_encoder_output(dim=3, batch=2, scale=1.0):
     return (torch.randn(batch, 2 * dim, 4, 5, dtype=torch.float64) * scale).requires_grad_()
 
 
-def gradients(value, quantizer, moments):
-    inputs = [moments, quantizer.projector.weight, quantizer.projector.bias]
+def gradients(value, quantizer, encoder_output):
+    inputs = [encoder_output, quantizer.projector.weight, quantizer.projector.bias]
     return torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
-def written_out(quantizer, moments):
+def written_out(quantizer, encoder_output):
     """mu, sigma, rows and codes, (N, D) and (N,), token by token."""
     table = quantizer.table @ quantizer.projector.weight.T + quantizer.projector.bias
-    mu, log_variance = moments.permute(0, 2, 3, 1).reshape(-1, moments.shape[1]).chunk(2, dim=1)
+    mu, log_variance = encoder_output.permute(0, 2, 3, 1).reshape(-1, encoder_output.shape[1]).chunk(2, dim=1)
     sigma = log_variance.clamp(-30, 20).exp().sqrt()
     codes = torch.stack([(table.detach() - z).square().sum(dim=1).argmin() for z in mu.detach()])
     return mu, sigma, torch.stack([table[code] for code in codes]), codes
 
 
 def test_codes_are_those_of_the_nearest_rows_to_the_means():
-    quantizer, moments = make(), make_moments()
-    out = quantizer(moments)
-    *_, codes = written_out(quantizer, moments)
+    quantizer, encoder_output = make(), make_encoder_output()
+    out = quantizer(encoder_output)
+    *_, codes = written_out(quantizer, encoder_output)
     assert torch.equal(out.codes.flatten(), codes) and out.codes.shape == (2, 4, 5)
     assert torch.equal(out.counts, torch.bincount(codes, minlength=12))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_in_training_the_value_is_the_row_exactly(dtype):
-    quantizer, moments = make(dim=6).to(dtype), make_moments(dim=6, scale=3).to(dtype)
-    out = quantizer(moments)
+    quantizer, encoder_output = make(dim=6).to(dtype), make_encoder_output(dim=6, scale=3).to(dtype)
+    out = quantizer(encoder_output)
     assert torch.equal(out.quantized, quantizer.lookup(out.codes))
 
 
 def test_the_gradients_of_what_is_decoded_equal_the_definition():
-    quantizer, moments = make(), make_moments()
-    out = quantizer(moments)
-    mu, sigma, rows, _ = written_out(quantizer, moments)
+    quantizer, encoder_output = make(), make_encoder_output()
+    out = quantizer(encoder_output)
+    mu, sigma, rows, _ = written_out(quantizer, encoder_output)
     weight = torch.randn(2, 4, 5, 3, dtype=torch.float64)
     # mu + sigma sg(eps) + (q - sg q)
     defined = mu + sigma * ((rows - mu) / sigma).detach() + (rows - rows.detach())
-    expected = gradients((defined * weight.reshape(-1, 3)).sum(), quantizer, moments)
-    found = gradients((out.quantized * weight.permute(0, 3, 1, 2)).sum(), quantizer, moments)
+    expected = gradients((defined * weight.reshape(-1, 3)).sum(), quantizer, encoder_output)
+    found = gradients((out.quantized * weight.permute(0, 3, 1, 2)).sum(), quantizer, encoder_output)
     for ours, theirs in zip(found, expected, strict=True):
         assert theirs.norm() > 0.1
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_the_losses_and_their_gradients_equal_the_definitions():
-    quantizer, moments = make(), make_moments()
-    out = quantizer(moments)
-    mu, sigma, rows, _ = written_out(quantizer, moments)
+    quantizer, encoder_output = make(), make_encoder_output()
+    out = quantizer(encoder_output)
+    mu, sigma, rows, _ = written_out(quantizer, encoder_output)
     table = quantizer.table @ quantizer.projector.weight.T + quantizer.projector.bias
     mean = table.mean(dim=0)
     covariance = sum(torch.outer(row - mean, row - mean) for row in table) / 11
@@ -77,62 +77,68 @@ def test_the_losses_and_their_gradients_equal_the_definitions():
     for name, value in expected.items():
         assert out.losses[name].item() == pytest.approx(value.item(), rel=1e-9), name
         for ours, theirs in zip(
-            gradients(out.losses[name], quantizer, moments), gradients(value, quantizer, moments), strict=True
+            gradients(out.losses[name], quantizer, encoder_output),
+            gradients(value, quantizer, encoder_output),
+            strict=True,
         ):
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11, msg=name)
 
 
 def test_what_each_loss_trains():
-    quantizer, moments = make(), make_moments()
-    losses = quantizer(moments).losses
+    quantizer, encoder_output = make(), make_encoder_output()
+    losses = quantizer(encoder_output).losses
     for name, trains in {"coherence": (1, 1, 1), "kl": (1, 1, 0), "consistency": (0, 0, 1)}.items():
-        to_moments, to_weight, _ = gradients(losses[name], quantizer, moments)
-        to_mean, to_log_variance = to_moments.chunk(2, dim=1)
+        to_encoder_output, to_weight, _ = gradients(losses[name], quantizer, encoder_output)
+        to_mean, to_log_variance = to_encoder_output.chunk(2, dim=1)
         assert [bool(gradient.any()) for gradient in (to_mean, to_log_variance, to_weight)] == [bool(t) for t in trains]
     assert not quantizer.table.requires_grad and quantizer.codebook.requires_grad
 
 
 def test_the_sample_is_normal_around_the_mean_with_its_own_gradient():
     quantizer = make(dim=2)
-    moments = torch.tensor([1.0, -2.0, math.log(4), math.log(0.25)], dtype=torch.float64)
-    moments = moments.reshape(1, 4, 1, 1).expand(1, 4, 100, 100).clone().requires_grad_()
-    sampled = quantizer(moments).sampled
+    encoder_output = torch.tensor([1.0, -2.0, math.log(4), math.log(0.25)], dtype=torch.float64)
+    encoder_output = encoder_output.reshape(1, 4, 1, 1).expand(1, 4, 100, 100).clone().requires_grad_()
+    sampled = quantizer(encoder_output).sampled
     for channel, (mean, deviation) in enumerate(((1.0, 2.0), (-2.0, 0.5))):
         assert sampled[0, channel].mean().item() == pytest.approx(mean, abs=0.05 * deviation)
         assert sampled[0, channel].std().item() == pytest.approx(deviation, rel=0.03)
-    (to_moments,) = torch.autograd.grad(sampled.sum(), moments)
-    noise = (sampled - moments[:, :2]) / torch.tensor([2.0, 0.5]).reshape(1, 2, 1, 1)
-    assert (to_moments[:, :2] == 1).all()
-    torch.testing.assert_close(to_moments[:, 2:], noise * torch.tensor([1.0, 0.25]).reshape(1, 2, 1, 1))
+    (to_encoder_output,) = torch.autograd.grad(sampled.sum(), encoder_output)
+    noise = (sampled - encoder_output[:, :2]) / torch.tensor([2.0, 0.5]).reshape(1, 2, 1, 1)
+    assert (to_encoder_output[:, :2] == 1).all()
+    torch.testing.assert_close(to_encoder_output[:, 2:], noise * torch.tensor([1.0, 0.25]).reshape(1, 2, 1, 1))
 
 
 def test_any_split_of_the_batch_draws_alike():
-    quantizer, moments = make(), make_moments(batch=5)
+    quantizer, encoder_output = make(), make_encoder_output(batch=5)
     quantizer.seed_noise(3, 10)
-    whole = quantizer(moments).sampled
+    whole = quantizer(encoder_output).sampled
     parts = []
     for first, last in ((0, 2), (2, 5)):
         quantizer.seed_noise(3, 10 + first)
-        parts.append(quantizer(moments[first:last]).sampled)
+        parts.append(quantizer(encoder_output[first:last]).sampled)
     assert torch.equal(torch.cat(parts), whole)
 
 
 def test_evaluation_draws_nothing_and_agrees_with_encode_and_lookup():
-    quantizer, moments = make().eval(), make_moments()
+    quantizer, encoder_output = make().eval(), make_encoder_output()
     state = torch.get_rng_state()
-    out = quantizer(moments)
+    out = quantizer(encoder_output)
     assert torch.equal(torch.get_rng_state(), state) and out.sampled is None
-    latents = quantizer.latents(moments)
-    assert torch.equal(latents, moments[:, :3]) and quantizer.latent_channels == 3 and quantizer.encoder_channels == 6
+    latents = quantizer.latents(encoder_output)
+    assert (
+        torch.equal(latents, encoder_output[:, :3])
+        and quantizer.latent_channels == 3
+        and quantizer.encoder_channels == 6
+    )
     assert torch.equal(out.codes, quantizer.encode(latents))
     assert torch.equal(out.quantized, quantizer.lookup(out.codes)) and torch.equal(
-        out.quantized, quantizer.snap(latents)
+        out.quantized, quantizer.quantize_latents(latents)
     )
 
 
 def test_the_released_objective_is_coherence_alone():
-    quantizer, moments = make(objective="released"), make_moments()
-    assert set(quantizer(moments).losses) == set(quantizer.loss_weights()) == {"coherence"}
+    quantizer, encoder_output = make(objective="released"), make_encoder_output()
+    assert set(quantizer(encoder_output).losses) == set(quantizer.loss_weights()) == {"coherence"}
     weights = make(kl_weight=0.5, consistency_weight=2).loss_weights()
     assert weights == {"coherence": 1, "kl": 0.5, "consistency": 2}
     assert make().loss_weights() == {"coherence": 1, "kl": 1e-6, "consistency": 1e-6}
@@ -173,7 +179,7 @@ def test_fewer_rows_than_dimensions_have_finite_gradients(rows):
 def test_a_single_code_is_refused_by_the_paper_s_objective():
     with pytest.raises(ValueError, match=r"got 1 code; raise model.codebook_size to 2 or more, or set .* released"):
         make(codes=1)
-    assert make(codes=1, objective="released")(make_moments()).losses["coherence"].isfinite()
+    assert make(codes=1, objective="released")(make_encoder_output()).losses["coherence"].isfinite()
 
 
 @pytest.mark.parametrize("objective", ["paper", "released"])
@@ -183,37 +189,37 @@ def test_a_single_code_is_refused_by_the_paper_s_objective():
 def test_nothing_becomes_nan(case, objective):
     dim = 1 if case == "D 1" else 3
     quantizer = make(2 if case == "K 2" else 12, dim, objective=objective).float()
-    moments = torch.randn(2, 2 * dim, 4, 4)
+    encoder_output = torch.randn(2, 2 * dim, 4, 4)
     if case == "one token":
-        moments = moments[:1, :, :1, :1].clone()
+        encoder_output = encoder_output[:1, :, :1, :1].clone()
     elif case == "equal":
-        moments[:] = moments[:1, :, :1, :1]
+        encoder_output[:] = encoder_output[:1, :, :1, :1]
     elif case == "zero":
-        moments.zero_()
+        encoder_output.zero_()
     elif case == "tiny sigma":
-        moments[:, :dim] *= 1e6
-        moments[:, dim:] = -30
+        encoder_output[:, :dim] *= 1e6
+        encoder_output[:, dim:] = -30
     elif case == "huge sigma":
-        moments[:, dim:] = 20
+        encoder_output[:, dim:] = 20
     elif case == "beyond the range":
-        moments[:, dim:] *= 1e6
-    moments.requires_grad_()
-    out = quantizer(moments)
+        encoder_output[:, dim:] *= 1e6
+    encoder_output.requires_grad_()
+    out = quantizer(encoder_output)
     weights = quantizer.loss_weights()
     loss = sum(weights[name] * value for name, value in out.losses.items())
     (loss + out.quantized.sum() + out.sampled.sum()).backward()
-    assert loss.isfinite() and out.quantized.isfinite().all() and moments.grad.isfinite().all()
+    assert loss.isfinite() and out.quantized.isfinite().all() and encoder_output.grad.isfinite().all()
     assert torch.equal(out.quantized, quantizer.lookup(out.codes))
     assert quantizer.projector.weight.grad.isfinite().all()
 
 
 def test_coherence_pulls_harder_where_sigma_is_small():
     quantizer = make()
-    moments = make_moments().detach()
+    encoder_output = make_encoder_output().detach()
     pulls = []
     for log_variance in (0.0, -2.0):
-        moments[:, 3:] = log_variance
-        leaf = moments.clone().requires_grad_()
+        encoder_output[:, 3:] = log_variance
+        leaf = encoder_output.clone().requires_grad_()
         pulls.append(torch.autograd.grad(quantizer(leaf).losses["coherence"], leaf)[0][:, :3])
     torch.testing.assert_close(pulls[1], pulls[0] * math.exp(2))
 
