@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from arcvq.cli.parser import ScriptParser
 from arcvq.evaluation import command as evaluate
 from arcvq.runs.results import load_tokenizer
-from arcvq.sampling.options import reconstruct
+from arcvq.sampling.reconstructions import reconstruct
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer

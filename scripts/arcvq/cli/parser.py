@@ -29,7 +29,8 @@ class ScriptParser(ArgumentParser):
         page: the first page of the help; None: all options.
 
     Attributes:
-        names_within: a function that lists the names that an option of names takes, by the option.
+        names_within: for an option that takes further names, as model.quantizer_options, a function that lists these.
+            An error calls it to say which name was meant.
     """
 
     def __init__(self, description: str, digits_config: str | None = None, page: HelpPage | None = None):

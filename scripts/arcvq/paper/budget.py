@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from arcvq.compute.atomic_files import atomic_file
 from arcvq.planning.timing import step_times
 from arcvq.training import tokenizer as train_tokenizer
 from tokenizer.data.facts import dataset_info
@@ -86,8 +87,7 @@ def steps_of(budget: Budget, trainings: Sequence[Sequence[str]], seeds: int, fil
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     named = {" ".join(arguments): seconds for arguments, seconds in zip(trainings, times, strict=True)}
-    unfinished = file.with_name(f".{file.name}.tmp")
-    found = {"budget": budget.text, "seeds": seeds, "steps": steps, "seconds": named}
-    unfinished.write_text(json.dumps(found, indent=2))
-    unfinished.replace(file)
+    content = {"budget": budget.text, "seeds": seeds, "steps": steps, "seconds": named}
+    with atomic_file(file) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2))
     return steps

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvq.sampling.options import generators, sample_batches
+from arcvq.sampling.batches import generators, sample_batches
 from pipelines.class_conditional import ClassConditionalPipeline
 from pipelines.figures.grids import save_class_samples
 
