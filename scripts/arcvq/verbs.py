@@ -69,7 +69,7 @@ def run_verb(name: str, args: list[str] | None = None) -> None:
 
     imported = importlib.import_module(module)
     if verb.is_training:
-        from arcvq.planning.dry_run import train_or_plan
+        from arcvq.planning.train_or_plan import train_or_plan
 
         run_script(train_or_plan(imported))
     else:

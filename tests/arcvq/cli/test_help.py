@@ -6,7 +6,7 @@ import pytest
 
 from arcvq.cli.parser import ScriptParser
 from arcvq.evaluation import command as evaluate
-from arcvq.planning.dry_run import make_parser
+from arcvq.planning.train_or_plan import make_parser
 from arcvq.sampling import command as sample
 from arcvq.training import ldm, pixelcnn, tokenizer
 

@@ -5,7 +5,8 @@ import torch
 from accelerate.state import AcceleratorState
 from places import ROOT
 
-from arcvq.planning.dry_run import format_bytes, make_parser, train_or_plan
+from arcvq.planning.dry_run import format_bytes
+from arcvq.planning.train_or_plan import make_parser, train_or_plan
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer
