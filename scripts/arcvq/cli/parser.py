@@ -1,6 +1,7 @@
 """The command line of a verb: options from signatures, a YAML file by --config, one line for an error."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
@@ -10,7 +11,7 @@ from typing import Any, get_args
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from arcvq.cli.configs import CONFIGS
+from arcvq.cli.configs import CONFIGS, find_config
 from arcvq.cli.help import HelpPage, OptionFormatter, asked_for_help
 from arcvq.cli.option_errors import OptionErrors
 from arcvq.cli.safe_yaml import read_yaml
@@ -39,7 +40,8 @@ class ScriptParser(ArgumentParser):
         )
         self._page = page
         default = f"; without one it is configs/digits/{digits_config}" if digits_config else ""
-        self.add_argument("--config", action="config", help=f"YAML file with options{default}")
+        text = f"YAML file with options, or its name in configs/, as mnist/arcvq.yaml{default}"
+        self.add_argument("--config", action="config", help=text)
         self.names_within: dict[str, Callable[[], Iterable[str]]] = {}
         self._default_config = [f"--config={CONFIGS / 'digits' / digits_config}"] if digits_config else []
         self._dataclasses: dict[str, type] = {}
@@ -68,9 +70,9 @@ class ScriptParser(ArgumentParser):
         if (topic := asked_for_help(args)) is not None:
             print(self.help_on(topic), end="")
             sys.exit()
-        args = self._config_first(args)
         errors = OptionErrors(self._actions, self.names_within)
         try:
+            args = self._config_first(args)
             configs = self._read_files(args, errors)
             if wrong := errors.unknown_word(args):
                 raise ValueError(wrong)
@@ -163,15 +165,20 @@ class ScriptParser(ArgumentParser):
                 raise ValueError(f"{action.dest} must not be null; remove it to keep its default, {action.default!r}")
 
     def _config_first(self, args: list[str]) -> list[str]:
-        """The same arguments with --config before all others, so that an option always overrides the file."""
+        """Put --config before all other arguments, so that an option always overrides the file, and find the files.
+
+        Raises:
+            ValueError: no such file, and no config of this name.
+        """
         first, rest, words = [], [], iter(args)
         for word in words:
-            if word == "--config":
-                first += [word, *(value for value in [next(words, None)] if value is not None)]
-            elif word.startswith("--config="):
-                first.append(word)
-            else:
+            flag, equals, name = word.partition("=")
+            if flag != "--config":
                 rest.append(word)
+            elif equals or (name := next(words, None)) is not None:
+                first.append(f"--config={_found_config(name)}")
+            else:
+                first.append(word)  # argparse says that its value is missing
         return (first or self._default_config) + rest
 
     def settings(self, config: Namespace) -> dict[str, Any]:
@@ -183,3 +190,11 @@ class ScriptParser(ArgumentParser):
         settings = yaml.safe_load(self.dump(plain))
         settings.pop("config", None)
         return settings
+
+
+def _found_config(name: str) -> str:
+    """Find a config; say on the first process which file it is where it was found by its name."""
+    file = find_config(name)
+    if file != Path(name).expanduser() and os.environ.get("RANK", "0") == "0":
+        print(f"config: {file}")
+    return str(file)
