@@ -17,7 +17,7 @@ from arcvq.cli.option_errors import OptionErrors
 from arcvq.cli.safe_yaml import read_yaml
 from arcvq.cli.script import fail
 
-# What jsonargparse lets through of Python's, for numbers without end and other values that it does not expect.
+# Errors that jsonargparse passes on from Python, for infinite numbers and other values that it does not expect.
 _UNEXPECTED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
@@ -125,10 +125,10 @@ class ScriptParser(ArgumentParser):
         return {a.dest for a in self._actions if a.dest == prefix or a.dest.startswith(f"{prefix}.")}
 
     def _read_files(self, args: Sequence[str], errors: OptionErrors) -> list[dict[str, Any]]:
-        """What the files after --config hold.
+        """Read the files after --config.
 
         Raises:
-            ValueError: one of another kind than `read_yaml` reads, that names further files, or what is no option.
+            ValueError: `read_yaml` cannot read a file, or the file names further files or unknown options.
         """
         configs = []
         for word, following in zip(args, [*args, None][1:], strict=True):
@@ -136,7 +136,7 @@ class ScriptParser(ArgumentParser):
             if name == "config" and word.startswith("--"):
                 file = value if "=" in word else following
                 if file is None:
-                    continue  # argparse says so
+                    continue  # argparse reports the missing value
                 options = read_yaml(Path(file).expanduser())
                 if "config" in options:
                     raise ValueError(f"{file}: a config names no other; name each with --config")
@@ -156,7 +156,7 @@ class ScriptParser(ArgumentParser):
         return configs
 
     def _check_values(self, config: Namespace) -> None:
-        """Raises ValueError for a None that is not among an option's values; jsonargparse does not look at it."""
+        """Raise ValueError for a None that an option does not take; jsonargparse does not check it."""
         for action in self._actions:
             hint = getattr(action, "_typehint", None)
             if hint is None or action.default is None or config.get(action.dest) is not None:

@@ -36,7 +36,7 @@ class DryReport:
 
     def __str__(self) -> str:
         memory = self.memory
-        others = {"holes of the allocator": memory.holes, "program": memory.program}
+        others = {"holes of the allocator": memory.fragmentation, "program": memory.program}
         most = dict(sorted((memory.most | others).items(), key=lambda item: -item[1])) | {"all": memory.total}
         at_peak = memory.tensors | others | {"all": memory.total}
         lines = ["parameters", *(f"  {name:<32}{count:>14,}" for name, count in self.parameters.items())]

@@ -231,11 +231,11 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     if config.adversarial.weight:
         adversary = Adversary(run, config.adversarial, images.channels, images.image_size)
     reconstruction_loss = ReconstructionLoss(config.loss, config.weights, images.image_size, run.device)
-    if adversary:  # of a longer training a share is a later step: the adversary would fall silent again
+    if adversary:  # a share of a longer training is a later step: the adversarial loss would stop again
         inputs["step of adversarial.disc_start"] = str(config.adversarial.start(run.optim.max_steps))
     run.prepare(tokenizer, images, inputs, config.data.num_workers, config.ema_decay)
     if adversary:
-        adversary.take_up()
+        adversary.resume()
     update = TokenizerUpdate(run.accelerator, run.main, reconstruction_loss, adversary)
     return TokenizerTraining(run, tokenizer, averaged, reconstruction_loss, adversary, update)
 
