@@ -1,4 +1,4 @@
-"""What a training is told of a data set that need not be there: how many images, of which size, in how many bytes."""
+"""Describe a data set that need not be present: number, size and bytes of its images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from tokenizer.data.sources import HUB_IDS
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The train split of a data set.
+    """The train split of a data set, as a dry run needs it.
 
     Attributes:
-        name: as in data.name.
-        channels: of the images as they are trained on.
-        framing: what is seen of an image.
-        num_images: in the split.
-        num_classes: 1 without labels.
-        encoded_bytes: of all its images as they lie on disk.
-        measured: whether all this is of the data set itself, or of its published description.
-        line: what the data set was found to be.
+        name: data.name.
+        channels: channels of the images in training.
+        framing: framing of the images in training.
+        num_images: images of the split.
+        num_classes: classes; 1 without labels.
+        encoded_bytes: bytes of all its images on disk.
+        measured: whether the numbers come from the data set itself, not from its published description.
+        line: one line that describes the data set.
     """
 
     name: str
@@ -38,17 +38,17 @@ class DatasetInfo:
 
     @property
     def image_size(self) -> int:
-        """The side of the images as they are trained on."""
+        """Side of the images in training."""
         return self.framing.image_size
 
     def fingerprint(self) -> str:
-        """None: nothing is resumed."""
+        """Return an empty string: a dry run is never resumed."""
         return ""
 
 
 @dataclass(frozen=True)
 class _Published:
-    """A published data set: what its name holds, its train split, and the images' own size where they are all alike."""
+    """A published data set: words in its name, its train split, and the images' size if all have one."""
 
     words: Sequence[str]
     num_images: int
@@ -58,7 +58,7 @@ class _Published:
     image_size: int | None = None
 
 
-# As their pages on the Hub say; FFHQ is 60,000 PNGs of 1024 pixels, BSDS500 its train and validation photographs.
+# Numbers of their pages on the Hub; FFHQ is 60,000 PNGs of 1024 pixels, BSDS500 its train and validation photographs.
 _PUBLISHED = (
     _Published(("mnist",), 60_000, 10, 17_223_300, channels=1, image_size=28),
     _Published(("cifar10",), 50_000, 10, 113_648_310, image_size=32),
@@ -69,10 +69,10 @@ _PUBLISHED = (
 
 
 def dataset_info(data: DataConfig) -> DatasetInfo:
-    """Of the data set itself where it is embedded or a folder here; else what is known of its name; no network.
+    """Describe a data set: from its images if it is embedded or a local folder, else by its name; without network.
 
     Raises:
-        DataError: options that cannot work, an unusable folder, or a name that nothing is known of.
+        DataError: options that cannot work, an unusable folder, or an unknown name.
     """
     data.check()
     folder = Path(data.name).expanduser()
@@ -84,18 +84,18 @@ def dataset_info(data: DataConfig) -> DatasetInfo:
         else:
             sizes = images.encoded.sizes(images.rows, unreadable=images.bad_images is not None)
             encoded_bytes = int(sizes.clip(0).sum())
-        facts = (images.channels, images.framing, len(images), images.num_classes, encoded_bytes)
-        return DatasetInfo(data.name, *facts, measured=True, line=str(splits))
+        numbers = (images.channels, images.framing, len(images), images.num_classes, encoded_bytes)
+        return DatasetInfo(data.name, *numbers, measured=True, line=str(splits))
     words = data.name.lower().replace("-", "").replace("_", "")
     known = next((known for known in _PUBLISHED if any(word in words for word in known.words)), None)
     if known is None:
-        there = ", ".join(known.words[0] for known in _PUBLISHED)
-        raise DataError(f"of data set {data.name!r} nothing is known here, only of {there}; set data.name to a folder")
+        names = ", ".join(known.words[0] for known in _PUBLISHED)
+        raise DataError(f"of data set {data.name!r} nothing is known here, only of {names}; set data.name to a folder")
     if (image_size := data.image_size or known.image_size) is None:
         raise DataError(f"the images of {data.name!r} are of many sizes; set data.image_size to the side to use")
-    facts = (data.framing(image_size, "train"), known.num_images, known.num_classes, known.encoded_bytes)
+    numbers = (data.framing(image_size, "train"), known.num_images, known.num_classes, known.encoded_bytes)
     channels = data.channels or known.channels
     classes = f"{known.num_classes} classes" if known.num_classes > 1 else "no classes"
     size = f"{channels} x {image_size} x {image_size}"
     line = f"data: {known.num_images} train, {classes}, {size}; as published, not looked at"
-    return DatasetInfo(data.name, channels, *facts, measured=False, line=line)
+    return DatasetInfo(data.name, channels, *numbers, measured=False, line=line)
