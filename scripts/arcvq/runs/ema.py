@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from arcvq.runs.trained_module import sharded_as, whole
+from arcvq.runs.trained_module import sharded_as, unsharded
 
 
 class Average:
@@ -42,13 +42,13 @@ class Average:
     def load_into(self, module: nn.Module) -> None:
         """Load the averages into a copy of the module, and set it to eval mode; every process calls this."""
         for parameter, average in zip(module.parameters(), self.tensors, strict=True):
-            parameter.data.copy_(whole(average))
+            parameter.data.copy_(unsharded(average))
         module.eval()
 
     def state(self) -> dict[str, Tensor]:
         """Return the unsharded averages by parameter name; every process calls this."""
         names = (name for name, _ in self._module.named_parameters())
-        return {name: whole(tensor).contiguous() for name, tensor in zip(names, self.tensors, strict=True)}
+        return {name: unsharded(tensor).contiguous() for name, tensor in zip(names, self.tensors, strict=True)}
 
     def begin(self, step: int) -> None:
         """Start the average at the current parameters, after `step` steps without an average."""
