@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +68,7 @@ class ResumableMap:
         """Return the range of images of each chunk."""
         return [range(start, min(start + self.size, self.images)) for start in range(0, self.images, self.size)]
 
-    def compute(self, make_worker: Callable[[], Measure]) -> None:
+    def compute(self, make_worker: Callable[[], Measure], verify: bool = True) -> None:
         """Compute this process's share of the missing chunks; the main process shows a progress bar.
 
         Every process calls this, and none returns before all chunks are stored.
@@ -75,6 +76,8 @@ class ResumableMap:
         Args:
             make_worker: called once in each thread; returns the function that maps a range of images to values. Its
                 models must belong to that thread.
+            verify: whether to compare the values of stored chunks with their SHA-256, which reads all of them. Without
+                it only each file's header is read, which tells a chunk that is cut off or of other settings.
 
         Raises:
             OSError: a process does not find the chunks of the others, so the folder is not shared.
@@ -84,7 +87,8 @@ class ResumableMap:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=2) + "\n")
         state.wait_for_everyone()
-        missing = self._missing(state)  # all look before anyone writes, so all find the same chunks missing
+        # All look before anyone writes, so all find the same chunks missing.
+        missing = self._missing(state, verify)
         share = missing[state.process_index :: state.num_processes]
         done = self.images - sum(map(len, missing))
         with tqdm(
@@ -129,23 +133,29 @@ class ResumableMap:
         for name in sorted(values):
             digest.update(f"{name} {values[name].dtype} {tuple(values[name].shape)}".encode())
             digest.update(values[name].flatten().view(torch.uint8).numpy())
-        return {"chunk": f"{chunk.start}-{chunk.stop} of {self._key}: {digest.hexdigest()}"}
+        return {"chunk": f"{self._name(chunk)}{digest.hexdigest()}"}
 
-    def _is_whole(self, chunk: range) -> bool:
+    def _name(self, chunk: range) -> str:
+        return f"{chunk.start}-{chunk.stop} of {self._key}: "
+
+    def _is_whole(self, chunk: range, verify: bool) -> bool:
         try:
-            with safetensors.safe_open(self._file(chunk), "pt") as file:
+            with safetensors.safe_open(self._file(chunk), "pt") as file:  # raises where the size is not the header's
+                if not verify:
+                    return (file.metadata() or {}).get("chunk", "").startswith(self._name(chunk))
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return file.metadata() == self._origin(chunk, values)
         except (OSError, safetensors.SafetensorError):
             return False
 
-    def _missing(self, state: PartialState) -> list[range]:
+    def _missing(self, state: PartialState, verify: bool) -> list[range]:
         """List the chunks that are missing or damaged; each process checks its share, and all get the whole list."""
         chunks = self.ranges()
         share = chunks[state.process_index :: state.num_processes]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             shown = {"desc": f"checking {self.title}", "leave": False, "disable": not state.is_main_process}
-            whole = list(tqdm(pool.map(self._is_whole, share), total=len(share), delay=1, **shown))
+            is_whole = partial(self._is_whole, verify=verify)
+            whole = list(tqdm(pool.map(is_whole, share), total=len(share), delay=1, **shown))
         missing = [chunk for chunk, is_whole in zip(share, whole, strict=True) if not is_whole]
         damaged = [chunk for chunk in missing if self._file(chunk).exists()]
         if state.num_processes > 1:

@@ -123,6 +123,8 @@ def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     return copy
 
 
+# torch.distributed._tools.mem_tracker.MemTracker counts the same totals, but is private, refuses a network that is
+# called twice before a reset (micro-batches, a discriminator), and knows neither these parts nor their most.
 class _Tracker(TorchDispatchMode):
     """The bytes of all storages that live, by part: `now`, at the `peak`, and the `most` of each part."""
 

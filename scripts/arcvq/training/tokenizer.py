@@ -23,14 +23,12 @@ from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.runs.options import OptimConfig, RunConfig, check_run, check_share
 from arcvq.runs.run import Run
-from arcvq.sampling.reconstructions import reconstruct
 from arcvq.training.adversary import AdversarialConfig, Adversary
 from arcvq.training.collapse import CollapseConfig
 from arcvq.training.memory_check import check_memory
 from arcvq.training.parts import TrainingParts
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
 from arcvq.training.tokenizer_step import StepOutput, TokenizerUpdate
-from pipelines.figures.grids import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
 from tokenizer.codebook_file import load_codebook_file
 from tokenizer.data import DataConfig, ImageDataset, StreamedImages, load_into_memory, pixel_batches
@@ -245,6 +243,10 @@ def log_quantizer(training: TokenizerTraining, used_codes: Tensor) -> None:
 
 def log_preview(training: TokenizerTraining, images: Subset, collapse: CollapseConfig) -> None:
     """Measure the reconstructions of held-out images, draw them and the codebook, and warn where it collapses."""
+    # diffusers' pipelines take seconds to import, which --help need not wait for.
+    from arcvq.sampling.reconstructions import reconstruct
+    from pipelines.figures.grids import plot_codebook, save_comparison
+
     run, averaged = training.run, training.averaged
     training.load_average()
     originals, reconstructions, metrics = reconstruct(averaged, images)

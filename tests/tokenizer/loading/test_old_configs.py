@@ -5,7 +5,7 @@ import json
 import pytest
 from places import GOLDEN
 
-from arcvq.runs.settings import read_settings, refuse_other_run
+from arcvq.runs.settings import check_settings, read_settings
 from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
 from tokenizer.loading.old_configs import with_network_options, without_network_options
@@ -77,9 +77,9 @@ def test_a_run_from_before_resumes_and_one_with_other_options_does_not(tmp_path)
     file.write_text("model: {network: vqgan, norm_groups: 8, z_channels: null, strided_layers: null}\noptim: {lr: 1}\n")
     same = {"model": {"network": "vqgan", "network_options": {"norm_groups": 8}}, "optim": {"lr": 1}}
     assert read_settings(file) == same
-    refuse_other_run(file, same)
+    check_settings(file, same)
     same["model"]["network_options"]["norm_groups"] = 4
     with pytest.raises(ValueError, match=r"model.network_options.norm_groups was 8 and is now 4"):
-        refuse_other_run(file, same)
+        check_settings(file, same)
     file.write_text("model: {network: conv, norm_groups: null}\noptim: {lr: 1}\n")
-    refuse_other_run(file, {"model": {"network": "conv", "network_options": None}, "optim": {"lr": 1}})
+    check_settings(file, {"model": {"network": "conv", "network_options": None}, "optim": {"lr": 1}})
