@@ -165,8 +165,8 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
             )
         super().enable_gradient_checkpointing(gradient_checkpointing_func)
 
-    # accelerate's offloading moves the model to the device in a hook around `forward`. The other public methods call
-    # the hook through this decorator.
+    # accelerate's offloading moves the model to the device in a hook around `forward`; this decorator makes the other
+    # public methods call the hook too.
     @apply_forward_hook
     def encode(self, images: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """Encode images (B, C, H, W) in [-1, 1]: `.latents` (B, latent channels, h, w), before quantisation."""

@@ -7,16 +7,15 @@ reads is the same for any number of processes, and after any interruption.
 import copy
 import hashlib
 import json
-import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +26,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from arcvq.compute.atomic_files import atomic_file
 
 # No process waits longer for the others, of which each has its share of the images.
 LONGEST_WAIT = timedelta(days=7)
@@ -66,11 +67,16 @@ class ResumableMap:
         """The images of each chunk."""
         return [range(start, min(start + self.size, self.images)) for start in range(0, self.images, self.size)]
 
-    def compute(self, make_worker: Callable[[], Measure]) -> None:
+    def compute(self, make_worker: Callable[[], Measure], verify: bool = True) -> None:
         """Computes this process's share of the chunks that are not there yet, with a progress bar on the main one.
 
         Every process calls it; none returns before all chunks are there. `make_worker` is called once for each thread
         and gives the function that measures the images of a range; its models are the thread's own.
+
+        Args:
+            make_worker: makes a thread's function.
+            verify: compare the values of stored chunks with their SHA-256, which reads all of them; otherwise each
+                file's header is read alone, which tells a chunk that is cut off or of another measurement.
 
         Raises:
             OSError: a process does not find the chunks of the others: the folder is not a shared one.
@@ -80,7 +86,9 @@ class ResumableMap:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=2) + "\n")
         state.wait_for_everyone()
-        missing = self._missing(state)  # nobody writes before all have looked: each must see the same chunks missing
+        missing = self._missing(
+            state, verify
+        )  # nobody writes before all have looked: each must see the same chunks missing
         ours = missing[state.process_index :: state.num_processes]
         done = self.images - sum(map(len, missing))
         with tqdm(
@@ -116,7 +124,7 @@ class ResumableMap:
         return self.folder / f"{chunk.start:08d}-{chunk.stop:08d}.safetensors"
 
     def _origin(self, chunk: range, values: dict[str, Tensor]) -> dict[str, str]:
-        """What a chunk's file says of itself, so that neither one of another measurement nor a damaged one is taken.
+        """Return the metadata of a chunk's file, by which a chunk of another measurement, or a damaged one, is known.
 
         One entry: the order of several would change from file to file.
         """
@@ -124,23 +132,30 @@ class ResumableMap:
         for name in sorted(values):
             digest.update(f"{name} {values[name].dtype} {tuple(values[name].shape)}".encode())
             digest.update(values[name].flatten().view(torch.uint8).numpy())
-        return {"chunk": f"{chunk.start}-{chunk.stop} of {self._key}: {digest.hexdigest()}"}
+        return {"chunk": f"{self._name(chunk)}{digest.hexdigest()}"}
 
-    def _is_whole(self, chunk: range) -> bool:
+    def _name(self, chunk: range) -> str:
+        return f"{chunk.start}-{chunk.stop} of {self._key}: "
+
+    def _is_whole(self, chunk: range, verify: bool) -> bool:
         try:
-            with safetensors.safe_open(self._file(chunk), "pt") as file:
+            with safetensors.safe_open(self._file(chunk), "pt") as file:  # raises where the size is not the header's
+                if not verify:
+                    return (file.metadata() or {}).get("chunk", "").startswith(self._name(chunk))
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return file.metadata() == self._origin(chunk, values)
         except (OSError, safetensors.SafetensorError):
             return False
 
-    def _missing(self, state: PartialState) -> list[range]:
+    def _missing(self, state: PartialState, verify: bool) -> list[range]:
         """The chunks that are not there, or damaged: each process looks at its share, and all are told."""
         chunks = self.ranges()
         ours = chunks[state.process_index :: state.num_processes]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             shown = {"desc": f"checking {self.title}", "leave": False, "disable": not state.is_main_process}
-            whole = list(tqdm(pool.map(self._is_whole, ours), total=len(ours), delay=1, **shown))
+            whole = list(
+                tqdm(pool.map(partial(self._is_whole, verify=verify), ours), total=len(ours), delay=1, **shown)
+            )
         missing = [chunk for chunk, is_whole in zip(ours, whole, strict=True) if not is_whole]
         damaged = [chunk for chunk in missing if self._file(chunk).exists()]
         if state.num_processes > 1:
@@ -151,18 +166,9 @@ class ResumableMap:
         return sorted(missing, key=lambda chunk: chunk.start)
 
     def _write(self, chunk: range, values: dict[str, Tensor]) -> None:
-        """Written aside and renamed: a killed process leaves a whole chunk or none."""
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                tensors = {name: value.cpu().contiguous() for name, value in values.items()}
-                file.write(safetensors.torch.save(tensors, self._origin(chunk, tensors)))
-                file.flush()
-                os.fsync(handle)
-            Path(temporary).replace(self._file(chunk))
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        tensors = {name: value.cpu().contiguous() for name, value in values.items()}
+        with atomic_file(self._file(chunk), shared=True) as unfinished:
+            unfinished.write_bytes(safetensors.torch.save(tensors, self._origin(chunk, tensors)))
 
 
 def copy_sharing_weights(thing: T, *modules: nn.Module) -> T:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,13 +61,14 @@ class FaultyRun:
         places = ["--run.output_dir", "runs", "--run.name", self._name]
         return [*self._training.command, *self._training.options, *places]
 
-    def start(self, *before: str) -> subprocess.Popen | forked_process.PreloadedProcess:
-        """Goes on; the words `before` come before the command, which they start."""
+    def start(self, *before: str, options: Sequence[str] = ()) -> subprocess.Popen | forked_process.PreloadedProcess:
+        """Start the command again, with more `options`; the words `before` stand before it and start it."""
+        command = [*self.command, *options]
         variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         if not before:
-            return forked_process.PreloadedProcess(self.command, self._home, variables)
+            return forked_process.PreloadedProcess(command, self._home, variables)
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen([*before, *self.command], cwd=self._home, env=variables, **output)
+        return subprocess.Popen([*before, *command], cwd=self._home, env=variables, **output)
 
     def wait_for(
         self, condition: Callable[[], bool], process: subprocess.Popen | forked_process.PreloadedProcess
@@ -163,12 +164,12 @@ def truncated_shard(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcom
 
 
 def flipped_latent(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
-    """One byte of each file of latents that starts have stored is another one; other runs' may lie beside its own."""
+    """Flip a byte in each file of stored latents, those of other runs too; the next start verifies them."""
     for file in sorted((run.folder.parent / "cache").glob("latents-train-*/*.safetensors")):
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-    return run.outcome(run.start(), expected, lambda: None)
+    return run.outcome(run.start(options=["--latents.verify", "true"]), expected, lambda: None)
 
 
 def second_start(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:

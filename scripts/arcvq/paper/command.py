@@ -154,6 +154,7 @@ def select_rows(config: Namespace) -> Table:
         raise ValueError(f"{config.table} has no row {unknown[0]!r}; it has {', '.join(names)}")
     rows = {name: row for name, row in table.rows.items() if config.rows is None or row.config in config.rows}
     if lacking := [row.config for row in rows.values() if not config_file(config.data, row.config).is_file()]:
-        where = ", ".join(sorted({file.parent.name for file in CONFIGS.glob(f"*/{lacking[0]}.yaml")}))
+        files = CONFIGS.glob(f"*/{config_file(config.data, lacking[0]).name}")
+        where = ", ".join(sorted({file.parent.name for file in files}))
         raise ValueError(f"{config.table} is not one of {config.data}: take --data {where}")
     return Table(table.title, table.metrics, rows)

@@ -13,7 +13,7 @@ from arcvq.cli.configs import CONFIGS
 from arcvq.conversion import codebook
 from arcvq.evaluation import command as evaluate
 from arcvq.paper.budget import Budget
-from arcvq.paper.tables import Row
+from arcvq.paper.tables import VARIANTS, Row
 from arcvq.runs.settings import check_settings, read_settings
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
@@ -73,8 +73,8 @@ class RowNumbers:
 
 
 def config_file(data: str, name: str) -> Path:
-    """The YAML of a row."""
-    return CONFIGS / data / f"{name}.yaml"
+    """Return the YAML of a prior, or of a row's tokenizer."""
+    return CONFIGS / data / f"{VARIANTS[name].config if name in VARIANTS else name}.yaml"
 
 
 def common_options(config: Namespace, budget: Budget) -> dict[str, Any]:
@@ -93,7 +93,9 @@ def prior_options(config: Namespace, prior: str) -> dict[str, Any]:
 
 def tokenizer_arguments(config: Namespace, budget: Budget, name: str) -> list[str]:
     """The command line of a tokenizer's training, but for its length, its seed and its place."""
-    options = common_options(config, budget)
+    options = dict(common_options(config, budget))
+    if name in VARIANTS:
+        options["model.quantizer_options"] = VARIANTS[name].quantizer_options
     if config.images is not None:
         options["data.name"] = config.images
     options |= {f"weights.{weights}": file for weights, file in asdict(config.weights).items() if file is not None}

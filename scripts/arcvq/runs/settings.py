@@ -17,7 +17,7 @@ ARTEFACTS = ("tokenizer", "pipeline")
 _MAY_CHANGE = (
     "run.output_dir", "run.name", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
     "run.max_skipped_steps", "run.other_settings", "collapse.usage_below", "collapse.evaluations",
-    "data.num_workers", "data.memory_limit_gib", "data.on_bad_image", "optim.max_steps",
+    "data.num_workers", "data.memory_limit_gib", "data.on_bad_image", "latents.verify", "optim.max_steps",
     "weights.alexnet", "weights.vgg16", "weights.squeezenet", "weights.lpips",
 )  # fmt: skip
 
@@ -26,9 +26,9 @@ _OF_A_PART = ("step of adversarial.disc_start",)
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Read the settings that a run has stored in its folder; empty if there is no such file or it holds something else.
+    """Read the settings that a run has stored in its folder; empty where there is no such file, or one of another kind.
 
-    The options of a tokenizer's network are moved to `model.network_options`, where older versions did not have them.
+    The network's options are moved to `model.network_options`, which older versions did not have.
     """
     try:
         settings = read_yaml(file)

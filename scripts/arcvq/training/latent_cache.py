@@ -45,10 +45,13 @@ class LatentsConfig:
             flips, is encoded when it is trained on.
         dtype: of the cached latents. ImageNet's at 32 x 32 x 16 take 84 GB in float32, twice that with data.flip (both
             orientations are kept), half of it in float16; its codes 5 GB more, 10 GB with data.flip.
+        verify: whether a start reads all cached latents and compares them with their SHA-256, so that damaged ones are
+            encoded again; otherwise it reads each file's size and header alone.
     """
 
     mode: Literal["cache", "on_the_fly"] = "cache"
     dtype: Literal["float32", "float16"] = "float32"
+    verify: bool = False
 
     def check(self, data: DataConfig) -> None:
         """Raises ValueError for options that do not go together."""
@@ -118,8 +121,10 @@ def encode_splits(
     check_images(tokenizer, images["train"])
     fingerprint = tokenizer_fingerprint(tokenizer)
 
-    def shards(split: str, indices: Sequence[int], dtype: str = "float32", only: str | None = None) -> ResumableMap:
-        """The shards about some images of a split, computed where they are not there; or one tensor of each."""
+    def shards(
+        split: str, indices: Sequence[int], dtype: str = "float32", only: str | None = None, verify: bool = True
+    ) -> ResumableMap:
+        """Compute the missing shards of some images of a split, or of one tensor of each."""
         flips = images[split].framing.flip
         settings = {
             "format": SHARD_FORMAT,
@@ -143,13 +148,13 @@ def encode_splits(
 
             return measure
 
-        chunks.compute(make_worker)
+        chunks.compute(make_worker, verify)
         if report := report_bad_images(images[split]):
             print(f"warning: {split} split: {report}", file=sys.stderr)
         return chunks
 
     if latents.mode == "cache":
-        train = EncodedDataset(shards("train", range(len(images["train"])), latents.dtype).files)
+        train = EncodedDataset(shards("train", range(len(images["train"])), latents.dtype, verify=latents.verify).files)
         statistics = train.statistics
     else:
         train = images["train"]

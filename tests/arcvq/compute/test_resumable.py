@@ -43,14 +43,15 @@ def test_what_is_there_is_not_computed_again(tmp_path):
     assert asked == []
 
 
-def test_a_chunk_that_was_cut_off_is_computed_again(tmp_path):
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_chunk_that_was_cut_off_is_computed_again(tmp_path, verify):
     chunks = ResumableMap(tmp_path, "squares", {"seed": 0}, images=10, size=5)
     chunks.compute(squares([]))
     file = chunks.folder / "00000005-00000010.safetensors"
     for content in (b"", file.read_bytes()[:-3]):
         file.write_bytes(content)
         asked = []
-        chunks.compute(squares(asked))
+        chunks.compute(squares(asked), verify)
         assert asked == [range(5, 10)]
         assert chunks.column("squares").tolist() == [index**2 for index in range(10)]
 
@@ -70,7 +71,24 @@ def test_damaged_values_are_computed_again_and_said(tmp_path, capsys):
         assert f"warning: damaged, computed again: {chunks.files[1]}, of 1 such files" in capsys.readouterr().err
 
 
-def test_a_chunk_of_another_measurement_is_not_taken_for_ones_own(tmp_path):
+def test_without_verification_no_value_is_read(tmp_path, monkeypatch):
+    chunks = ResumableMap(tmp_path, "squares", {"seed": 0}, images=10, size=5)
+    chunks.compute(squares([]))
+    content = bytearray(chunks.files[1].read_bytes())
+    content[-1] ^= 1
+    chunks.files[1].write_bytes(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableMap, "_origin", None)  # hashes the values
+        chunks.compute(squares(asked := []), verify=False)
+    assert asked == []
+
+    chunks.compute(squares(asked), verify=True)
+    assert asked == [range(5, 10)]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_chunk_of_another_measurement_is_not_taken_for_ones_own(tmp_path, verify):
     ours, others = (ResumableMap(tmp_path, "squares", {"seed": seed}, images=10, size=5) for seed in (0, 1))
     for chunks in (ours, others):
         chunks.compute(squares([]))
@@ -78,7 +96,7 @@ def test_a_chunk_of_another_measurement_is_not_taken_for_ones_own(tmp_path):
     for foreign in (others.files[0], second):  # of other settings, of other images
         first.write_bytes(foreign.read_bytes())
         asked = []
-        ours.compute(squares(asked))
+        ours.compute(squares(asked), verify)
         assert asked == [range(5)]
         assert ours.column("squares").tolist() == [index**2 for index in range(10)]
 

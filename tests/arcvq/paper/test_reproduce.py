@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from places import GOLDEN
 
-from arcvq.cli.configs import CONFIGS
 from arcvq.faults import forked_process
 from arcvq.paper import budget as budgets
 from arcvq.paper import command as reproduce
@@ -16,8 +15,10 @@ from arcvq.paper import figures
 from arcvq.paper import rows as table_runs
 from arcvq.paper.budget import Budget, steps_of
 from arcvq.paper.result_table import ResultTable, in_order, markdown, summary, write_table
-from arcvq.paper.rows import RowNumbers
-from arcvq.paper.tables import METRICS, TABLES, Row, Table
+from arcvq.paper.rows import RowNumbers, config_file, tokenizer_arguments
+from arcvq.paper.tables import METRICS, TABLES, VARIANTS, Row, Table
+from arcvq.training import tokenizer as train_tokenizer
+from tokenizer.quantizers import make_quantizer
 
 
 @pytest.mark.parametrize(
@@ -63,12 +64,38 @@ def test_every_row_has_a_config_where_the_paper_has_a_number():
         assert set(table.metrics) <= set(METRICS)
         for row in table.rows.values():
             for data, numbers in row.paper.items():
-                assert (CONFIGS / data / f"{row.config}.yaml").is_file(), (name, row.config, data)
+                assert config_file(data, row.config).is_file(), (name, row.config, data)
                 assert len(numbers) == len(table.metrics)
         if name not in ("table_2", "table_3", "table_5", "table_10"):
             for data in ("mnist", "cifar10"):
-                lacking = [row for row in table.rows.values() if not (CONFIGS / data / f"{row.config}.yaml").is_file()]
+                lacking = [row for row in table.rows.values() if not config_file(data, row.config).is_file()]
                 assert not lacking, (name, data)
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_its_config_with_its_own_quantizer_options_and_nothing_else(name, data):
+    parser, budget = train_tokenizer.make_parser(), Budget.parse("1step")
+    table = reproduce.make_parser().parse(["table_1", "--data", data])
+    base = parser.settings(parser.parse(tokenizer_arguments(table, budget, VARIANTS[name].config)))
+    variant = parser.settings(parser.parse(tokenizer_arguments(table, budget, name)))
+    options = variant["model"].pop("quantizer_options")
+    assert variant == base  # the files of these configs set no quantizer options
+    assert options == VARIANTS[name].quantizer_options
+    changed = make_quantizer(base["model"]["quantizer"], 512, 64, options)
+    default = make_quantizer(base["model"]["quantizer"], 512, 64, {})
+    if "init" not in options:
+        assert all(getattr(changed, option) != getattr(default, option) for option in options)
+
+
+def test_a_variants_run_bears_the_variants_name(tmp_path, monkeypatch):
+    """Runs of tables made earlier are found again."""
+    trained = []
+    monkeypatch.setattr(table_runs, "ensure_trained", lambda script, arguments, run, artefact: trained.append(run))
+    monkeypatch.setattr(table_runs, "ensure_measured", lambda config, row, run: RowNumbers({}, "abc"))
+    config = reproduce.make_parser().parse(["table_4", "--data", "mnist"])
+    table_runs.numbers_of(config, Budget.parse("1step"), 1, tmp_path, Row("arcvq_margin0.5"), 3)
+    assert trained == [tmp_path / "arcvq_margin0.5-seed3"]
 
 
 # Rows of the paper's tables by what they are called in tests/golden/paper_results.json.

@@ -22,7 +22,9 @@ WORKER = HELPERS / "encoding_worker.py"
 def folder(tmp_path_factory):
     """A tokenizer of random weights, beside which the caches are kept."""
     torch.manual_seed(0)
-    tokenizer = VQTokenizer(in_channels=1, codebook_size=16, codebook_dim=4, hidden_channels=8, residual_channels=4)
+    tokenizer = VQTokenizer(
+        in_channels=1, codebook_size=16, codebook_dim=4, hidden_channels=8, network_options={"residual_channels": 4}
+    )
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(folder)
     return folder
@@ -99,6 +101,13 @@ def test_a_shard_that_is_damaged_or_of_other_images_is_encoded_again(folder, cac
         first.write_bytes(content)
         encode(folder, "damaged")
         assert files(folder / "damaged").items() >= expected.items()
+    flipped = bytearray(first.read_bytes())
+    flipped[-1] ^= 1
+    first.write_bytes(flipped)
+    encode(folder, "damaged")
+    assert first.read_bytes() == flipped  # its size and header are as they should be
+    encode(folder, "damaged", verify=True)
+    assert files(folder / "damaged").items() >= expected.items()
 
 
 def test_on_the_fly_gives_what_the_cache_gives_and_stores_no_latents_to_train_on(folder, cached):
