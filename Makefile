@@ -47,7 +47,7 @@ lint-imports: $(VENV)/.installed
 
 # In an environment of its own: the pages are built from the sources' text, and nothing of the project is imported.
 docs: $(DOCS)/.installed
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 
 # The commands of the wheel, in an environment of its own and a folder without the checkout.
 wheel-test:
