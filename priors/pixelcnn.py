@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
@@ -19,6 +18,7 @@ from priors.code_sampling import CodeSampler, check_given_codes
 from priors.gated_layer import GatedLayer
 from priors.pixelcnn_cache import PixelCNNCache
 from tokenizer.loading.safe_mixin import CompleteWeights
+from tokenizer.loading.typed_decorators import apply_forward_hook, register_to_config
 from tokenizer.model import VQTokenizer
 
 

@@ -6,14 +6,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from tokenizer.loading.old_configs import with_network_options
 from tokenizer.loading.safe_mixin import CompleteWeights
+from tokenizer.loading.typed_decorators import apply_forward_hook, register_to_config
 from tokenizer.networks import NetworkSizes, make_network
 from tokenizer.quantizers import QuantizerOutput, make_quantizer
 
@@ -165,8 +165,8 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
             )
         super().enable_gradient_checkpointing(gradient_checkpointing_func)
 
-    # accelerate's offloading moves the model to the device in a hook around `forward`. The other public methods call
-    # the hook through this decorator.
+    # accelerate's offloading moves the model to the device in a hook around `forward`; this decorator makes the other
+    # public methods call the hook too.
     @apply_forward_hook
     def encode(self, images: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """Encode images (B, C, H, W) in [-1, 1]: `.latents` (B, latent channels, h, w), before quantisation."""

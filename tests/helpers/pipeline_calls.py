@@ -28,7 +28,7 @@ def sample(pipe, labels=(0, 2), seeds=None, **options):
 
 def image_tokenizer(quantizer):
     """Of 16 px; its decoder's weights are large enough to paint more than grey."""
-    sizes = {"codebook_size": 32, "codebook_dim": 4, "hidden_channels": 8, "residual_channels": 4}
+    sizes = {"codebook_size": 32, "codebook_dim": 4, "hidden_channels": 8, "network_options": {"residual_channels": 4}}
     tokenizer = VQTokenizer(1, 16, quantizer=quantizer, **sizes)
     with torch.no_grad():
         tokenizer.decoder.conv_out.weight.mul_(20)

@@ -16,8 +16,8 @@ def train(folder: Path, rank: int, world: int, codes: int, gather: str, steps: i
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     torch.manual_seed(0)
     tokenizer = VQTokenizer(
-        in_channels=1, image_size=8, codebook_size=codes, codebook_dim=6, hidden_channels=8, residual_channels=4,
-        quantizer_options={"gather": gather, "ball_growth": 0.01},
+        in_channels=1, image_size=8, codebook_size=codes, codebook_dim=6, hidden_channels=8,
+        network_options={"residual_channels": 4}, quantizer_options={"gather": gather, "ball_growth": 0.01},
     )  # fmt: skip
     images = torch.rand(steps, 12, 1, 8, 8) * 2 - 1
     model = DistributedDataParallel(tokenizer) if world > 1 else tokenizer

@@ -39,7 +39,12 @@ def small_unet(conditioning="embedding"):
 def parts(request):
     torch.manual_seed(0)
     vqvae = VQTokenizer(
-        in_channels=3, image_size=16, codebook_size=32, codebook_dim=4, hidden_channels=8, residual_channels=4
+        in_channels=3,
+        image_size=16,
+        codebook_size=32,
+        codebook_dim=4,
+        hidden_channels=8,
+        network_options={"residual_channels": 4},
     )
     unet = small_unet(request.param)
     with torch.no_grad():  # a random embedding says little, a random decoder paints grey

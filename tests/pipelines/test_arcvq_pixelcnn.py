@@ -19,7 +19,12 @@ ID2LABEL = {0: "zero", 1: "one, single", 2: "two"}
 def parts():
     torch.manual_seed(0)
     vqvae = VQTokenizer(
-        in_channels=1, image_size=16, codebook_size=32, codebook_dim=4, hidden_channels=8, residual_channels=4
+        in_channels=1,
+        image_size=16,
+        codebook_size=32,
+        codebook_dim=4,
+        hidden_channels=8,
+        network_options={"residual_channels": 4},
     )
     prior = PixelCNN(32, 3, (4, 4), channels=8, num_layers=3, head_channels=16)
     with torch.no_grad():  # random weights give nearly uniform codes and grey images

@@ -34,7 +34,12 @@ class Images(torch.utils.data.Dataset):
 @pytest.fixture
 def model():
     return VQTokenizer(
-        in_channels=1, image_size=8, codebook_size=12, codebook_dim=4, hidden_channels=8, residual_channels=4
+        in_channels=1,
+        image_size=8,
+        codebook_size=12,
+        codebook_dim=4,
+        hidden_channels=8,
+        network_options={"residual_channels": 4},
     ).eval()
 
 
@@ -217,7 +222,7 @@ def test_the_step_and_a_reload_do_not_matter(model, tmp_path):
 
 
 def test_several_codes_of_a_token_are_kept_as_they_are(tmp_path):
-    sizes = {"codebook_size": 12, "codebook_dim": 4, "hidden_channels": 8, "residual_channels": 4}
+    sizes = {"codebook_size": 12, "codebook_dim": 4, "hidden_channels": 8, "network_options": {"residual_channels": 4}}
     model = VQTokenizer(1, 8, quantizer="rq", quantizer_options={"code_depth": 3, "init": "normal"}, **sizes).eval()
     images = Images(6)
     dataset = encoded(model, images, tmp_path, flips=True)

@@ -20,7 +20,7 @@ def tokenize(images: Tensor) -> Tensor:
     assert_type(tokenizer.latent_shape, tuple[int, int, int])
     assert_type(tokenizer.codebook, Tensor)
     assert_type(tokenizer.encode_codes(images), Tensor)
-    assert_type(tokenizer(images).losses, dict[str, Tensor])
+    assert_type(tokenizer.forward(images).losses, dict[str, Tensor])
     return tokenizer.decode_codes(tokenizer.encode_codes(images))
 
 

@@ -1,4 +1,4 @@
-"""Read configs of tokenizers from before `network_options`, when they were arguments of VQTokenizer."""
+"""Read tokenizer configs from before `network_options`, when the options of both networks were arguments."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _ONCE_ARGUMENTS = (
 
 
 def with_network_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Move the old arguments in a tokenizer's config to `network_options`; null ones stood for the default.
+    """Move the old arguments in a tokenizer's config to `network_options`; null meant the default.
 
     Raises:
         ValueError: an option that the config holds twice.
@@ -21,11 +21,13 @@ def with_network_options(config: Mapping[str, Any]) -> dict[str, Any]:
         return moved
     options = moved.get("network_options")
     if options is not None and (not isinstance(options, Mapping) or old.keys() & options.keys()):
-        raise ValueError(f"the config holds {', '.join(old)} next to network_options {options!r:.80}; remove these")
+        raise ValueError(
+            f"the config holds {', '.join(old)} next to network_options {options!r:.80}; remove the former"
+        )
     return moved | {"network_options": old | (options or {})}
 
 
 def without_network_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Move `network_options` in a tokenizer's config back to the top level, with null for those not given."""
+    """Move `network_options` in a tokenizer's config back to the top level, with null for arguments not given."""
     flat = {name: value for name, value in config.items() if name != "network_options"}
     return flat | dict.fromkeys(_ONCE_ARGUMENTS) | dict(config.get("network_options") or {})

@@ -23,8 +23,8 @@ from typing import Any
 from tokenizer.networks.base import Decoder, Encoder, Network, NetworkSizes
 from tokenizer.option_checks import check_options, options_of
 
-# name -> "module:function". A module is imported when its network is built: vqgan's takes diffusers' autoencoders,
-# which take longer to import than all else.
+# name -> "module:function". A module is imported only when its network is built, because diffusers' autoencoders, which
+# vqgan needs, take seconds to import.
 NETWORKS: dict[str, str] = {
     "conv": "tokenizer.networks.conv:make_conv",
     "vqgan": "tokenizer.networks.vqgan:make_vqgan",

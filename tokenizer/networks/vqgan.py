@@ -1,9 +1,9 @@
 """The VQGAN encoder and decoder of the paper's ImageNet and FFHQ experiments (Esser et al. 2021).
 
-They are diffusers' `Encoder` and `Decoder` with a 1 x 1 convolution on either side of the quantizer. Level i has a
-width of hidden_channels times channel_multipliers[i], and half the height and width of level i - 1, so f = 2^(levels
-- 1). Each level is a stack of residual blocks, one more in the decoder than in the encoder. Attention follows each
-block on some levels, and always the first of the two blocks below the lowest level.
+They are diffusers' `Encoder` and `Decoder` with a 1 x 1 convolution on either side of the quantizer. Level i has
+hidden_channels * channel_multipliers[i] channels, and half the height and width of level i - 1, so f = 2^(levels - 1).
+Each level is a stack of residual blocks, one more in the decoder than in the encoder. Attention follows each block on
+the chosen levels, and stands between the two blocks of the middle, below the lowest level.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """The Gaussian variational autoencoder (Kingma and Welling 2014): a continuous reference."""
 
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from tokenizer.functional.diagonal_gaussian import DiagonalGaussian
 from tokenizer.quantizers.base import QuantizerOutput
 from tokenizer.quantizers.continuous import ContinuousQuantizer
 
@@ -40,7 +40,7 @@ class VAEQuantizer(ContinuousQuantizer):
         return latents
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
-        posterior = DiagonalGaussianDistribution(encoder_output)
+        posterior = DiagonalGaussian(encoder_output)
         taken = posterior.mean
         if self.training:
             taken = taken + posterior.std * self.noise(encoder_output).normal(taken)

@@ -3,10 +3,10 @@
 from typing import Literal
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from tokenizer.functional.diagonal_gaussian import DiagonalGaussian
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.projected import ProjectedQuantizer
@@ -65,7 +65,7 @@ class VAEVQQuantizer(ProjectedQuantizer):
         return encoder_output[:, : self.codebook_dim]
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
-        posterior = DiagonalGaussianDistribution(encoder_output)
+        posterior = DiagonalGaussian(encoder_output)
         codebook = self.codebook
         tokens = tokens_of(posterior.mean)
         codes = self.assign(tokens.detach(), codebook.detach())  # (N,)

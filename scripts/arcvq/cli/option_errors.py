@@ -20,7 +20,7 @@ class OptionErrors:
 
     Args:
         actions: the parser's.
-        names_within: the names that an option of names takes, by the option; called to explain an unknown one.
+        names_within: for an option that takes further names, as model.quantizer_options, a function that lists these.
     """
 
     def __init__(

@@ -24,7 +24,8 @@ class ScriptParser(ArgumentParser):
     Without a --config among the arguments, `digits_config`, a file of configs/digits, is the config where it is given.
 
     Attributes:
-        names_within: a function that lists the names that an option of names takes, by the option.
+        names_within: for an option that takes further names, as model.quantizer_options, a function that lists these.
+            An error calls it to say which name was meant.
     """
 
     def __init__(self, description: str, digits_config: str | None = None):

@@ -26,9 +26,9 @@ _OF_A_PART = ("step of adversarial.disc_start",)
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Read the settings that a run has stored in its folder; empty if there is no such file or it holds something else.
+    """Read the settings that a run has stored in its folder; empty where there is no such file, or one of another kind.
 
-    The options of a tokenizer's network are moved to `model.network_options`, where older versions did not have them.
+    The network's options are moved to `model.network_options`, which older versions did not have.
     """
     try:
         settings = read_yaml(file)

@@ -25,13 +25,11 @@ from arcvq.planning.dry_training import DryRun, DryTraining
 from arcvq.runs.options import OptimConfig, RunConfig, check_run, check_share
 from arcvq.runs.run import Run
 from arcvq.runs.trained_module import on_device
-from arcvq.sampling.options import reconstruct
 from arcvq.training.adversary import AdversarialConfig, Adversary
 from arcvq.training.collapse import CollapseConfig
 from arcvq.training.memory_check import check_memory
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
 from arcvq.training.tokenizer_step import Seen, TokenizerUpdate
-from pipelines.figures.grids import plot_codebook, save_comparison
 from tokenizer import VQTokenizer
 from tokenizer.codebook_file import load_codebook_file
 from tokenizer.data import DataConfig, ImageDataset, StreamedImages, load_into_memory, pixel_batches
@@ -224,6 +222,10 @@ def main(args: Sequence[str] | None = None) -> DryReport | None:
                 run.write(dict(zip(numbers, values, strict=True)))
             used.zero_()
         if run.is_main and run.is_due(run.config.sample_every):
+            # diffusers' pipelines take seconds to import, which --help need not wait for.
+            from arcvq.sampling.options import reconstruct
+            from pipelines.figures.grids import plot_codebook, save_comparison
+
             load_average(run, tokenizer, averaged)
             originals, reconstructions, metrics = reconstruct(averaged, preview)
             if report := report_bad_images(test_set):

@@ -8,7 +8,8 @@ from arcvq.benchmarks import memory as measure_memory
 
 SMALL = {
     "tokenizer": [
-        *("--model.hidden_channels", "32", "--model.num_residual_layers", "1", "--model.channel_multipliers", "[1,2]"),
+        *("--model.hidden_channels", "32", "--model.num_residual_layers", "1"),
+        *("--model.network_options.channel_multipliers", "[1,2]"),
         *("--data.image_size", "32", "--adversarial.channels", "8", "--loss.perceptual_net", "squeeze"),
     ],
     "unet": ["--unet.channels", "32", "--unet.channel_multipliers", "[1,2]", "--unet.attention_sizes", "[16]"],

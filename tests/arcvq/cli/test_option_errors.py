@@ -110,6 +110,10 @@ def test_a_name_with_a_letter_less_or_more_or_another_or_without_its_section_mea
         (train_tokenizer, ["--run.other_settings", "goon"], ["--run.other_settings", "did you mean go_on?"]),
         (train_tokenizer, ["--run.compile", "1"], ["--run.compile takes true or false"]),
         (train_tokenizer, ["--run.name", "--run.seed", "1"], ["--run.name", "no value"]),
+        (train_tokenizer, ["--model.norm_groups", "8"], ["did you mean --model.network_options.norm_groups?"]),
+        (train_tokenizer, ["--strided_layers=1"], ["did you mean --model.network_options.strided_layers?"]),
+        (train_tokenizer, ["--model.top_k", "8"], ["did you mean --model.quantizer_options.top_k?"]),
+        (train_tokenizer, ["--model.network_options", "{a: b"], ["--model.network_options", "{name: value}"]),
         (train_tokenizer, ["--model.quantizer_options", "{a: b"], ["--model.quantizer_options", "{name: value}"]),
         (train_tokenizer, ["--optim.lr", "1", "--optim.lr", "x"], ["--optim.lr takes a number", "'x'"]),
         (train_tokenizer, ["--optim.lr", "x" * 5000], ["--optim.lr takes a number"]),
@@ -134,6 +138,8 @@ def test_the_option_that_was_meant_is_named(capsys, script, arguments, texts):
         ("run: {seed.x: 1}", ["run.seed.x", "--run.seed"]),
         ("rcon_norm: true", ["rcon_norm", "--recon_norm"]),
         ("model: {quantiser: vq}", ["model.quantiser", "--model.quantizer"]),
+        ("model: {norm_groups: null}", ["model.norm_groups", "--model.network_options.norm_groups"]),
+        ("model: {channel_multipliers: [1, 2]}", ["--model.network_options.channel_multipliers"]),
     ],
 )
 def test_an_unknown_name_in_a_config_is_told_with_its_file(capsys, tmp_path, text, texts):
@@ -154,6 +160,13 @@ def test_names_within_an_option_of_names_are_its_own(tmp_path):
     assert config.model.quantizer_options == {"init": "unit"}
     (tmp_path / "a.yaml").write_text("model: {quantizer_options: {init: unit}}")
     assert train_tokenizer.make_parser().parse(["--config", str(tmp_path / "a.yaml")]).model == config.model
+
+
+def test_a_networks_option_on_the_command_line_is_added_to_those_of_the_config(tmp_path):
+    (tmp_path / "a.yaml").write_text("model: {network_options: {norm_groups: 8, channel_multipliers: [1]}}")
+    added = ["--model.network_options.channel_multipliers", "[1,2]", "--model.network_options.z_channels=3"]
+    config = train_tokenizer.make_parser().parse([*added, "--config", str(tmp_path / "a.yaml")])
+    assert config.model.network_options == {"norm_groups": 8, "channel_multipliers": [1, 2], "z_channels": 3}
 
 
 @pytest.mark.parametrize("name", VERB_MODULES)

@@ -141,7 +141,7 @@ def test_no_class_that_a_config_names_is_imported(tmp_path, monkeypatch, capsys)
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     asked = ("{class_path: trap.Trap, init_args: {a: 1}}", "{'class_path': trap.Trap}", "trap.Trap", "{a: trap.Trap}")
-    for section in ("model", "data", "model: {quantizer_options", "model: {attention_sizes", "run: {name", "ema_decay"):
+    for section in ("model", "data", "model: {quantizer_options", "model: {network_options", "run: {name", "ema_decay"):
         for value in (*asked, "[trap.Trap]"):
             (tmp_path / "theirs.yaml").write_text(f"{section}: {value}" + "}" * section.count("{"))
             parsed(train_tokenizer, tmp_path / "theirs.yaml", capsys)

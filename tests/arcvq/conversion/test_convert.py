@@ -125,7 +125,8 @@ def test_look_up_and_image_size_by_metadata_or_by_default(tmp_path, metadata, qu
     convert.main([str(tmp_path / "weights.safetensors"), str(tmp_path / "out")])
     config = VQTokenizer.from_pretrained(tmp_path / "out").config
     assert config.quantizer == quantizer
-    assert config.image_size == 256 and config.attention_sizes == [128]  # the level, not the size it was saved with
+    assert config.image_size == 256
+    assert config.network_options["attention_sizes"] == [128]  # the level, not the size it was saved with
 
 
 def test_a_look_up_that_no_quantizer_has_is_refused(tmp_path):
@@ -197,7 +198,8 @@ class Taming:
 
 @torch.no_grad()
 def test_levels_attention_and_channels_of_any_number_are_read_off_the_tensors(tmp_path):
-    sizes = {"channel_multipliers": [1, 2, 1], "attention_sizes": [8], "z_channels": 10, "num_residual_layers": 2}
+    options = {"channel_multipliers": [1, 2, 1], "attention_sizes": [8], "z_channels": 10}
+    sizes = {"network_options": options, "num_residual_layers": 2}
     sizes |= {"image_size": 16, "in_channels": 1, "hidden_channels": 32, "codebook_size": 12, "codebook_dim": 6}
     model = VQTokenizer(network="vqgan", quantizer="vq", **sizes).eval()
     public = {"quantize.embedding.weight": model.codebook.clone()}

@@ -37,7 +37,9 @@ def home(tmp_path_factory, classifier_cache):
     for cache in ("runs/cache", "cache-2", "cache-3", "originals", "fresh"):
         shutil.copytree(classifier_cache, cwd / cache)
     torch.manual_seed(0)
-    tokenizer = VQTokenizer(in_channels=1, codebook_size=32, codebook_dim=4, hidden_channels=8, residual_channels=4)
+    tokenizer = VQTokenizer(
+        in_channels=1, codebook_size=32, codebook_dim=4, hidden_channels=8, network_options={"residual_channels": 4}
+    )
     prior = PixelCNN(32, 10, (8, 8), channels=8, num_layers=3, head_channels=16)
     with torch.no_grad():
         prior.head[-1].weight.mul_(20)

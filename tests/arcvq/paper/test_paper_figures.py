@@ -20,7 +20,9 @@ from tokenizer import VQTokenizer
 def test_the_script_draws_every_figure_and_writes_what_is_in_it(tmp_path):
     """As a user starts it, on the embedded digits; the numbers are those of the tokenizers."""
     for name, quantizer in (("first", "arc"), ("second", "vq")):
-        tokenizer = VQTokenizer(1, 32, "conv", quantizer, 32, 4, hidden_channels=8, residual_channels=4)
+        tokenizer = VQTokenizer(
+            1, 32, "conv", quantizer, 32, 4, hidden_channels=8, network_options={"residual_channels": 4}
+        )
         tokenizer.save_pretrained(tmp_path / name / "tokenizer")
     arguments = ["figures", "first", "second/tokenizer", "--num_images", "20", "--shown", "2", "--output", "out"]
     done = forked_process.run([sys.executable, str(ROOT / "scripts" / "reproduce.py"), *arguments], tmp_path)
@@ -47,7 +49,7 @@ def saved(tmp_path, monkeypatch):
     monkeypatch.setattr("arcvq.paper.figures.use_all_cores", lambda: None)
     monkeypatch.setattr("arcvq.paper.figures.BATCH", 2)
     for name in ("vae", "rq"):
-        made = VQTokenizer(1, 32, "conv", name, 16, 4, hidden_channels=8, residual_channels=4)
+        made = VQTokenizer(1, 32, "conv", name, 16, 4, hidden_channels=8, network_options={"residual_channels": 4})
         made.save_pretrained(tmp_path / name)
     return tmp_path
 

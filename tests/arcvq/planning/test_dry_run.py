@@ -15,7 +15,8 @@ from tokenizer import VQTokenizer
 
 IMAGENET = ["--config", str(ROOT / "configs" / "imagenet" / "arcvq_f8.yaml")]
 SMALL = [
-    *("--model.hidden_channels", "32", "--model.num_residual_layers", "1", "--model.channel_multipliers", "[1,2]"),
+    *("--model.hidden_channels", "32", "--model.num_residual_layers", "1"),
+    *("--model.network_options.channel_multipliers", "[1,2]"),
     *("--data.image_size", "32"),
 ]
 ADVERSARIAL = ["--adversarial.weight", "0.8"]
@@ -140,7 +141,7 @@ REFUSED = {
     ),
     "attention that never occurs": (
         train_tokenizer,
-        [*VQGAN, "--model.attention_sizes", "[5]"],
+        [*VQGAN, "--model.network_options.attention_sizes", "[5]"],
         "attention_sizes holds 5",
     ),
     "batch that cannot be split": (train_tokenizer, ["--optim.accumulation", "3"], "multiple of 3"),

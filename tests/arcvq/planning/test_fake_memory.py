@@ -79,7 +79,9 @@ def make_tokenizer(batch=32, **options):
 
 
 def make_vqgan():
-    return make_tokenizer(4, network="vqgan", hidden_channels=32, channel_multipliers=(1, 2), num_residual_layers=1)
+    return make_tokenizer(
+        4, network="vqgan", hidden_channels=32, num_residual_layers=1, network_options={"channel_multipliers": (1, 2)}
+    )
 
 
 def unet_step(module, optimizer, latents):

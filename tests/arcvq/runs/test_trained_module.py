@@ -44,7 +44,9 @@ def as_fp16(run):
 
 def make_tokenizer(run):
     torch.manual_seed(0)
-    tokenizer = VQTokenizer(3, 16, codebook_size=12, codebook_dim=4, hidden_channels=8, residual_channels=4)
+    tokenizer = VQTokenizer(
+        3, 16, codebook_size=12, codebook_dim=4, hidden_channels=8, network_options={"residual_channels": 4}
+    )
     run.model, run.main = tokenizer, run.add_module(tokenizer, "model")
     run.average = Average(tokenizer, decay=0.9)
     as_fp16(run)

@@ -22,7 +22,9 @@ WORKER = HELPERS / "encoding_worker.py"
 def folder(tmp_path_factory):
     """A tokenizer of random weights, beside which the caches are kept."""
     torch.manual_seed(0)
-    tokenizer = VQTokenizer(in_channels=1, codebook_size=16, codebook_dim=4, hidden_channels=8, residual_channels=4)
+    tokenizer = VQTokenizer(
+        in_channels=1, codebook_size=16, codebook_dim=4, hidden_channels=8, network_options={"residual_channels": 4}
+    )
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(folder)
     return folder

@@ -15,8 +15,13 @@ from tokenizer import VQTokenizer
 from tokenizer.losses.lpips import WeightFiles
 
 NETWORKS = {
-    "conv": {"network": "conv", "hidden_channels": 8, "residual_channels": 4},
-    "vqgan": {"network": "vqgan", "hidden_channels": 32, "num_residual_layers": 1, "channel_multipliers": (1, 2)},
+    "conv": {"network": "conv", "hidden_channels": 8, "network_options": {"residual_channels": 4}},
+    "vqgan": {
+        "network": "vqgan",
+        "hidden_channels": 32,
+        "num_residual_layers": 1,
+        "network_options": {"channel_multipliers": (1, 2)},
+    },
 }
 networks = pytest.mark.parametrize("network", NETWORKS)
 

@@ -27,7 +27,7 @@ SMALL = [
 GAN = [
     *SMALL,
     *("--model.network", "vqgan", "--model.hidden_channels", "32", "--model.num_residual_layers", "1"),
-    *("--model.channel_multipliers", "[1,2]", "--adversarial.disc_start", "0.4"),
+    *("--model.network_options.channel_multipliers", "[1,2]", "--adversarial.disc_start", "0.4"),
     *("--optim.lr", "1e-4", "--optim.eps", "1e-4", "--optim.schedule", "constant"),
 ]
 TIMES = ("loader_share", "images_per_second")

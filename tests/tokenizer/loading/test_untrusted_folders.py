@@ -35,7 +35,7 @@ FILE = f"{WEIGHTS}.safetensors"
 def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
     sizes = {"in_channels": 1, "image_size": 16, "codebook_size": 8, "codebook_dim": 4, "hidden_channels": 8}
-    tokenizer = VQTokenizer(**sizes, residual_channels=4)
+    tokenizer = VQTokenizer(**sizes, network_options={"residual_channels": 4})
     unet = make_unet((4, 4, 4), 2, 32, (1,), num_blocks=1)
     attending = make_unet((4, 4, 4), 2, 32, (1,), num_blocks=1, conditioning="cross_attention")
     prior = PixelCNN(8, 2, (4, 4), channels=4, num_layers=2, head_channels=4)
@@ -200,6 +200,13 @@ SIZES = [
 OPTIONS = [
     {"network": "vqgan", "norm_groups": 0},
     {"network": "resnet"},
+    {"attention_sizes": [4.0]},
+    {"network": "vqgan", "network_options": {"channel_multipliers": [1, None]}},
+    {"network": "vqgan", "network_options": {"attention_sizes": [4.0]}},
+    {"network_options": [1]},
+    {"network_options": {"strided_layers": True}},
+    {"network_options": {"nothing": 1}},
+    {"network_options": {"residual_channels": 4}, "residual_channels": 4},
     {"quantizer": "rq", "quantizer_options": {"code_depth": "4"}},
     {"quantizer": "lc", "quantizer_options": {"feature_dim": 2**24 - 1}},
     {"quantizer": ["arc"]},
@@ -373,7 +380,7 @@ def test_a_pipeline_of_another_scheduler_is_saved_and_loaded(folder, tmp_path, s
 
 def test_every_quantizer_is_saved_and_loaded_with_all_of_its_options(tmp_path):
     for name in QUANTIZERS:
-        options = {"strided_layers": 1} if name == "hvq" else {}
+        options = {"network_options": {"strided_layers": 1}} if name == "hvq" else {}
         model = VQTokenizer(1, 16, quantizer=name, codebook_size=8, codebook_dim=4, hidden_channels=8, **options)
         model.save_pretrained(tmp_path / name)
         VQTokenizer.from_pretrained(tmp_path / name)

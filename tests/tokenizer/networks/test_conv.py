@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, conv_transpose2d, relu
 
-from tokenizer.networks.conv import ConvDecoder, ConvEncoder, ConvSizes, ResidualLayer, conv_sizes
+from tokenizer.networks.base import NetworkSizes
+from tokenizer.networks.conv import ConvDecoder, ConvEncoder, ConvSizes, ResidualLayer, make_conv
 
 
 def apply(convolution, values, **options):
@@ -69,14 +70,15 @@ def test_parameters_of_the_published_size(channels):
     layers = residual_size(128, 32, 2)
     encoder = conv_size(channels, 64, 4) + conv_size(64, 128, 4) + conv_size(128, 128, 3) + conv_size(128, 64, 1)
     decoder = conv_size(64, 128, 3) + conv_size(128, 64, 4) + conv_size(64, channels, 4)
-    assert num_parameters(ConvEncoder(conv_sizes(channels, 64, 64, 128, 2))) == encoder + layers
-    assert num_parameters(ConvDecoder(conv_sizes(channels, 64, 64, 128, 2))) == decoder + layers
+    make_encoder, make_decoder = make_conv(NetworkSizes(channels, 32, 64, 64, 128, 2))
+    assert num_parameters(make_encoder()) == encoder + layers
+    assert num_parameters(make_decoder()) == decoder + layers
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_the_number_of_residual_layers(layers):
     def sizes(layers):
-        return conv_sizes(1, 4, 4, 8, layers, 6)
+        return ConvSizes(1, 4, 4, 8, 6, layers, strided_layers=2)
 
     widest = num_parameters(ConvEncoder(sizes(layers))) - num_parameters(ConvEncoder(sizes(0)))
     assert widest == residual_size(8, 6, layers)
@@ -84,7 +86,7 @@ def test_the_number_of_residual_layers(layers):
 
 
 def test_one_strided_layer_halves_the_sides():
-    sizes = conv_sizes(3, 5, 7, 8, 2, 4, strided_layers=1)
+    sizes = ConvSizes(3, 5, 7, 8, 4, 2, strided_layers=1)
     assert sizes.downsampling == 2
     assert ConvEncoder(sizes)(torch.randn(2, 3, 10, 6)).shape == (2, 5, 5, 3)
     assert ConvDecoder(sizes)(torch.randn(2, 7, 5, 3)).shape == (2, 3, 10, 6)
@@ -93,4 +95,4 @@ def test_one_strided_layer_halves_the_sides():
 @pytest.mark.parametrize("layers", [0, 3])
 def test_another_number_of_strided_layers_is_refused(layers):
     with pytest.raises(ValueError, match=f"strided_layers of network 'conv' is 1 or 2, got {layers}"):
-        conv_sizes(3, 5, 7, 8, 2, strided_layers=layers)
+        ConvSizes(3, 5, 7, 8, 4, 2, strided_layers=layers)

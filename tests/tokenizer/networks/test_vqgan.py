@@ -10,9 +10,15 @@ from tokenizer.networks.vqgan import VQGANDecoder, VQGANEncoder
 F16 = (1, 1, 2, 2, 4)
 
 
-def make(**options):
+OPTIONS = ("channel_multipliers", "attention_sizes", "z_channels", "norm_groups")
+
+
+def make(**arguments):
+    """A small tokenizer; None for an option of the network is its default."""
     small = {"network": "vqgan", "image_size": 16, "codebook_size": 24, "codebook_dim": 6, "hidden_channels": 32}
-    return VQTokenizer(**(small | {"num_residual_layers": 1, "channel_multipliers": (1, 2)} | options)).eval()
+    options = {"channel_multipliers": (1, 2)} | {name: arguments.pop(name) for name in OPTIONS if name in arguments}
+    options = {name: value for name, value in options.items() if value is not None}
+    return VQTokenizer(**(small | {"num_residual_layers": 1} | arguments), network_options=options).eval()
 
 
 def images_for(model, count=2):
@@ -38,7 +44,11 @@ def attention_levels(network):
 def test_parameters_of_the_published_size(multipliers, encoder, decoder, side):
     with torch.device("meta"):
         model = VQTokenizer(
-            network="vqgan", image_size=256, codebook_size=1024, codebook_dim=16, channel_multipliers=multipliers
+            network="vqgan",
+            image_size=256,
+            codebook_size=1024,
+            codebook_dim=16,
+            network_options=multipliers and {"channel_multipliers": multipliers},
         )
     assert num_parameters(model.encoder.network) == encoder and num_parameters(model.decoder.network) == decoder
     around = num_parameters(model.encoder.quant_conv), num_parameters(model.decoder.post_quant_conv)
@@ -154,7 +164,7 @@ def test_save_and_load_is_bit_for_bit(tmp_path):
     model = make(attention_sizes=(16,), z_channels=10)
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["channel_multipliers"] == [1, 2] and config["attention_sizes"] == [16]
+    assert config["network_options"] == {"channel_multipliers": [1, 2], "attention_sizes": [16], "z_channels": 10}
     loaded = VQTokenizer.from_pretrained(tmp_path)
     saved, restored = model.state_dict(), loaded.state_dict()
     assert saved.keys() == restored.keys() and all(torch.equal(restored[key], saved[key]) for key in saved)
@@ -168,8 +178,7 @@ def test_save_and_load_is_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"residual_channels": 32}, "'vqgan' has no residual_channels; its own arguments are channel_multipliers, att"),
-        ({"network": "conv"}, "'conv' has no channel_multipliers; its own arguments are residual_channels"),
+        ({"network": "conv"}, "'conv' has no option 'channel_multipliers'; it has residual_channels, strided_layers"),
         ({"hidden_channels": 48}, "multiple of norm_groups, .* got 48 and 32"),
         ({"hidden_channels": 0}, "multiple of norm_groups, .* got 0 and 32"),
         ({"norm_groups": 0}, "multiple of norm_groups, .* got 32 and 0"),

@@ -297,8 +297,8 @@ def test_degenerate_inputs_give_finite_values_and_gradients(levels, training, ca
 def tokenizer_of(levels, **options):
     options = {"levels": levels, **SMALL, **options}
     return VQTokenizer(
-        1, 16, quantizer="hvq", codebook_size=K, codebook_dim=D, hidden_channels=8, strided_layers=1,
-        quantizer_options=options,
+        1, 16, quantizer="hvq", codebook_size=K, codebook_dim=D, hidden_channels=8,
+        network_options={"strided_layers": 1}, quantizer_options=options,
     )  # fmt: skip
 
 
@@ -368,5 +368,5 @@ def test_the_published_weights():
 def test_the_tokenizer_says_how_many_values_a_token_stands_for():
     sizes = {"quantizer": "hvq", "image_size": 16, "codebook_dim": 4, "hidden_channels": 8}
     options = {"quantizer_options": {"hidden_channels": 8}}
-    assert VQTokenizer(3, strided_layers=1, **sizes, **options).bottleneck.values_per_token == 12
+    assert VQTokenizer(3, network_options={"strided_layers": 1}, **sizes, **options).bottleneck.values_per_token == 12
     assert VQTokenizer(1, **sizes, **options).bottleneck.values_per_token == 16
