@@ -15,7 +15,7 @@ from tokenizer.functional.arc_tiles import ArcLossFunction
 from tokenizer.functional.distributed import all_gather_with_gradient, all_reduce_sum_with_gradient
 from tokenizer.functional.vectors import unit_vectors
 
-# exp() of a larger exponent leaves float32; a ball of radius e^80 binds no codebook that float32 can hold.
+# exp() of a larger exponent overflows float32; a ball of radius e^80 constrains no codebook that float32 can hold.
 _LARGEST_EXPONENT = 80.0
 
 
@@ -27,15 +27,15 @@ def arc_loss(
     top_k: int = 3,
     tile_entries: int | None = None,
 ) -> Tensor:
-    """Arc-cosine additive-margin loss that pulls the closest latents towards every code (eqs. 10-12, 17-18).
+    """Compute the arc-cosine additive-margin loss: it pulls the closest latents towards every code (eqs. 10-12, 17-18).
 
-    For each code k with P_k the `top_k` latents of smallest angle to it,
+    For each code k, with P_k the `top_k` latents of smallest angle to it,
 
         L = -1/K sum_k log( sum_P exp(s cos(theta + m)) / (sum_P exp(s cos(theta + m)) + sum_notP exp(s cos theta)) ).
 
-    The similarities are computed in tiles and never held together; sums are taken in float32 under any autocast. In
-    float32, tokens within about 5e-4 radians of a code are told apart in their angles and gradients, but not in their
-    order: which of them are the `top_k` is then decided by the rounding of their cosines.
+    The similarities are computed in tiles and never held together; sums are taken in float32 under any autocast. Angles
+    and gradients are accurate even for tokens within 5e-4 radians of a code, but in float32 their cosines are equal up
+    to rounding, so rounding decides which of them are among the `top_k`.
 
     Args:
         latents: (N, D) encoder outputs, any floating dtype; the gradient reaches these alone, and only once: a second
@@ -44,7 +44,7 @@ def arc_loss(
         scale: s, the inverse temperature, > 0.
         margin: m, added to the angle of a positive pair, in radians, 0 <= m <= pi.
         top_k: positives per code, >= 1; more than N means all N.
-        tile_entries: similarities held at once, >= 1; None is what suits the device. Results differ by rounding only.
+        tile_entries: similarities held at once, >= 1; None: the default of the device. Results differ by rounding only.
 
     Returns:
         The loss, a scalar >= 0 in float32 (float64 for float64 latents).
@@ -59,7 +59,7 @@ def arc_loss(
 def arc_loss_and_codes(
     latents: Tensor, codebook: Tensor, scale: float, margin: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """`arc_loss` and, from the same pass, the code of largest cosine of each latent, int64 (N,)."""
+    """Compute `arc_loss` and, in the same pass, each latent's code of largest cosine, int64 (N,)."""
     _check_codes(codebook)
     terms, codes = arc_terms(latents, codebook, scale, margin, top_k, search=True)
     return terms.mean(), codes
@@ -91,7 +91,7 @@ def arc_terms(
     search: bool = False,
     tile_entries: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `arc_loss` is the mean of, the term of each code (K,), and with `search` the code of each latent (N,)."""
+    """Compute the terms (K,) that `arc_loss` averages and, with `search`, the code of each latent (N,)."""
     _check_shapes(latents, codebook)
     check_arc_arguments(scale, margin, top_k)
     if tile_entries is not None and tile_entries < 1:
@@ -100,7 +100,7 @@ def arc_terms(
 
 
 def check_arc_arguments(scale: float, margin: float, top_k: int) -> None:
-    """Raises ValueError for an argument of `arc_loss` outside its range."""
+    """Raise ValueError if an argument of `arc_loss` is out of its range."""
     if not 0 < scale < math.inf:
         raise ValueError(f"arc_loss needs a finite scale > 0, got {scale}")
     if not 0 <= margin <= math.pi:
@@ -110,26 +110,26 @@ def check_arc_arguments(scale: float, margin: float, top_k: int) -> None:
 
 
 def project_to_ball(codebook: Tensor, radius: float | Tensor) -> Tensor:
-    """Shrinks the rows of `codebook` (K, D) that lie outside the ball of `radius` onto its surface (eqs. 6-7).
+    """Shrink the rows of `codebook` (K, D) outside the ball of `radius` onto its surface (eqs. 6-7).
 
-    Rows inside, zero rows included, are returned unchanged, bit for bit.
+    Rows inside, including zero rows, are returned unchanged, bit for bit.
     """
     length = torch.linalg.vector_norm(codebook, dim=-1, keepdim=True)
     return torch.where(length > radius, unit_vectors(codebook) * radius, codebook)
 
 
 def ball_radius(step: Tensor, growth: float) -> Tensor:
-    """Radius r_t = exp(alpha t) of the ball after `step` = t completed updates (eq. 5), a scalar, always finite."""
+    """Compute the radius r_t = exp(alpha t) of the ball after `step` = t updates (eq. 5): a scalar, always finite."""
     return torch.exp((growth * _real(step)).clamp(max=_LARGEST_EXPONENT))
 
 
 def arc_weight(step: Tensor, initial: float, decay: float) -> Tensor:
-    """Weight gamma_t = gamma_0 exp(-lambda t) of the arc loss after `step` = t updates (eq. 13), a scalar."""
+    """Compute the weight gamma_t = gamma_0 exp(-lambda t) of the arc loss after `step` = t updates (eq. 13)."""
     return initial * torch.exp(-decay * _real(step))
 
 
 def _real(step: Tensor) -> Tensor:
-    """The counter as a real number: float64, or float32 on Apple's GPUs, which have no float64."""
+    """Cast the step counter to float64, or to float32 on Apple's GPUs, which have no float64."""
     return step.to(torch.float32 if step.device.type == "mps" else torch.float64)
 
 

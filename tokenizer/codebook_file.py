@@ -17,16 +17,16 @@ NAME = "codebook"
 
 
 def save_codebook_file(table: Tensor, file: Path) -> None:
-    """Writes a table (K, F)."""
+    """Write a table (K, F) to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file({NAME: table.contiguous()}, file)
 
 
 def load_codebook_file(quantizer: Quantizer, file: Path) -> str:
-    """Makes the table of a file the quantizer's frozen one; the file's SHA-256 (hex).
+    """Load the table of a file as the quantizer's frozen one; return the file's SHA-256 (hex).
 
     Raises:
-        ValueError: no such file, one that holds something else, another shape, or a quantizer without such a table.
+        ValueError: the file is missing or holds something else, the shape differs, or the quantizer has no such table.
     """
     if not isinstance(quantizer, LCQuantizer):
         raise ValueError(f"codebook_file {file} is a frozen table, which model.quantizer lc alone has; leave it out")
@@ -39,7 +39,7 @@ def load_codebook_file(quantizer: Quantizer, file: Path) -> str:
             f"codebook_file {file} cannot be read ({error.strerror}); scripts/codebook.py features writes one"
         ) from error
     try:
-        tensors = safetensors.numpy.load(content)  # numpy's have values in a dry run as well
+        tensors = safetensors.numpy.load(content)  # numpy arrays hold values even in a dry run
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"codebook_file {file} is no safetensors file: {error}; make it anew") from error
     table = tensors.get(NAME)

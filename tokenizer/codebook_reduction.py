@@ -1,4 +1,4 @@
-"""A trained tokenizer with fewer codes: k-means of its codebook (VQGAN-LC, arXiv 2406.11837, table 10)."""
+"""Reduce a trained tokenizer's codebook with k-means (VQGAN-LC, arXiv 2406.11837, table 10)."""
 
 import numpy as np
 import torch
@@ -12,21 +12,21 @@ _TABLES = ("bottleneck.codebook", "bottleneck.table")
 
 
 def reduced_codebook(tokenizer: VQTokenizer, codebook_size: int, seed: int = 0) -> VQTokenizer:
-    """A new tokenizer with K' = `codebook_size` codes: the centroids of a k-means of the effective codebook.
+    """Build a tokenizer with K' = `codebook_size` codes: the centroids of a k-means of the effective codebook.
 
-    The networks are the same. Where the codebook is a frozen table seen through a linear layer, a new row of the table
-    is the mean of its members' rows, whose projection is the centroid. Where codes are compared by direction, the
-    centroids are those of the rows as the decoder gets them. What the quantizer keeps of each code beside the table,
-    counts and sums of an average, is summed over the members. A function of the table's rows and the seed: their order
-    does not matter. Where there are fewer distinct rows than K', they are repeated.
+    The networks stay the same. If the codebook is a frozen table behind a linear layer, a new row of the table is the
+    mean of its members' rows, whose projection is the centroid. If codes are compared by direction, the centroids are
+    those of the rows as the decoder gets them. Further state per code (counts and sums of a moving average) is summed
+    over the members. The result depends on the set of rows and the seed, not on the order of the rows. If the codebook
+    has fewer distinct rows than K', they are repeated.
 
     Args:
-        tokenizer: trained; it is not changed.
+        tokenizer: trained tokenizer; not modified.
         codebook_size: K', below the tokenizer's K.
-        seed: of the k-means.
+        seed: seed of the k-means.
 
     Raises:
-        ValueError: a K' that is not below K or not above 0, or a quantizer without one table of K rows.
+        ValueError: a K' that is not between 1 and K - 1, or a quantizer without one table of K rows.
     """
     size = tokenizer.config.codebook_size
     if not 0 < codebook_size < size:
@@ -38,7 +38,7 @@ def reduced_codebook(tokenizer: VQTokenizer, codebook_size: int, seed: int = 0) 
             f"quantizer {tokenizer.config.quantizer!r} has no table of one row for each of its codes, which alone can "
             "be reduced; take a tokenizer of vq, arc, fc, lc and the like"
         )
-    # Not by from_config, which takes what was given by position for defaults.
+    # Not from_config, which replaces arguments that were passed by position by their defaults.
     arguments = {key: value for key, value in tokenizer.config.items() if not key.startswith("_")}
     smaller = VQTokenizer(**arguments | {"codebook_size": codebook_size})
     codebook = tokenizer.codebook.detach()
@@ -55,7 +55,7 @@ def reduced_codebook(tokenizer: VQTokenizer, codebook_size: int, seed: int = 0) 
 
 
 def _groups(points: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """The group of each point, (K,) of (K, D), from 0 on, none empty: of a k-means, or each distinct point's own."""
+    """Assign points (K, D) to groups (K,), numbered from 0, none empty: by k-means, or one group per distinct point."""
     distinct, place, weights = np.unique(points, axis=0, return_inverse=True, return_counts=True)
     if len(distinct) <= number:
         return place
@@ -64,6 +64,6 @@ def _groups(points: np.ndarray, number: int, seed: int) -> np.ndarray:
 
 
 def _summed(rows: Tensor, groups: Tensor) -> Tensor:
-    """Rows (K, ...) summed by group, in float64."""
+    """Sum rows (K, ...) by group, in float64."""
     total = rows.new_zeros(int(groups.max()) + 1, *rows.shape[1:], dtype=torch.float64)
     return total.index_add_(0, groups, rows.double())

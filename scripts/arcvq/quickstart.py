@@ -18,10 +18,11 @@ from torch.utils.data import Subset
 from arcvq.cli.parser import ScriptParser
 from arcvq.evaluation import command as evaluate
 from arcvq.runs.results import load_tokenizer
-from arcvq.sampling.options import read_final_samples, reconstruct
+from arcvq.sampling.reconstructions import reconstruct
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer
+from arcvq.training.preview import read_final_samples
 from pipelines.figures.grids import plot_curves, read_metrics, save_class_samples
 from pipelines.figures.report import Picture, Section, write_report
 from pipelines.metrics.distributions import INCEPTION_SCORE_SPLITS, NEIGHBOURS

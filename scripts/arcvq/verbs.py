@@ -16,20 +16,28 @@ class Verb:
         module: its `main` runs the command.
         summary: what it reads => what it writes.
         following: the verb that usually comes next.
+        is_training: whether the module is a training, which --dry_run plans.
         others: modules whose `main` runs `arcvq VERB NAME ...`, by name.
     """
 
     module: str
     summary: str
     following: str = ""
+    is_training: bool = False
     others: dict[str, str] = field(default_factory=dict)
 
 
 VERBS = {
     "quickstart": Verb("arcvq.quickstart", "embedded digits => both stages and a report, in runs/quickstart"),
-    "train-tokenizer": Verb("arcvq.training.tokenizer", "images => runs/<name>/tokenizer", "train-ldm"),
-    "train-ldm": Verb("arcvq.training.ldm", "a tokenizer's latents => runs/<name>/pipeline", "sample"),
-    "train-pixelcnn": Verb("arcvq.training.pixelcnn", "a tokenizer's codes => runs/<name>/pipeline", "sample"),
+    "train-tokenizer": Verb(
+        "arcvq.training.tokenizer", "images => runs/<name>/tokenizer", "train-ldm", is_training=True
+    ),
+    "train-ldm": Verb(
+        "arcvq.training.ldm", "a tokenizer's latents => runs/<name>/pipeline", "sample", is_training=True
+    ),
+    "train-pixelcnn": Verb(
+        "arcvq.training.pixelcnn", "a tokenizer's codes => runs/<name>/pipeline", "sample", is_training=True
+    ),
     "sample": Verb("arcvq.sampling.command", "a pipeline => images as PNG files, npz or tar shards", "evaluate"),
     "evaluate": Verb(
         "arcvq.evaluation.command",
@@ -67,7 +75,13 @@ def run_verb(name: str, args: list[str] | None = None) -> None:
     sys.argv[1:] = args
     from arcvq.cli.script import run_script  # imports torch
 
-    run_script(importlib.import_module(module).main)
+    imported = importlib.import_module(module)
+    if verb.is_training:
+        from arcvq.planning.dry_run import train_or_plan
+
+        run_script(train_or_plan(imported))
+    else:
+        run_script(imported.main)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from places import ROOT
 
+from arcvq.planning.dry_run import train_or_plan
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer
@@ -68,7 +69,7 @@ def test_a_training_is_dry_run_by_its_own_command(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where there is neither data nor a tokenizer
     launch, script, options = started(file)
     processes = int(launch[launch.index("--num_processes") + 1]) if "--num_processes" in launch else 1
-    report = script.main([*options, "--dry_run", str(processes)])
+    report = train_or_plan(script)([*options, "--dry_run", str(processes)])
     assert f"{processes}, each" in report.others["processes"]
     assert sum(report.parameters.values()) > 100_000 and report.memory.total > 2**29
     # What a comment says of the steps is so.

@@ -144,7 +144,7 @@ def test_what_cannot_begin_renames_nothing(begun):
 def test_a_start_that_cannot_describe_itself_leaves_the_description_it_found(begun, file, monkeypatch):
     """As on a full disk: the write fails, and the old file is whole."""
     before = (begun / "runs/run" / file).read_bytes()
-    (begun / "runs/run" / f".{file}").mkdir()
+    (begun / "runs/run" / f".{file}.tmp").mkdir()
     done = train(begun, steps=12, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert (begun / "runs/run" / file).read_bytes() == before

@@ -1,1 +1,1 @@
-"""The mathematics of the quantizers as functions of tensors."""
+"""Mathematics of the quantizers, as functions of tensors."""

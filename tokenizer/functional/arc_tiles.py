@@ -1,9 +1,9 @@
-"""The arc loss of each code, streamed over tiles of the similarity: latents (N, D), codebook (K, D) -> terms (K,).
+"""Arc loss of each code, computed tile by tile: latents (N, D), codebook (K, D) -> terms (K,).
 
-The K x N similarities never exist together. Of each tile only two numbers per code and chunk of tokens are kept: the
-largest cosine, and the sum of the exponentials relative to it. The closest tokens lie in the chunks of the largest
-cosines, which alone are looked into again; the other chunks are negatives as a whole. The backward pass computes the
-tiles anew, from the directions of the latents, which are kept.
+The K x N table of similarities never exists as a whole. Each tile is reduced to two numbers per code and chunk of
+tokens: the largest cosine, and the sum of exponentials relative to it. The closest tokens of a code lie in the chunks
+with the largest cosines, so only these chunks are computed again; all other chunks count as negatives as a whole. The
+backward pass recomputes the tiles from the stored unit vectors of the latents.
 """
 
 import math
@@ -23,21 +23,22 @@ from tokenizer.functional.vectors import (
     unit_vectors,
 )
 
-# A cosine that is computed again costs as much as this many entries of the table of chunks.
+# Cost of recomputing one cosine, in entries of the table of chunks.
 _CANDIDATE_COST = 16
-# Rows whose maximum is taken before the largest entries are sought among the maxima.
+# Size of the groups of rows whose maxima are compared first when searching the largest entries.
 _GROUP = 16
-# Below every cosine, yet finite, so that differences from it are numbers.
+# Below every cosine but finite, so that differences from it are finite too.
 _BELOW_ALL = -2.0
-# Powers are taken of 2, not of e: on an AMD, PyTorch's exp takes three to four times as long as its exp2.
+# Exponentials are computed with base 2: on an AMD CPU, PyTorch's exp takes three to four times as long as its exp2.
 _LN2 = math.log(2)
 
 
 class ArcLossFunction(torch.autograd.Function):
-    """The loss of each code (eqs. 10-12, 17-18) and, on demand, the code of largest cosine of each token.
+    """The arc loss of each code (eqs. 10-12, 17-18) and, on request, each token's code of largest cosine.
 
-    Takes latents (N, D), the codebook (K, D) as a constant, scale, margin, top_k, whether to search, and the entries
-    of a tile (None: what suits the device). Gives terms (K,), in float32 at least, and codes (N,) int64 or None.
+    Inputs: latents (N, D), codebook (K, D) as a constant, scale, margin, top_k, whether to search for codes, and the
+    entries of a tile (None: the default of the device). Outputs: terms (K,), in float32 at least, and codes (N,) int64
+    or None.
     """
 
     @staticmethod
@@ -65,7 +66,7 @@ class ArcLossFunction(torch.autograd.Function):
                     if search:
                         best[index] = better(best[index], tile, block.start)
                     chunks.take(tile, part.start)
-                    del tile  # or the next one is made beside it, and both do not stay in the cache
+                    del tile  # frees it before the next one is allocated: two do not fit into the processor's cache
                 tokens, others = chunks.split(directions, top_k, entries)
                 positives.append(tokens)
                 negatives.append(others)
@@ -79,28 +80,28 @@ class ArcLossFunction(torch.autograd.Function):
             gap = torch.logsumexp(logits, dim=0) - _LN2 * negatives  # (K,), inf where all tokens are positives
         ctx.save_for_backward(directions, lengths, codes, positives, negatives, logits, gap)
         ctx.scale, ctx.margin, ctx.entries, ctx.dtype = scale, margin, entries, latents.dtype
-        # log(1 + exp(-gap)): the ratio's -log without the cancellation of log-denominator - log-numerator
-        return -logsigmoid(gap), torch.cat([found for _, found in best]) if search else None
+        # log(1 + exp(-gap)) is -log of the ratio, without cancellation between log-denominator and log-numerator.
+        return -logsigmoid(gap), torch.cat([part_codes for _, part_codes in best]) if search else None
 
     @staticmethod
     def backward(ctx: Any, terms_gradient: Tensor, _codes_gradient: None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("arc_loss")
         directions, lengths, codes, positives, negatives, logits, gap = ctx.saved_tensors
         with torch.autocast(directions.device.type, enabled=False):
-            weight = ctx.scale * terms_gradient * torch.sigmoid(-gap)  # (K,), of both sides of the ratio
+            weight = ctx.scale * terms_gradient * torch.sigmoid(-gap)  # (K,), for positives and negatives alike
             gradient = torch.empty_like(directions)  # (N, D)
             scaled, weighted = ctx.scale / _LN2 * codes, weight.unsqueeze(1) * codes
             tile_tokens, tile_codes = tile_shape(directions, codes, ctx.entries)
             for part in blocks(len(directions), tile_tokens):
                 pull = None
                 for block in blocks(len(codes), tile_codes):
-                    # Of each token among the negatives of each code, (n, k); the positives are cleared.
+                    # Softmax share of each token among the negatives of each code, (n, k); positives are set to 0.
                     share = inner_products(directions[part], scaled[block], -negatives[block]).exp2_()
                     _clear(share, positives[:, block] - part.start)
                     added = inner_products(share, weighted[block].T)  # (n, D)
                     pull = added if pull is None else pull.add_(added)
-                    del share  # as the tile above
-                # Only what lies along the sphere turns the latent.
+                    del share  # for the same reason as the tile in forward
+                # Keep the component tangent to the sphere: the radial one does not change the direction.
                 pull -= (pull * directions[part]).sum(dim=1, keepdim=True) * directions[part]
                 torch.div(pull, lengths[part], out=gradient[part])
             weight = weight * logits.softmax(dim=0)  # (P, K)
@@ -112,7 +113,7 @@ class ArcLossFunction(torch.autograd.Function):
 
 
 class _Chunks:
-    """Of a block of codes (k, D) and each chunk of tokens: the largest cosine, and the sum of exponentials."""
+    """For a block of codes (k, D): the largest cosine and the sum of exponentials of every chunk of tokens."""
 
     def __init__(self, codes: Tensor, scale: float, tokens: int, chunk: int):
         self.codes = codes
@@ -120,10 +121,11 @@ class _Chunks:
         self.tokens = tokens
         self.chunk = chunk
         self.largest = codes.new_empty(-(-tokens // chunk), len(codes))  # (N / chunk, k)
-        self.sums = torch.empty_like(self.largest)  # of exp2(scale (cos theta - largest)), from 1 to the chunk's size
+        # Sums of exp2(scale (cos theta - largest)), between 1 and the size of a chunk.
+        self.sums = torch.empty_like(self.largest)
 
     def take(self, tile: Tensor, first_token: int) -> None:
-        """Takes in the cosines `tile` (n, k) of the tokens from `first_token` on, and uses up the tile."""
+        """Add the cosines `tile` (n, k) of the tokens from `first_token` on; overwrites the tile."""
         tile = _whole(tile, self.chunk)
         tile = tile.unflatten(0, (len(tile) // self.chunk, self.chunk))
         rows = slice(first_token // self.chunk, first_token // self.chunk + len(tile))
@@ -132,8 +134,12 @@ class _Chunks:
         torch.sum(tile.exp2_(), dim=1, out=self.sums[rows])
 
     def split(self, directions: Tensor, top_k: int, entries: int | None) -> tuple[Tensor, Tensor]:
-        """The `top_k` closest tokens of each code (top_k, k), and log2 of the sum of exp(s cos theta) over all others,
-        (k,), -inf where there are none. Uses up the table."""
+        """Split the tokens into positives and negatives; overwrites the tables.
+
+        Returns:
+            The `top_k` closest tokens of each code (top_k, k), and log2 of the sum of exp(s cos theta) over all other
+            tokens (k,), -inf if there are none.
+        """
         chunks = _largest(self.largest, min(top_k, len(self.largest)))
         candidates = _rows_of(chunks, self.chunk)
         cosines = [
@@ -142,7 +148,7 @@ class _Chunks:
         ]
         cosines = torch.cat(cosines, dim=1).masked_fill_(candidates >= self.tokens, -torch.inf)
         positives = cosines.topk(top_k, dim=0).indices
-        # What is left are the negatives.
+        # Remove the positives and the recomputed chunks; the rest are the negatives.
         cosines.scatter_(0, positives, -torch.inf)
         self.largest.scatter_(0, chunks, -torch.inf)
         reference = torch.maximum(self.largest.amax(dim=0), cosines.amax(dim=0)).clamp(min=_BELOW_ALL)
@@ -152,10 +158,10 @@ class _Chunks:
 
 
 def _tiling(tokens: Tensor, codes: Tensor, top_k: int, entries: int | None) -> tuple[int, int, int]:
-    """Tokens of a chunk, tokens of a part (whole chunks), and codes of a block.
+    """Choose the number of tokens of a chunk, tokens of a part (whole chunks), and codes of a block.
 
-    The tile of a part and a block has no more than the `entries`, and so has, but for one code, the table of all chunks
-    and a block. That table costs about as much as its closest chunks do.
+    The tile of a part and a block has at most `entries` entries; so has the table of all chunks and a block, except
+    that a block never has less than one code. That table costs about as much as recomputing the closest chunks.
     """
     entries = entries_of_tile(tokens, entries)
     chunk = 1
@@ -168,7 +174,7 @@ def _tiling(tokens: Tensor, codes: Tensor, top_k: int, entries: int | None) -> t
 
 
 def _normalise(latents: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
-    """`directions_and_lengths` of the latents (N, D) in float32 at least, part by part."""
+    """Apply `directions_and_lengths` to latents (N, D) in float32 at least, part by part."""
     directions = latents.new_empty(latents.shape, dtype=torch.promote_types(latents.dtype, torch.float32))
     lengths = directions.new_empty(len(latents), 1)
     for part in parts:
@@ -177,46 +183,46 @@ def _normalise(latents: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
 
 
 def angle_between(u: Tensor, v: Tensor) -> Tensor:
-    """Angle in [0, pi] between unit vectors (..., D), exact at both ends, where acos of a float32 cosine is not."""
+    """Compute the angle in [0, pi] between unit vectors (..., D); unlike acos of a cosine, exact at both ends."""
     return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=-1), torch.linalg.vector_norm(u + v, dim=-1))
 
 
 def _turn(positives: Tensor, codes: Tensor, margin: float) -> Tensor:
-    """Gradient of -cos(theta + m) along the sphere, at the positives (P, k, D), with codes (k, D): length 1 or 0."""
-    # The direction of growing angle is (cos theta) positives - codes. That has lost its digits where the two vectors
-    # are almost the same or almost opposite; the chord between the one and what is nearer, the other or its opposite,
-    # has not, and is off only along the direction, which is taken away.
+    """Compute the gradient of -cos(theta + m) along the sphere: positives (P, k, D), codes (k, D) -> length 1 or 0."""
+    # The angle grows along (cos theta) positives - codes, which cancels numerically where the two vectors are almost
+    # equal or almost opposite. The chord from the code (or, if nearer, from its opposite) to the positive does not
+    # cancel; it differs from that vector only along the positive itself, and this component is removed.
     nearer = (positives * codes).sum(dim=-1, keepdim=True) >= 0
     away = torch.where(nearer, positives - codes, -positives - codes)
     away = away - (away * positives).sum(dim=-1, keepdim=True) * positives
-    # A zero code is at a right angle to everything, and stays there.
+    # A zero code is orthogonal to everything and has no gradient.
     sine = torch.sin(angle_between(codes, positives) + margin) * (codes != 0).any(dim=-1)
     return sine.unsqueeze(-1) * unit_vectors(away)
 
 
 def _add_rows(table: Tensor, places: Tensor, rows: Tensor) -> None:
-    """Adds `rows` (n, D) to those of `table` at `places` (n,), in an order that is the same every time."""
-    if not len(places):  # of a process whose share of the codes is empty
+    """Add `rows` (n, D) to the rows `places` (n,) of `table`, in a deterministic order."""
+    if not len(places):  # the process has no codes: fewer codes than processes
         return
     places, order = places.sort(stable=True)
-    # index_add alone adds in any order on a GPU. So embedding's backward, whose order is fixed, first sums the rows of
-    # a place, and of what is left to add all but one row per place are zeros.
+    # index_add alone adds in an arbitrary order on a GPU. Therefore embedding's backward, whose order is fixed, first
+    # sums the rows of each place; index_add then adds one sum per place, and zeros.
     group = torch.cat([places.new_zeros(1), (places[1:] != places[:-1]).long()]).cumsum(dim=0)
     sums = torch.ops.aten.embedding_dense_backward(rows[order], group, len(places), -1, False)
     table.index_add_(0, torch.zeros_like(places).scatter_(0, group, places), sums)
 
 
 def _pairs(tokens: Tensor, vectors: Tensor, entries: int | None) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of codes and their tokens (P, k) out of `tokens` (P, K): as many as keep (P, k, D) within a tile."""
+    """Yield blocks of codes and their tokens (P, k) out of `tokens` (P, K), such that (P, k, D) fits into a tile."""
     size = max(1, entries_of_tile(vectors, entries) // max(1, len(tokens) * vectors.shape[1]))
     return ((block, tokens[:, block]) for block in blocks(tokens.shape[1], size))
 
 
 def _largest(table: Tensor, count: int) -> Tensor:
-    """Rows of the `count` largest entries of each column of `table` (n, k): (count, k)."""
+    """Find the rows of the `count` largest entries of each column of `table` (n, k): (count, k)."""
     if count * _GROUP >= len(table):
         return table.topk(count, dim=0).indices
-    # They lie in the groups of the largest maxima, and maxima are found far faster than ranks.
+    # They lie in the groups with the largest maxima, and computing maxima is much faster than ranking.
     table = _whole(table, _GROUP)
     groups = _largest(table.unflatten(0, (len(table) // _GROUP, _GROUP)).amax(dim=1), count)
     candidates = _rows_of(groups, _GROUP)
@@ -224,19 +230,19 @@ def _largest(table: Tensor, count: int) -> Tensor:
 
 
 def _whole(table: Tensor, size: int) -> Tensor:
-    """`table` (n, k), with rows of -inf at its end where n is no multiple of `size`."""
+    """Pad `table` (n, k) with rows of -inf until n is a multiple of `size`."""
     missing = -len(table) % size
     return pad(table, (0, 0, 0, missing), value=-torch.inf) if missing else table
 
 
 def _rows_of(groups: Tensor, size: int) -> Tensor:
-    """The rows that the groups (c, k) of `size` rows each are made of: (c * size, k)."""
+    """List the rows that make up the groups (c, k) of `size` rows each: (c * size, k)."""
     offsets = torch.arange(size, device=groups.device).view(1, -1, 1)
     return (groups.unsqueeze(1) * size + offsets).flatten(0, 1)
 
 
 def _clear(tile: Tensor, rows: Tensor) -> None:
-    """Sets entry rows[i, k] of column k of the non-negative `tile` (n, k) to 0; `rows` (P, k) outside it do nothing."""
+    """Set entries rows[i, k] of column k of the non-negative `tile` (n, k) to 0; ignore `rows` (P, k) outside it."""
     inside = (rows >= 0) & (rows < len(tile))
     ceiling = torch.where(inside, 0.0, torch.inf).to(tile.dtype)
     tile.scatter_reduce_(0, rows.clamp(0, len(tile) - 1), ceiling, "amin")

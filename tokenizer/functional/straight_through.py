@@ -1,4 +1,4 @@
-"""From a latent to the row of the table that stands for it: value, gradient, and the losses that draw them together.
+"""Codebook look-up with straight-through gradient, codebook loss and commitment loss.
 
 tokens (N, D), codebook (K, D), codes (N,) -> rows (N, D), codebook loss, commitment loss
 """
@@ -12,20 +12,20 @@ from torch.nn.functional import embedding
 from tokenizer.functional.nearest import blocks
 from tokenizer.functional.vectors import refuse_second_derivative
 
-# Tokens at a time, so that their differences from the rows stay in a processor's cache.
+# Tokens per block, so that their differences from the rows stay in the processor's cache.
 _PART = 4096
 
 
 def straight_through(rows: Tensor, latents: Tensor) -> Tensor:
-    """Value: the table's rows, exactly. Gradient: the identity to the latents, none to the rows. One shape."""
+    """Return `rows` exactly, with the gradient passed to `latents` unchanged and none to `rows`; equal shapes."""
     return rows.detach() + (latents - latents.detach())
 
 
 class CodebookLookup(torch.autograd.Function):
-    """The rows (N, D) of the codes, and two scalars of one value, the mean squared distance of tokens and rows.
+    """Rows (N, D) of the codes, codebook loss and commitment loss; both losses equal the mean squared distance.
 
-    The gradient of the rows goes to the tokens, straight through; that of the first scalar, the codebook loss, to the
-    codebook alone; that of the second, the commitment loss, to the tokens alone. No difference of N x D is ever held.
+    The gradient of the rows goes straight through to the tokens, the gradient of the codebook loss to the codebook
+    alone, and the gradient of the commitment loss to the tokens alone. The N x D differences are never held as a whole.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""How much of a codebook is used: codes -> counts -> usage, perplexity.
+"""Codebook usage: codes -> counts -> usage, perplexity.
 
-Counts of several batches or processes add up, so both numbers can be taken over a whole split; taken over one batch
-they depend on its size.
+Counts of several batches or processes can be added, so both numbers can be computed over a whole split. Computed over a
+single batch they depend on its size.
 """
 
 import torch
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
-    """How often each code occurs: int64 (K,), from int64 `codes` of any shape with values in [0, K)."""
+    """Count how often each code occurs: `codes` int64 of any shape, values in [0, K) -> int64 (K,)."""
     codes = codes.flatten()
-    # scatter_add_ and not bincount, which waits for the device to learn the largest code.
+    # Not bincount, which synchronises with the device to read the largest code.
     counts = torch.zeros(codebook_size, dtype=torch.int64, device=codes.device)
     return counts.scatter_add_(0, codes, torch.ones_like(codes))
 
 
 def usage(counts: Tensor) -> Tensor:
-    """Share in [0, 1] of the codes that occur at least once, a float64 scalar."""
+    """Return the share in [0, 1] of the codes that occur at least once, a float64 scalar."""
     return (counts > 0).double().mean()
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp(-sum p log p) of the code frequencies p, a float64 scalar in [1, K]; 1 when one code does it all."""
+    """Compute exp(-sum p log p) of the code frequencies p: a float64 scalar in [1, K]; 1 if only one code occurs."""
     frequencies = counts.double() / counts.sum().clamp(min=1)
     return torch.exp(-torch.special.xlogy(frequencies, frequencies).sum())

@@ -1,7 +1,7 @@
-"""The von Mises-Fisher distribution on the unit sphere of R^m: samples, and how far it is from the uniform one.
+"""The von Mises-Fisher distribution on the unit sphere of R^m: samples, and KL divergence from the uniform one.
 
-Its density at a direction y is C_m(kappa) exp(kappa mean . y). Hyperspherical VAEs (Davidson et al. 2018) have it for
-their posterior.
+Its density at a direction y is C_m(kappa) exp(kappa mean . y). It is the posterior of hyperspherical VAEs (Davidson et
+al. 2018).
 """
 
 import math
@@ -13,10 +13,10 @@ from torch import Tensor
 from tokenizer.functional.noise import ImageNoise
 from tokenizer.functional.vectors import refuse_second_derivative, unit_vectors
 
-# Below this sqrt(nu^2 + kappa^2) the power series is summed; from there on the uniform expansion, whose next term is
-# below 1e-10.
+# Below this value of sqrt(nu^2 + kappa^2) the power series is used, above it the uniform expansion, whose first
+# neglected term is then below 1e-10.
 _LARGE = 64.0
-# Of the power series, for kappa up to _LARGE: the next one is below 1e-16 of the sum.
+# Terms of the power series for kappa up to _LARGE: the first neglected one is below 1e-16 of the sum.
 _SERIES_TERMS = 120
 # log of the uniform expansion of I_nu (Debye's: DLMF 10.41.3, 10.41.10): the coefficients of (nu / R)^(2j) / R^k, with
 # k from 1 and j from 0, R = sqrt(nu^2 + kappa^2).
@@ -30,29 +30,30 @@ _LOG_DEBYE = (
 
 
 def sample(mean: Tensor, concentration: Tensor, noise: ImageNoise) -> Tensor:
-    """A direction of each distribution: means (B, ..., m) of length 1, kappas (B, ..., 1) > 0 -> (B, ..., m).
+    """Sample a direction: unit means (B, ..., m), concentrations kappa (B, ..., 1) > 0 -> (B, ..., m), for m >= 2.
 
-    With m >= 2. The gradient goes to mean and kappa along the accepted proposal's path; that the acceptance depends on
-    kappa is not in it (Wood's rejection sampling, as Davidson et al. 2018 use it).
+    The gradient reaches mean and kappa through the accepted proposal; the dependence of the acceptance on kappa is
+    ignored (Wood's rejection sampling, as in Davidson et al. 2018).
     """
     pull, spread = _pull_and_spread(concentration, mean.shape[-1])
     direction = _accepted_direction(mean, pull.detach(), noise)
     along, across = direction[..., :1], direction[..., 1:]
     scale = 1 + pull * along
-    # The sphere is drawn towards its first pole: uniform directions become proposals.
+    # Map uniform directions to proposals by contracting the sphere towards its first pole.
     return _from_pole(torch.cat([(along + pull) / scale, spread * across / scale], dim=-1), mean)
 
 
 def kl_to_uniform(concentration: Tensor, dimensions: int) -> Tensor:
-    """KL divergence from the uniform distribution on the sphere of R^m, m >= 2, in nats: kappas > 0 -> their shape.
+    """Compute the KL divergence in nats from the uniform distribution on the sphere of R^m: kappas > 0 -> their shape.
 
-    Computed in float64, finite for every finite kappa, with errors below 1e-9 nats; first derivatives only.
+    Needs m = `dimensions` >= 2. Computed in float64 with errors below 1e-9 nats, finite for every finite kappa; only
+    first derivatives exist.
     """
     return _KLToUniform.apply(concentration, dimensions / 2 - 1)
 
 
 def _pull_and_spread(concentration: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
-    """x_0 of Wood's proposal, and sqrt(1 - x_0^2), without a difference in which a large kappa would vanish."""
+    """Compute x_0 of Wood's proposal and sqrt(1 - x_0^2), without a cancelling difference for large kappa."""
     free = float(dimensions - 1)
     total = free + torch.hypot(2 * concentration, torch.full_like(concentration, free))
     return 2 * concentration / total, (2 * free / total).sqrt()
@@ -61,18 +62,19 @@ def _pull_and_spread(concentration: Tensor, dimensions: int) -> tuple[Tensor, Te
 @torch.compiler.disable
 @torch.no_grad()
 def _accepted_direction(mean: Tensor, pull: Tensor, noise: ImageNoise) -> Tensor:
-    """Directions (B, ..., m) whose proposals Wood's test accepts, the first ones of each token.
+    """Draw directions (B, ..., m) until Wood's test accepts the proposal of each token; the first accepted one counts.
 
-    A uniform direction u holds all of a proposal: (1 - u_1) / 2 is Beta((m - 1) / 2, (m - 1) / 2), and its other
-    components point anywhere. With t = x_0 u_1 the logarithm of the test's ratio is (m - 1) (t / (1 + t) - log(1 + t)).
+    A uniform direction u determines a whole proposal: (1 - u_1) / 2 is Beta((m - 1) / 2, (m - 1) / 2), and the other
+    components point in a uniform direction. With t = x_0 u_1 the logarithm of the acceptance ratio is (m - 1) (t / (1 +
+    t) - log(1 + t)).
     """
     direction = torch.zeros_like(mean)
     waiting = torch.ones_like(pull, dtype=torch.bool)
-    while True:  # two of three proposals are accepted, or more
-        # Every image draws in every round, so that its noise is its own.
+    while True:  # at least two thirds of the proposals are accepted
+        # Every image draws in every round, so that its noise does not depend on the other images.
         proposed, threshold = unit_vectors(noise.normal(mean)), noise.uniform(pull).log()
         t = pull * proposed[..., :1]
-        # At t = -1 the ratio is 0 but computed as NaN. A kappa of NaN is not rejected: it would be for ever.
+        # At t = -1 the ratio is 0 but evaluates to NaN. A kappa of NaN is accepted, or the loop would never end.
         rejected = (threshold > (mean.shape[-1] - 1) * (t / (1 + t) - t.log1p())) | (t <= -1)
         direction = torch.where(waiting & ~rejected, proposed, direction)
         waiting &= rejected
@@ -81,9 +83,9 @@ def _accepted_direction(mean: Tensor, pull: Tensor, noise: ImageNoise) -> Tensor
 
 
 def _from_pole(directions: Tensor, mean: Tensor) -> Tensor:
-    """Turns directions (..., m) so that the first pole comes to the mean (..., m): a Householder reflection.
+    """Reflect directions (..., m) so that the first pole maps to the mean (..., m) (Householder).
 
-    Of the two poles it is the one farther from the mean that the mirror stands against, so that it is never degenerate.
+    The mirror is built from the pole that is farther from the mean, so it is never degenerate.
     """
     side = torch.where(mean[..., :1] >= 0, 1.0, -1.0).to(mean.dtype)
     normal = torch.cat([mean[..., :1] + side, mean[..., 1:]], dim=-1)
@@ -113,10 +115,11 @@ class _KLToUniform(torch.autograd.Function):
 
 
 def _power_series(kappa: Tensor, order: float) -> tuple[Tensor, Tensor]:
-    """KL and its derivative by kappa, for kappas up to _LARGE: all terms are positive."""
+    """Compute the KL and its derivative by kappa for kappas up to _LARGE; all terms are positive."""
     kappa = kappa.clamp(max=_LARGE)
     x = kappa.square() / 4
-    own, next_order = torch.ones_like(x), torch.ones_like(x)  # 0F1 at nu + 1 and nu + 2, from the last term on
+    # 0F1 at nu + 1 and nu + 2, by Horner's scheme from the last term on.
+    own, next_order = torch.ones_like(x), torch.ones_like(x)
     for k in range(_SERIES_TERMS, 0, -1):
         own = 1 + own * x / (k * (order + k))
         next_order = 1 + next_order * x / (k * (order + 1 + k))
@@ -126,13 +129,13 @@ def _power_series(kappa: Tensor, order: float) -> tuple[Tensor, Tensor]:
 
 
 def _uniform_expansion(kappa: Tensor, order: float) -> tuple[Tensor, Tensor]:
-    """KL and its derivative by kappa, for a large R = sqrt(nu^2 + kappa^2), with no difference of large numbers."""
+    """Compute the KL and its derivative by kappa for a large R = sqrt(nu^2 + kappa^2), without cancellation."""
     radius = torch.hypot(kappa, torch.full_like(kappa, order))
     t = (order / radius).square()
     rest = (kappa / radius).square()  # 1 - t
     value = order * ((order + radius) / 2).log() - order - math.lgamma(order + 1)
     value = value + (2 * math.pi * radius).log() / 2 - rest / 2
-    # By log kappa: R grows by rest R, t shrinks by 2 rest t.
+    # Derivative by log kappa: dR = rest R, dt = -2 rest t.
     slope = order * kappa / (order + radius) * (kappa / radius) + rest / 2 - t * rest
     for k, coefficients in enumerate(_LOG_DEBYE, start=1):
         for j, coefficient in enumerate(coefficients):

@@ -1,1 +1,1 @@
-"""Folders of weights that others may have written, loaded safely."""
+"""Load and check saved models, run folders and weight files, including those of unknown origin."""

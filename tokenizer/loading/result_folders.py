@@ -1,4 +1,4 @@
-"""Find the result in a run folder, and say what another folder holds instead."""
+"""Find the result in a run folder, and describe what another folder holds instead."""
 
 from pathlib import Path
 
@@ -11,46 +11,46 @@ _FEW = 5  # folders that an error lists
 
 
 def result_folder(folder: Path, result: str, wanted: str) -> Path:
-    """`folder` itself where it holds a result, or the result in it where it is a run folder.
+    """Return `folder` if it holds the result itself, or the result's folder in it if it is a run folder.
 
     Args:
-        folder: a local one.
+        folder: a local folder.
         result: `tokenizer` or `pipeline`.
-        wanted: the class, for the error.
+        wanted: name of the class, for the error message.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the folder is neither.
     """
-    for place in (folder, folder / result):
-        if (place / RESULTS[result]).exists():
-            return place
+    for candidate in (folder, folder / result):
+        if (candidate / RESULTS[result]).exists():
+            return candidate
     raise ValueError(
         f"{folder} holds no {wanted}: there is no {RESULTS[result]} in it; it holds {what_it_holds(folder)}"
     )
 
 
 def what_it_holds(folder: Path) -> str:
-    """Say for an error what a folder holds in place of what was looked for, and how that is loaded."""
-    found = _results(folder)
+    """Describe for an error message what a folder holds instead of the wanted result, and how to load it."""
+    results = _results(folder)
     above = folder.absolute().parent
     if whole := class_in(above / RESULTS["pipeline"]):
-        itself = f"a {found[0][1]}, " if found else ""
+        itself = f"a {results[0][1]}, " if results else ""
         return f"{itself}a part of the {whole} in {above}; name that folder, or load the part with its own class"
-    if found:
-        place, name = found[0]
-        inside = "" if place == folder else f" in {place}"
-        part = f"; its tokenizer is in {place / 'vqvae'}" if (place / "vqvae").is_dir() else ""
+    if results:
+        holder, name = results[0]
+        inside = "" if holder == folder else f" in {holder}"
+        part = f"; its tokenizer is in {holder / 'vqvae'}" if (holder / "vqvae").is_dir() else ""
         return f"a {name}{inside}, which {name}.from_pretrained loads{part}"
     if any((folder / name).exists() for name in ("checkpoints", "config.yaml")):
         return "a run that has no such result yet; start its training again to complete it, or name another folder"
-    if places := [str(place) for below in sorted(folder.glob("*/")) for place, _ in _results(below)]:
-        others = ", ..." if len(places) > _FEW else ""
-        return f"folders with {', '.join(places[:_FEW])}{others}; name one of them"
+    if holders := [str(holder) for below in sorted(folder.glob("*/")) for holder, _ in _results(below)]:
+        others = ", ..." if len(holders) > _FEW else ""
+        return f"folders with {', '.join(holders[:_FEW])}{others}; name one of them"
     return "nothing that this project has written; name a run folder, or one that save_pretrained has written"
 
 
 def class_in(index: Path) -> str | None:
-    """The class that a diffusers index file names; None where there is no such file, or it is something else."""
+    """Return the class named in a diffusers index file; None if the file is missing or no index."""
     try:
         name = read_json(index).get("_class_name")
     except ValueError:
@@ -59,6 +59,7 @@ def class_in(index: Path) -> str | None:
 
 
 def _results(folder: Path) -> list[tuple[Path, str]]:
-    """The results in a folder, itself or as a run's, with their classes."""
-    places = [(place, index) for place in (folder, *(folder / name for name in RESULTS)) for index in RESULTS.values()]
-    return [(place, name) for place, index in places if (name := class_in(place / index))]
+    """List the results in a folder, its own or a run's, with their classes."""
+    folders = (folder, *(folder / name for name in RESULTS))
+    candidates = [(holder, index) for holder in folders for index in RESULTS.values()]
+    return [(holder, name) for holder, index in candidates if (name := class_in(holder / index))]

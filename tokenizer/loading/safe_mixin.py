@@ -32,12 +32,12 @@ class CompleteWeights:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Loads a folder, or a Hub id's, as diffusers does, from safetensors alone.
+        """Load a folder or Hub id as diffusers does, but from safetensors alone.
 
-        The folder of the run that has trained a tokenizer stands for the tokenizer in it.
+        A run folder of a tokenizer's training stands for the tokenizer in it.
 
         Raises:
-            ValueError: a folder that holds something else, or whose config or weights are broken, or do not fit to each
+            ValueError: the folder holds something else, its config or weights are broken, or they do not fit each
                 other.
         """
         hub = {name: kwargs.pop(name) for name in _HUB if name in kwargs}
@@ -55,7 +55,7 @@ class CompleteWeights:
 
 
 def only_safetensors(kwargs: dict[str, Any]) -> None:
-    """Sets the option of diffusers' `from_pretrained`. Raises ValueError where it asks for pickles."""
+    """Set the `use_safetensors` option of diffusers' `from_pretrained`; raise ValueError if it asks for pickles."""
     if kwargs.get("use_safetensors") is False:
         raise ValueError("use_safetensors=False would read pickles, which may run code; scripts/convert.py reads them")
     kwargs["use_safetensors"] = True

@@ -1,9 +1,9 @@
-"""Tell by a file's first bytes whether it is weights, or a page, a pointer or an archive taken for them."""
+"""Recognise weight files by their first bytes; name the web page, pointer or archive that was saved instead."""
 
 import re
 from typing import Literal
 
-# Of a file, as many bytes as `not_weights` looks at.
+# Bytes of a file that `not_weights` reads.
 HEAD = 1024
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -20,11 +20,11 @@ _NOT_TEXT = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
 
 
 def not_weights(head: bytes, size: int) -> str | None:
-    """Say what a file is instead of weights, with the remedy; None where it may be weights.
+    """Describe for an error message what a file is instead of weights, with the remedy; None if it may be weights.
 
     Args:
-        head: its first HEAD bytes.
-        size: in bytes.
+        head: the first HEAD bytes of the file.
+        size: size of the file in bytes.
     """
     if size == 0:
         return "it is empty; get it anew"
@@ -50,8 +50,8 @@ def not_weights(head: bytes, size: int) -> str | None:
 
 
 def format_of(head: bytes) -> Literal["safetensors", "zip", "pickle"] | None:
-    """The container that the first bytes are of: safetensors, torch.save's zip, its older one; None for no such."""
-    # The length of the header in eight bytes, below 2^32 in any file, and the header, JSON.
+    """Return the container format that the first bytes indicate (zip and pickle: torch.save's); None for others."""
+    # safetensors: the header's length in eight bytes (below 2^32 in practice), then the header in JSON.
     if head[4:9] == b"\x00\x00\x00\x00{":
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):

@@ -1,1 +1,1 @@
-"""Losses on images: pixels, LPIPS, adversarial."""
+"""Losses on images: reconstruction, LPIPS, adversarial."""

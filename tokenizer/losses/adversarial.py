@@ -14,10 +14,10 @@ _ADAPTIVE_EPSILON = 1e-4
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: GANLoss) -> Tensor:
-    """What the discriminator minimises: logits of real and of reconstructed images, any shapes -> scalar.
+    """Compute the discriminator's loss: logits of real and of reconstructed images, any shapes -> scalar.
 
-    `hinge` is (E relu(1 - real) + E relu(1 + fake)) / 2 (Lim and Ye 2017), `non_saturating` is the binary cross entropy
-    (Goodfellow et al. 2014), halved likewise.
+    `hinge` is (E relu(1 - real) + E relu(1 + fake)) / 2 (Lim and Ye 2017); `non_saturating` is the binary cross-entropy
+    (Goodfellow et al. 2014), also halved.
     """
     if kind == "hinge":
         return (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
@@ -25,26 +25,26 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: GANLoss) -> Tensor:
 
 
 def generator_loss(fake: Tensor, kind: GANLoss) -> Tensor:
-    """What the tokenizer minimises of the logits of its reconstructions, any shape -> scalar.
+    """Compute the tokenizer's adversarial loss: logits of its reconstructions, any shape -> scalar.
 
-    -E fake for `hinge`; the cross entropy of being taken for real, E softplus(-fake), for `non_saturating`.
+    -E fake for `hinge`; E softplus(-fake), the cross-entropy with the label "real", for `non_saturating`.
     """
     return -fake.mean() if kind == "hinge" else softplus(-fake).mean()
 
 
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor, largest: float) -> Tensor:
-    """|g_reconstruction| / (|g_adversarial| + 1e-4), at most `largest`; 0 where that is not finite (VQGAN, eq. 7).
+    """Compute |g_reconstruction| / (|g_adversarial| + 1e-4), at most `largest`, and 0 if not finite (VQGAN, eq. 7).
 
-    Both gradients are of the decoder's last weights, of one shape, over the whole batch.
+    Both gradients are with respect to the decoder's last weights, over the whole batch, of equal shape.
     """
     ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + _ADAPTIVE_EPSILON)
     return torch.where(ratio.isfinite(), ratio, 0).clamp(max=largest)
 
 
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Half the mean squared length of the logits' gradient at real images (B, C, H, W) (Mescheder et al. 2018, eq. 9).
+    """Compute half the mean squared norm of the logits' gradient at real images (Mescheder et al. 2018, eq. 9).
 
-    An image's logits are averaged over its patches first.
+    The logits of each image (B, C, H, W) are averaged over its patches first.
     """
     images = images.detach().requires_grad_(True)
     logits = discriminator(images).mean(dim=(1, 2, 3)).sum()
@@ -53,8 +53,8 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Ten
 
 
 def lecam_penalty(real: Tensor, fake: Tensor, real_anchor: Tensor, fake_anchor: Tensor) -> Tensor:
-    """Keeps logits near the running mean of those of the other kind (Tseng et al. 2021, eq. 4): logits -> scalar.
+    """Compute the LeCam penalty, which keeps logits near the running mean of the other kind (Tseng et al. 2021, eq. 4).
 
-    The anchors are running means of the logits of real and of reconstructed images, scalars.
+    `real_anchor` and `fake_anchor` are running means of the logits of real and of reconstructed images, scalars.
     """
     return relu(real - fake_anchor).square().mean() + relu(real_anchor - fake).square().mean()

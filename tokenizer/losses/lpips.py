@@ -1,7 +1,8 @@
 """LPIPS: images, reconstructions -> a perceptual distance (Zhang et al. 2018, arXiv 1801.03924, version 0.1).
 
-The features of an ImageNet network at several depths, each position scaled to length 1, are subtracted, squared,
-weighted by channel with learned non-negative weights, averaged over positions and summed over depths.
+The distance compares the features of an ImageNet network at several depths. The features of each position are scaled to
+length 1, subtracted, squared, weighted per channel with learned non-negative weights, averaged over positions and
+summed over depths.
 """
 
 import math
@@ -19,9 +20,9 @@ PerceptualNet = Literal["alex", "vgg", "squeeze"]
 
 _TORCHVISION = "https://download.pytorch.org/models"
 _HEADS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1"
-# The heads of all three networks in one file, each tensor's name behind that of its network.
+# One file with the heads of all three networks; tensor names are prefixed with the network's name.
 _HEADS_OF_ALL = "ae7d9103460be08bfe10f17225f10fbe1ffa4e1ee9967a93cc45ed478a5974e5"
-_EPSILON = 1e-10  # of the original, added to a length before the division
+_EPSILON = 1e-10  # added to a length before the division, as in the original code
 
 ALEXNET = PretrainedFile(
     "AlexNet",
@@ -51,8 +52,16 @@ SQUEEZENET = PretrainedFile(
 
 @dataclass(frozen=True)
 class _Backbone:
-    """A network, the indices of torchvision's `features` after which a depth is read, their channels, its smallest
-    image, and its files."""
+    """A feature network of LPIPS.
+
+    Attributes:
+        build: torchvision's constructor.
+        depths: indices into torchvision's `features`; the output of each of these layers is compared.
+        channels: channels of these outputs.
+        smallest: side in pixels of the smallest image that the network accepts.
+        file: weights of the network.
+        heads: weights that LPIPS gives to the channels.
+    """
 
     build: Callable[..., nn.Module]
     depths: tuple[int, ...]
@@ -97,16 +106,16 @@ _BACKBONES: dict[str, _Backbone] = {
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Where files of pretrained weights are; None: in torch's hub folder, downloaded if they are not there.
+    """Paths of pretrained weights; None: torch's hub folder, to which missing files are downloaded.
 
     Args:
-        inception: torch-fidelity's Inception of FID.
+        inception: torch-fidelity's Inception network, for FID.
         alexnet: torchvision's AlexNet.
         vgg16: torchvision's VGG16.
         squeezenet: torchvision's SqueezeNet 1.1.
-        lpips: the weights that LPIPS gives to the channels of its network.
-        accept_sha256: the SHA-256 (hex) of a file to take in place of a published one, or several with commas; what
-            is measured with them is named by these hashes and is neither FID nor LPIPS-VGG.
+        lpips: LPIPS's weights of the network's channels.
+        accept_sha256: SHA-256 (hex) of a file to accept instead of the published one; several with commas. Metrics
+            computed with such a file are named by its hash, and are neither FID nor LPIPS-VGG.
     """
 
     inception: str | None = None
@@ -117,17 +126,17 @@ class WeightFiles:
     accept_sha256: str | None = None
 
     def read(self, file: PretrainedFile) -> tuple[dict[str, Tensor], str, bool]:
-        """The file's tensors, its SHA-256, and whether it is the published one. Raises as `read_weights`."""
+        """Read a file: its tensors, its SHA-256, and whether it is the published one. Raises as `read_weights` does."""
         path = getattr(self, file.option.removeprefix("weights."))
         tensors, digest = read_weights(file, path, self.accept_sha256)
         return tensors, digest, digest in file.sha256
 
 
 class RandomWeights(WeightFiles):
-    """Random weights in the place of files, for what depends on their sizes alone: time and memory."""
+    """Random weights instead of files, for measurements that depend on sizes alone: time and memory."""
 
     def read(self, file: PretrainedFile) -> tuple[dict[str, Tensor], str, bool]:
-        """Tensors as the file has them, normal, of the deviation that keeps the features' size through the layers."""
+        """Draw normal tensors with the shapes of the file, scaled to keep the features' size through the layers."""
         for backbone in _BACKBONES.values():
             if file is backbone.file:
                 with torch.device("meta"):
@@ -141,22 +150,22 @@ class RandomWeights(WeightFiles):
 
 
 def _normal(shape: Sequence[int]) -> Tensor:
-    """Random weights (out, in, ...) for inputs of a rectifier (He et al. 2015), small biases (out,)."""
+    """Draw weights (out, in, ...) for inputs behind a ReLU (He et al. 2015), or small biases (out,)."""
     fan_in = math.prod(shape[1:]) if len(shape) > 1 else 100
     return torch.randn(*shape) * (2 / fan_in) ** 0.5
 
 
 class LPIPS(nn.Module):
-    """Images, reconstructions -> LPIPS of each pair, (B,), 0 for equal images; differentiable, its weights frozen.
+    """LPIPS distance of image pairs, (B,), 0 for equal images; differentiable, with frozen weights.
 
     Args:
         net: alex, vgg or squeeze.
-        weights: where the weights are.
+        weights: paths of the weights.
 
     Attributes:
-        name: lpips-NET, or with the hash of other weights than the published ones.
-        hashes: SHA-256 of the files of weights, by their names.
-        smallest: the side in pixels of the smallest image that the network can take.
+        name: lpips-NET; with other weights than the published ones, their hashes are part of the name.
+        hashes: SHA-256 of the weight files, by title.
+        smallest: side in pixels of the smallest image that the network accepts.
 
     Raises:
         ValueError: an unknown network, or weights that are missing, damaged, or of another network.
@@ -183,20 +192,20 @@ class LPIPS(nn.Module):
             if weight is None or weight.shape != (1, channels, 1, 1):
                 raise ValueError(f"{backbone.heads.title} weights have no {key} of (1, {channels}, 1, 1); take others")
             self.register_buffer(f"head_{depth}", weight.float())
-        # From [-1, 1] to the normalisation that the networks were trained with; the original's constants.
+        # Map [-1, 1] to the networks' input normalisation, with the constants of the original code.
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] on both sides, C 3, or 1 for grey, in the dtype of this module => (B,).
+        """Compute the distance (B,) of two batches (B, C, H, W) in [-1, 1], C 3 or 1 (grey), in this module's dtype.
 
         Raises:
-            ValueError: the two differ in shape, or the network cannot take images this small.
+            ValueError: the shapes differ, or the images are too small for the network.
         """
         if images.shape != reconstructions.shape or images.ndim != 4 or images.shape[1] not in (1, 3):
-            found = f"{tuple(images.shape)} and {tuple(reconstructions.shape)}"
-            raise ValueError(f"images are {found}, not two batches (B, 1 or 3, H, W) of one shape")
+            shapes = f"{tuple(images.shape)} and {tuple(reconstructions.shape)}"
+            raise ValueError(f"images are {shapes}, not two batches (B, 1 or 3, H, W) of one shape")
         self.check_size(*images.shape[-2:])
         distance: Tensor | float = 0.0
         for depth, (a, b) in enumerate(
@@ -206,7 +215,7 @@ class LPIPS(nn.Module):
         return distance
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError for images that are too small for the network."""
+        """Raise ValueError for images that are too small for the network."""
         if min(height, width) < self.smallest:
             raise ValueError(
                 f"images of {height}x{width} are too small for {self.name}, which takes {self.smallest} pixels; "
@@ -214,12 +223,12 @@ class LPIPS(nn.Module):
             )
 
     def _unit_features(self, images: Tensor) -> Iterator[Tensor]:
-        """The features at each depth, (B, channels, h, w), each position of length 1."""
+        """Yield the features at each depth, (B, channels, h, w), each position at length 1."""
         hidden = (images.expand(-1, 3, -1, -1) - self.shift) / self.scale
         for index, layer in enumerate(self.features):
             hidden = layer(hidden)
             if index in self.depths:
-                # The root of 0 has no gradient; the smallest positive number in its place changes no value.
+                # sqrt has no gradient at 0; clamping to the smallest positive number changes no other value.
                 length = hidden.square().sum(dim=1, keepdim=True).clamp(min=torch.finfo(hidden.dtype).tiny).sqrt()
                 yield hidden / (length + _EPSILON)
 
@@ -227,20 +236,20 @@ class LPIPS(nn.Module):
 def pretrained_features(
     build: Callable[..., nn.Module], tensors: dict[str, Tensor], file: PretrainedFile, last: int
 ) -> nn.Sequential:
-    """The layers 0 to `last` of the `features` that torchvision's `build` makes, with the tensors named features.*.
+    """Build layers 0 to `last` of torchvision's `features`, with the tensors named features.*.
 
     Raises:
-        ValueError: tensors are missing or of another shape.
+        ValueError: a tensor is missing or has another shape.
     """
     with torch.device("meta"):
         layers = build(weights=None).features[: last + 1]
     prefix = "features."
     expected = layers.state_dict()
-    found = {name: tensors.get(prefix + name) for name in expected}
-    for name, value in found.items():
+    values = {name: tensors.get(prefix + name) for name in expected}
+    for name, value in values.items():
         if value is None or value.shape != expected[name].shape:
             raise ValueError(
                 f"{file.title} weights have no {prefix}{name} of {tuple(expected[name].shape)}; take others"
             )
-    layers.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+    layers.load_state_dict({name: value.float() for name, value in values.items()}, assign=True)
     return layers

@@ -1,6 +1,7 @@
-"""Tokens of the whole batch that codes are placed at: any of them, the closest, or one drawn by its closeness.
+"""Choose tokens of the global batch as new positions of codes: random, closest, or sampled by similarity.
 
-All are to be called by every process, with its share of the tokens; all give the same on each, for any split.
+Every process must call these functions with its own tokens; all return the same on each process, however the global
+batch is split.
 """
 
 from typing import Literal
@@ -17,7 +18,7 @@ Distance = Literal["cosine", "l2"]
 
 
 def similarities(tokens: Tensor, codebook: Tensor, distance: Distance) -> Tensor:
-    """How close each token (N, D) is to each code (K, D), (K, N): the cosine, or minus the squared distance."""
+    """Compute the similarity (K, N) of codes (K, D) and tokens (N, D): the cosine, or minus the squared distance."""
     codebook = at_least_float32(codebook, tokens)
     if distance == "cosine":
         return inner_products(unit_vectors(codebook), unit_vectors(tokens))
@@ -27,9 +28,9 @@ def similarities(tokens: Tensor, codebook: Tensor, distance: Distance) -> Tensor
 
 @torch.no_grad()
 def random_tokens(tokens: Tensor, draws: Tensor, seed: int) -> Tensor:
-    """Random tokens (M, D) of the whole batch, by the number of the draw, `draws` (M,) int64.
+    """Draw tokens (M, D) of the global batch at random; `draws` (M,) int64 numbers the draws.
 
-    No token is drawn twice before each was drawn once; draws of one number are one token.
+    Equal numbers draw the same token. No token is drawn twice before every token was drawn once.
     """
     total = global_count(tokens)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).to(tokens.device)
@@ -38,34 +39,34 @@ def random_tokens(tokens: Tensor, draws: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def closest_tokens(tokens: Tensor, codebook: Tensor, distance: Distance) -> Tensor:
-    """The token of the whole batch closest to each code, (K, D); of equal ones the first."""
-    everyone, share = all_gather(tokens), _share(codebook)
+    """Find each code's closest token of the global batch, (K, D); ties go to the first token."""
+    all_tokens, share = all_gather(tokens), _share(codebook)
     search = most_similar if distance == "cosine" else closest
-    return everyone[_from_all(search(codebook[share], everyone), share, codebook)]
+    return all_tokens[_from_all(search(codebook[share], all_tokens), share, codebook)]
 
 
 @torch.no_grad()
 def sampled_tokens(tokens: Tensor, codebook: Tensor, distance: Distance, seed: int) -> Tensor:
-    """For each code a token of the whole batch, (K, D), drawn by the softmax over tokens of its `similarities`."""
-    everyone, share = all_gather(tokens), _share(codebook)
+    """Sample a token of the global batch for each code, (K, D), by the softmax over tokens of `similarities`."""
+    all_tokens, share = all_gather(tokens), _share(codebook)
     draws = torch.rand(len(codebook), 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    draws, part = draws.to(tokens.device)[share], max(1, entries_of_tile(everyone) // len(everyone))
-    found = []
+    draws, part = draws.to(tokens.device)[share], max(1, entries_of_tile(all_tokens) // len(all_tokens))
+    chosen = []
     for codes, draw in zip(codebook[share].split(part), draws.split(part), strict=True):
-        shares = similarities(everyone, codes, distance).softmax(dim=1, dtype=torch.float64).cumsum(dim=1)
-        found.append(torch.searchsorted(shares, draw * shares[:, -1:], right=True).squeeze(1))
-    places = torch.cat(found).clamp(max=len(everyone) - 1)
-    return everyone[_from_all(places, share, codebook)]
+        shares = similarities(all_tokens, codes, distance).softmax(dim=1, dtype=torch.float64).cumsum(dim=1)
+        chosen.append(torch.searchsorted(shares, draw * shares[:, -1:], right=True).squeeze(1))
+    indices = torch.cat(chosen).clamp(max=len(all_tokens) - 1)
+    return all_tokens[_from_all(indices, share, codebook)]
 
 
 def _share(codebook: Tensor) -> slice:
-    """The codes for which this process looks."""
+    """Return the slice of codes that this process searches for."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
     return slice(len(codebook) * rank // world, len(codebook) * (rank + 1) // world)
 
 
-def _from_all(places: Tensor, share: slice, codebook: Tensor) -> Tensor:
-    """The places for all codes, (K,), of which this process has found its share."""
-    found = places.new_zeros(len(codebook))
-    found[share] = places
-    return all_reduce_sum(found)
+def _from_all(indices: Tensor, share: slice, codebook: Tensor) -> Tensor:
+    """Merge the token indices of every process's share of codes into those of all codes, (K,)."""
+    indices_of_all = indices.new_zeros(len(codebook))
+    indices_of_all[share] = indices
+    return all_reduce_sum(indices_of_all)

@@ -19,27 +19,31 @@ from tokenizer.quantizers.tables import TableInit
 
 
 class ArcQuantizer(CosineQuantizer):
-    """Largest cosine, raw rows out, norms inside a growing ball, an arc-cosine additive-margin loss.
+    """Code of largest cosine, code norms inside a growing ball, arc-cosine additive-margin loss.
 
-    Each part can be had without the others: `ball` none leaves the arc loss alone, `arc_initial` 0 the ball.
+        k = argmax_k cos(z, e_k); quantized = z + sg(e_k - z); after each update e <- project_to_ball(e, exp(alpha t))
+        losses: ||sg(z) - e_k||^2 + beta ||z - sg(e_k)||^2 + gamma_t arc_loss(z, sg(e))
+
+    The decoder gets the raw rows, not their directions. Ball and arc loss can be used separately: `ball` none leaves
+    the arc loss alone, `arc_initial` 0 leaves the ball alone.
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
         beta: weight of the commitment loss.
-        legacy_beta: puts beta on the codebook term instead, as the public code's VQGAN does.
+        legacy_beta: puts beta on the codebook loss instead, as the public code's VQGAN does.
         scale: s of the arc loss.
         margin: m of the arc loss, in radians.
         top_k: positives per code in the arc loss, over the tokens of the batch.
-        arc_initial: gamma_0, weight of the arc loss at step 0; at 0 there is none, and it is not computed.
+        arc_initial: gamma_0, weight of the arc loss at step 0; at 0 the arc loss is not computed.
         arc_decay: lambda, its decay per update: gamma_t = gamma_0 exp(-lambda t).
         ball: `exp`, a radius of exp(ball_growth t); `fixed`, a radius of 1; `none`, no bound.
         ball_growth: alpha, growth per update of the ball's radius.
-        gather: what the arc loss's batch is in training, its top-k and its denominator: `global`, the tokens of all
-            processes, of which each brings as many, so that W processes with a batch of B / W train as one with B;
-            `local`, each process's own, which saves the communication. A call's tokens are all that it knows of: where
-            gradients are accumulated in a loop of one's own, the batch is one part of it.
-        init: how the table is drawn: see `initial_table`.
+        gather: tokens that the arc loss uses in training for its top-k and its denominator: `global`, those of all
+            processes (each must bring equally many), so that W processes with a batch of B / W train as one with B;
+            `local`, each process's own, which saves communication. Only the tokens of one call count: with gradient
+            accumulation in a custom loop, these are one micro-batch.
+        init: initialisation of the table: see `initial_table`.
     """
 
     def __init__(
@@ -71,19 +75,19 @@ class ArcQuantizer(CosineQuantizer):
 
     @property
     def radius(self) -> Tensor:
-        """The ball's radius at the present step, a scalar; infinite without a ball."""
+        """Radius of the ball at the current step, a scalar; infinite without a ball."""
         if self.ball == "none":
             return torch.full((), torch.inf, device=self.step.device)
         return ball_radius(self.step, self.ball_growth if self.ball == "exp" else 0.0)
 
     @property
     def share_on_ball(self) -> Tensor:
-        """Share of the codes whose norm is the ball's radius: where it is 0, the bound binds nothing."""
+        """Share of the codes on the ball's surface; at 0 the bound constrains no code."""
         norms = torch.linalg.vector_norm(self.codebook.detach(), dim=1)
         return (norms >= self.radius * (1 - 1e-6)).double().mean()
 
     def assign_with_losses(self, tokens: Tensor, codebook: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The code of largest cosine similarity, and `arc`, the arc loss over the batch (see `gather`)."""
+        """Assign each token to the code of largest cosine, and compute `arc`, the arc loss (see `gather`)."""
         if not self.arc_initial:
             return super().assign_with_losses(tokens, codebook)
         arguments = (codebook, self.scale, self.margin, self.top_k)
@@ -94,7 +98,7 @@ class ArcQuantizer(CosineQuantizer):
         return codes, {"arc": arc}
 
     def check_batch(self, tokens: int, processes: int) -> None:
-        """Raises ValueError where a batch has fewer tokens than each code has positives."""
+        """Raise ValueError if a batch has fewer tokens than the positives of a code."""
         seen = tokens * processes if self.gather == "global" else tokens
         if self.arc_initial and seen < self.top_k:
             raise ValueError(
@@ -103,17 +107,17 @@ class ArcQuantizer(CosineQuantizer):
             )
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """1, beta and gamma_t."""
+        """Return 1 and beta (see `legacy_beta`), and gamma_t for `arc`."""
         arc = {"arc": arc_weight(self.step, self.arc_initial, self.arc_decay)} if self.arc_initial else {}
         return super().loss_weights() | arc
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """The ball's radius, and the share of the codes on it; nothing without a ball."""
+        """Return the ball's radius and the share of codes on its surface; nothing without a ball."""
         return {} if self.ball == "none" else {"ball_radius": self.radius, "share_on_ball": self.share_on_ball}
 
     @torch.no_grad()
     def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
-        """Counts the update, then draws the table into the ball of the new radius."""
+        """Count the update, then project the table into the ball of the new radius."""
         super().after_update(encoder_output, codes)
         if self.ball != "none":
             self.codebook.copy_(project_to_ball(self.codebook, self.radius))

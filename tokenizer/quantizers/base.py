@@ -1,11 +1,11 @@
 """The contract between encoder and decoder: encoder output -> latents -> codes -> decoder input, and named losses.
 
-    images          -> encoder output  (B, encoder_channels, h, w)    a latent and, where the method has it, its spread
+    images          -> encoder output  (B, encoder_channels, h, w)    latents and, in some methods, their spread
     encoder output  -> latents         (B, latent_channels, h', w')   before quantisation: the tensors that priors model
     latents         -> codes           (B, h', w') int64; with `depth` codes per token (B, h', w', depth)
     codes           -> decoder input   (B, codebook_dim, h, w)
 
-h' = h / downsampling. `tables.py` has what all quantizers with one table share; most are made of it.
+h' = h / downsampling. Most quantizers have one table of codes and derive from `tables.TableQuantizer`.
 """
 
 from abc import ABC, abstractmethod
@@ -25,18 +25,18 @@ from tokenizer.functional.vectors import at_least_float32, unit_vectors
 
 @dataclass
 class QuantizerOutput(BaseOutput):
-    """What a quantizer gives.
+    """Output of a quantizer.
 
     Attributes:
-        quantized: (B, D, h, w), what the decoder takes, with a gradient to what the encoder gave. Not to be changed in
-            place: the backward pass reads it.
-        codes: (B, h', w') int64 in [0, K), or (B, h', w', depth); none without codes.
-        losses: named scalars, not weighted; the weights are `Quantizer.loss_weights`.
-        counts: (K,) int64, how often each code was used in this batch; none without codes.
-        sampled: (B, D, h, w), in the training of some methods: another one that the images are decoded from as well.
+        quantized: (B, D, h, w), the decoder input, with a gradient to the encoder output. Do not modify it in place:
+            the backward pass reads it.
+        codes: (B, h', w') int64 in [0, K), or (B, h', w', depth); None for continuous methods.
+        losses: named scalars, unweighted; `Quantizer.loss_weights` gives the weights.
+        counts: (K,) int64, how often each code occurs in this batch; None for continuous methods.
+        sampled: (B, D, h, w), a second decoder input that some methods train on in addition; else None.
     """
 
-    # All but the first have defaults, as accelerate and diffusers expect of an output.
+    # accelerate and diffusers expect defaults for all fields of an output but the first.
     quantized: Tensor
     codes: Tensor = None
     losses: dict[str, Tensor] = None
@@ -55,19 +55,19 @@ class QuantizerOutput(BaseOutput):
 
 
 class Quantizer(nn.Module, ABC):
-    """Stands between encoder and decoder, as the module's docstring says, and names the losses that train it.
+    """A layer between encoder and decoder with its own losses; see the module's docstring for the shapes.
 
-    A subclass defines `quantize`, `embed`, `assign_latents` and `loss_weights`, and what of the rest differs in its
-    method. Everything here is computed in float32 at least, whatever the autocast. `step` counts the completed
-    generator updates and is saved.
+    A subclass defines `quantize`, `embed`, `assign_latents` and `loss_weights`, and overrides what its method changes.
+    All computations run in float32 at least, whatever the autocast. `step` counts the completed generator updates and
+    is saved with the weights.
 
     Attributes:
         codebook_size: K.
-        codebook_dim: D, the channels of what the decoder takes.
-        depth: codes of a token; 0: the method has none.
-        downsampling: latent tokens along each side of the decoder's input, for one token.
-        values_per_token: values of the image for each token of the decoder's input: its channels times the squared
-            downsampling of the network, which the tokenizer sets.
+        codebook_dim: D, the channels of the decoder input.
+        depth: codes per token; 0 for continuous methods.
+        downsampling: positions of the decoder input along each side per latent token.
+        values_per_token: image values per position of the decoder input: image channels times the network's squared
+            downsampling. The tokenizer sets it.
     """
 
     depth: int = 1
@@ -95,36 +95,36 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def encoder_channels(self) -> int:
-        """Channels of what the encoder gives."""
+        """Channels of the encoder output."""
         return self.latent_channels
 
     @abstractmethod
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
-        """`forward`, of an encoder output in float32 at least and without autocast."""
+        """Compute `forward` for an encoder output in float32 at least, outside autocast."""
 
     @abstractmethod
     def assign_latents(self, latents: Tensor) -> Tensor:
-        """`encode`, of latents in float32 at least and without autocast."""
+        """Compute `encode` for latents in float32 at least, outside autocast."""
 
     @abstractmethod
     def embed(self, codes: Tensor) -> Tensor:
-        """`lookup`, without autocast."""
+        """Compute `lookup` outside autocast."""
 
     @abstractmethod
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """The weight of each of the `losses` at the present `step`."""
+        """Return the weight of each of the `losses` at the current `step`."""
 
     def latents(self, encoder_output: Tensor) -> Tensor:
-        """What the encoder gives -> latents. Here they are one thing."""
+        """Extract the latents from the encoder output; by default they are the same tensor."""
         return encoder_output
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Latents (B, latent_channels, h', w') -> codes (B, h', w') int64, or (B, h', w', depth)."""
+        """Assign codes to latents: (B, latent_channels, h', w') -> (B, h', w') int64, or (B, h', w', depth)."""
         with torch.autocast(latents.device.type, enabled=False):
             return self.assign_latents(at_least_float32(latents, latents))
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes (B, h', w'), or (B, h', w', depth) -> what the decoder takes, (B, D, h, w).
+        """Look up codes (B, h', w'), or (B, h', w', depth): the decoder input (B, D, h, w).
 
         Raises:
             ValueError: codes of another shape.
@@ -136,11 +136,11 @@ class Quantizer(nn.Module, ABC):
             return self.embed(codes)
 
     def quantize_latents(self, latents: Tensor) -> Tensor:
-        """Latents -> what the decoder takes, `lookup(encode(latents))`, with a straight-through gradient to them."""
+        """Map latents to the decoder input, `lookup(encode(latents))`, with a straight-through gradient."""
         return straight_through(self.lookup(self.encode(latents)), latents)
 
     def forward(self, encoder_output: Tensor) -> QuantizerOutput:
-        """What the encoder gives -> what the decoder takes, codes, losses, counts."""
+        """Quantize an encoder output (B, encoder_channels, h, w): decoder input, codes, losses and counts."""
         with torch.autocast(encoder_output.device.type, enabled=False):
             output = self.quantize(at_least_float32(encoder_output, encoder_output))
             output.quantized = output.quantized.to(encoder_output.dtype)
@@ -149,48 +149,48 @@ class Quantizer(nn.Module, ABC):
             return output
 
     def check_batch(self, tokens: int, processes: int) -> None:
-        """Raises ValueError where `tokens` of a batch on each of the processes are too few to train on; none are."""
+        """Raise ValueError if `tokens` per process are too few to train on; by default any number will do."""
 
     def set_total_steps(self, steps: int) -> None:
-        """To be called before a training of as many steps, where a schedule of the method ends with the training."""
+        """Set the length of the training, for methods with a schedule that ends with it; call it before training."""
 
     def seed_noise(self, seed: int, first_image: int) -> None:
-        """Makes the noise of the coming batches a function of the seed and of the images' places in the whole batch.
+        """Seed the noise of the coming batches with `seed` and the images' indices in the global batch.
 
-        To be called before every forward pass of a training whose batches are split, with the place of its first
-        image; any split then draws alike. Otherwise the noise comes from the global random state.
+        If a training splits its batches, call this before every forward pass with the index of its first image: any
+        split then draws the same noise. Otherwise the noise comes from the global random state.
         """
         self._noise_of = (seed, first_image)
 
-    @torch.compiler.disable  # a compiled one would be compiled anew for every seed
+    @torch.compiler.disable  # if compiled, it would be recompiled for every seed
     def noise(self, encoder_output: Tensor) -> ImageNoise:
-        """The source of noise for a batch; asked for again, it gives the same noise again if there is a seed."""
+        """Create the noise source of a batch; with a seed, every call gives the same noise."""
         return ImageNoise(len(encoder_output), encoder_output.device, *(self._noise_of or ()))
 
     @property
     def update_seed(self) -> int:
-        """Of what `after_update` draws, the same on all processes: the noise's seed, or else the updates so far."""
+        """Seed of the random numbers of `after_update`, equal on all processes: the noise's seed, or else the step."""
         return self._noise_of[0] if self._noise_of else int(self.step)
 
     def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
-        """To be called once after every completed generator update, in training only, by all processes.
+        """Update state after an optimizer step of the generator; all processes must call it, in training only.
 
         Args:
-            encoder_output: what the encoder gave for this process's share of the batch, all its parts, (B, C, h, w).
-            codes: its codes.
+            encoder_output: (B, C, h, w), of this process's share of the batch, all micro-batches.
+            codes: their codes.
         """
         self.step += 1
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Named scalars that tell how the table is doing at the present `step`, for the log."""
+        """Return named scalars for the log that describe the state of the table at the current `step`."""
         return {}
 
     def counts_of(self, codes: Tensor) -> Tensor:
-        """How often each code occurs, (K,) int64."""
+        """Count how often each code occurs, (K,) int64."""
         return code_counts(codes, self.codebook_size)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantizer":
-        """Moves to another device or type, but never below float32, as `.half()` of the whole model would ask for."""
+        """Move to another device or dtype, but keep at least float32, even if the whole model is cast by `.half()`."""
 
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
@@ -200,21 +200,21 @@ class Quantizer(nn.Module, ABC):
 
 
 def tokens_of(latents: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B h w, C)."""
+    """Flatten maps (B, C, h, w) into tokens (B h w, C)."""
     return rearrange(latents, "b c h w -> (b h w) c")
 
 
 def unit_latents(latents: Tensor) -> Tensor:
-    """(B, C, h, w) -> each token at length 1, in float32 at least; a zero token stays zero."""
+    """Normalise each token of (B, C, h, w) to length 1, in float32 at least; a zero token stays zero."""
     return unit_vectors(at_least_float32(latents, latents).movedim(1, -1)).movedim(-1, 1)
 
 
 def grid_of(tokens: Tensor, latents: Tensor) -> Tensor:
-    """(B h w, ...) -> (B, h, w, ...) of these latents (B, C, h, w)."""
+    """Arrange tokens (B h w, ...) on the grid (B, h, w, ...) of `latents` (B, C, h, w)."""
     batch, _, height, width = latents.shape
     return tokens.reshape(batch, height, width, *tokens.shape[1:])
 
 
 def maps_of(tokens: Tensor, latents: Tensor) -> Tensor:
-    """(B h w, C) -> (B, C, h, w) of these latents (B, ..., h, w)."""
+    """Arrange tokens (B h w, C) as maps (B, C, h, w) on the grid of `latents` (B, ..., h, w)."""
     return rearrange(grid_of(tokens, latents), "b h w c -> b c h w")

@@ -1,4 +1,4 @@
-"""Continuous references: what stands where a quantizer does and quantises nothing, for comparison."""
+"""Continuous references: take a quantizer's place without quantising, for comparison."""
 
 from torch import Tensor
 
@@ -6,12 +6,12 @@ from tokenizer.quantizers.base import Quantizer
 
 
 class ContinuousQuantizer(Quantizer):
-    """Latents and named losses, no codes: `quantize` gives neither codes nor counts, and K has no meaning.
+    """Latents and named losses without codes: `quantize` returns neither codes nor counts, and K is ignored.
 
     A subclass sets `name` and defines `quantize`, `quantize_latents` and `loss_weights`.
 
     Attributes:
-        name: as configs call it, for messages.
+        name: the method's name in configs, for error messages.
     """
 
     depth = 0
@@ -19,15 +19,15 @@ class ContinuousQuantizer(Quantizer):
 
     @property
     def codebook(self) -> Tensor:
-        """Raises ValueError: there is none."""
+        """Raises ValueError: a continuous method has no codebook."""
         raise self._no_codes()
 
     def assign_latents(self, latents: Tensor) -> Tensor:
-        """Raises ValueError: there are no codes."""
+        """Raise ValueError: a continuous method has no codes."""
         raise self._no_codes()
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Raises ValueError: there are no codes."""
+        """Raise ValueError: a continuous method has no codes."""
         raise self._no_codes()
 
     def _no_codes(self) -> ValueError:

@@ -1,4 +1,4 @@
-"""CVQ-VAE (Zheng and Vedaldi 2023): codes that are seldom used are drawn to tokens of the batch, their anchors."""
+"""CVQ-VAE (Zheng and Vedaldi 2023): rarely used codes move towards tokens of the batch, their anchors."""
 
 from typing import Literal
 
@@ -15,37 +15,42 @@ from tokenizer.quantizers.base import tokens_of
 from tokenizer.quantizers.tables import TableInit
 from tokenizer.quantizers.vq import VQQuantizer
 
-# Of the contrastive loss.
+# Temperature of the contrastive loss.
 _TEMPERATURE = 0.07
 
 
 class CVQQuantizer(VQQuantizer):
-    """The closest row; the raw rows go to the decoder. After each update of the optimiser the table moves:
+    """Closest code; the decoder gets the raw rows; rarely used codes are pulled to anchors.
+
+        k = argmin_k distance(z, e_k); quantized = z + sg(e_k - z)
+        losses: ||sg(z) - e_k||^2 + beta ||z - sg(e_k)||^2, optionally a contrastive loss
+
+    After each optimizer step the table moves (section 3.2):
 
         N_k <- g N_k + (1 - g) f_k,  a_k = exp(-10 K N_k / (1 - g) - 1e-3),  e_k <- (1 - a_k) e_k + a_k anchor_k,
 
-    f_k the share of the tokens of the whole batch that have code k, N_k 0 at first (section 3.2). A code in use,
-    N_k = 1 / K, stays; one that is never hit becomes its anchor in every update.
+    where f_k is the share of the global batch's tokens with code k, and N_k starts at 0. A code in use, N_k = 1 / K,
+    stays; a code that is never used becomes its anchor in every update.
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
         beta: weight of the commitment loss.
-        legacy_beta: puts beta on the codebook term instead.
-        distance: what is close, in assigning tokens, in anchors and in the contrastive loss: the largest cosine, or
-            the smallest euclidean distance.
-        anchor: a code's, of the batch of all processes: its `closest` token; a `random` one (the public code draws
-            from a pool of earlier batches as well); `probrandom`, one drawn by the softmax over tokens of cosines or
-            negative squared distances.
+        legacy_beta: puts beta on the codebook loss instead.
+        distance: measure of closeness in assignment, anchors and contrastive loss: the cosine or the Euclidean
+            distance.
+        anchor: a code's anchor in the global batch: `closest`, its closest token; `random`, a random token (the public
+            code draws from a pool of earlier batches as well); `probrandom`, a token sampled by the softmax over tokens
+            of cosines or negative squared distances.
         decay: g.
-        first_batch: only the first update re-places codes.
-        contrastive_weight: weight of the contrastive loss, 0: none. For each code, the cross-entropy by which the mean
-            similarity of its max(1, N / K) closest tokens wins against each of the N / 2 least close ones, at a
-            temperature of 0.07. It trains the table alone. In training, N is of all processes.
-        init: how the table is drawn: see `initial_table`.
+        first_batch: move codes to their anchors at the first update only.
+        contrastive_weight: weight of the contrastive loss; 0 disables it. For each code, it is the cross-entropy of the
+            mean similarity of its max(1, N / K) closest tokens against the similarities of its N / 2 farthest tokens,
+            at a temperature of 0.07. It trains the table alone. In training, the N tokens are those of all processes.
+        init: initialisation of the table: see `initial_table`.
 
     Attributes:
-        frequencies: N, (K,).
+        frequencies: N_k, (K,).
     """
 
     def __init__(
@@ -72,38 +77,38 @@ class CVQQuantizer(VQQuantizer):
         self.register_buffer("frequencies", torch.zeros(codebook_size))
 
     def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
-        """The closest code: (N, D), (K, D) -> (N,) int64."""
+        """Find the closest code: (N, D), (K, D) -> (N,) int64."""
         return most_similar(tokens, codebook) if self.distance == "cosine" else closest(tokens, codebook)
 
     def assign_with_losses(self, tokens: Tensor, codebook: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The closest code, and `contrastive`, that loss, where it has a weight."""
+        """Find the closest codes, and compute `contrastive` if it has a weight."""
         codes, losses = super().assign_with_losses(tokens, codebook)
         return codes, losses | ({"contrastive": self.contrastive(tokens, codebook)} if self.contrastive_weight else {})
 
     def contrastive(self, tokens: Tensor, codebook: Tensor) -> Tensor:
-        """The contrastive loss, a scalar; in training, to be called by every process."""
+        """Compute the contrastive loss, a scalar; in training, every process must call this."""
         tokens = all_gather(tokens.detach()) if self.training else tokens.detach()
         part = max(1, entries_of_tile(tokens) // len(tokens))
-        # A part of the codes at a time, computed again in the backward pass: K x N similarities are never held.
+        # Blocks of codes, recomputed in the backward pass, so that the K x N similarities are never held.
         options = {"use_reentrant": False, "preserve_rng_state": False}
         terms = [checkpoint(self._contrastive_terms, tokens, codes, **options) for codes in codebook.split(part)]
         return torch.cat(terms).mean()
 
     def _contrastive_terms(self, tokens: Tensor, codes: Tensor) -> Tensor:
-        """The loss of each of some codes, (k,)."""
-        found = similarities(tokens, codes, self.distance) / _TEMPERATURE
-        positive = found.topk(max(1, len(tokens) // self.codebook_size)).values.mean(dim=1, keepdim=True)
-        logits = torch.cat([positive, found.topk(len(tokens) // 2, largest=False).values], dim=1)
+        """Compute the contrastive loss of each of the `codes`, (k,)."""
+        similarity = similarities(tokens, codes, self.distance) / _TEMPERATURE
+        positive = similarity.topk(max(1, len(tokens) // self.codebook_size)).values.mean(dim=1, keepdim=True)
+        logits = torch.cat([positive, similarity.topk(len(tokens) // 2, largest=False).values], dim=1)
         return cross_entropy(logits, torch.zeros(len(codes), dtype=torch.int64, device=codes.device), reduction="none")
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """1 and beta, in the order of `legacy_beta`, and `contrastive_weight`."""
+        """Return 1 and beta (see `legacy_beta`), and `contrastive_weight`."""
         weight = self.contrastive_weight
         return super().loss_weights() | ({"contrastive": weight} if weight else {})
 
     @torch.no_grad()
     def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
-        """Re-places seldom used codes by tokens of the batch of all processes, and counts the update."""
+        """Move rarely used codes to tokens of the global batch, and count the update."""
         self._move(tokens_of(at_least_float32(encoder_output.detach(), self.codebook)), codes)
         super().after_update(encoder_output, codes)
 

@@ -10,34 +10,37 @@ from tokenizer.quantizers.anchors import random_tokens
 from tokenizer.quantizers.base import QuantizerOutput, tokens_of
 from tokenizer.quantizers.tables import TableInit, TableQuantizer, initial_table
 
-# Of the Laplace smoothing of cluster sizes: what keeps an empty cluster from 0 / 0.
+# Laplace smoothing of the cluster sizes, which avoids 0 / 0 for an empty cluster.
 _EPSILON = 1e-5
 
 
 class EMAQuantizer(TableQuantizer):
-    """Nearest row in l2; the rows are means of the tokens assigned to them, and get no gradient.
+    """Nearest row in l2; the rows are moving averages of their tokens and get no gradient.
 
-    With n_k tokens of the whole batch in cluster k, and z their vectors, each update makes
+        k = argmin_k ||z - e_k||; quantized = z + sg(e_k - z)
+        losses: beta ||z - sg(e_k)||^2
+
+    With n_k tokens z of the global batch in cluster k, each update computes
 
         N_k <- g N_k + (1 - g) n_k,  m_k <- g m_k + (1 - g) sum z,  e_k = m_k / N~_k,
         N~_k = n (N_k + eps) / (n + K eps),  n = sum N,  eps = 1e-5.
 
-    Averages start as if each code had been its own cluster of one token: N_k = 1, m_k = e_k. So a code that is not hit
-    stays where it is; it is drawn to the origin only after hundreds of updates, when its N_k falls below eps.
+    The averages start as if each code had been its own cluster of one token: N_k = 1, m_k = e_k. So an unused code
+    stays where it is; only after hundreds of updates, when its N_k falls below eps, is it drawn to the origin.
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
-        beta: weight of the commitment loss, the only one.
+        beta: weight of the commitment loss, the only loss.
         decay: g.
-        revive_below: codes with N_k below it become random tokens of the batch, with N_k = 1, or this where it is
-            more; 0: none. N_k is a count per update, so a code needs as many hits in the batch of all processes, on
-            average, to stay.
-        init: how the table is drawn: see `initial_table`.
+        revive_below: replace codes with N_k below this by random tokens of the batch, with N_k = max(1, revive_below);
+            0 disables it. N_k counts tokens per update over all processes, so a code stays if it gets that many on
+            average.
+        init: initialisation of the table: see `initial_table`.
 
     Attributes:
-        cluster_sizes: N, (K,).
-        cluster_sums: m, (K, D).
+        cluster_sizes: N_k, (K,).
+        cluster_sums: m_k, (K, D).
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class EMAQuantizer(TableQuantizer):
         self.register_buffer("cluster_sums", self.codebook.clone())
 
     def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
-        """The code of smallest euclidean distance: (N, D), (K, D) -> (N,) int64."""
+        """Find the code of smallest Euclidean distance: (N, D), (K, D) -> (N,) int64."""
         return closest(tokens, codebook)
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
@@ -71,11 +74,11 @@ class EMAQuantizer(TableQuantizer):
         return output
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """beta."""
+        """Return beta for `commitment`."""
         return {"commitment": self.beta}
 
     def check_batch(self, tokens: int, processes: int) -> None:
-        """Raises ValueError where a batch has too few codes for each of the table to be hit `revive_below` times."""
+        """Raise ValueError if a batch has too few tokens to use every code `revive_below` times."""
         hits = tokens * processes * self.depth
         if hits < self.revive_below * self.codebook_size:
             raise ValueError(
@@ -85,20 +88,20 @@ class EMAQuantizer(TableQuantizer):
             )
 
     def assigned(self, encoder_output: Tensor, codes: Tensor) -> Tensor:
-        """The vectors that the codes were found for, (codes.numel(), D), in their order."""
+        """Return the vectors that `codes` were assigned to, (codes.numel(), D), in their order."""
         return tokens_of(encoder_output)
 
     @torch.no_grad()
     def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
-        """Moves the averages and the table by the batch of all processes, revives codes, and counts the update."""
+        """Update averages and table with the global batch, revive codes, and count the update."""
         vectors = self.assigned(at_least_float32(encoder_output.detach(), self.codebook), codes)
-        # The sum of each cluster's vectors, as of index_add_, but on a GPU in a fixed order.
+        # Sums the vectors of each cluster like index_add_, but in a deterministic order on a GPU.
         added = torch.ops.aten.embedding_dense_backward(vectors, codes.flatten(), self.codebook_size, -1, False)
         sizes, sums, share = self.cluster_sizes, self.cluster_sums, 1 - self.decay
         sizes.lerp_(all_reduce_sum(self.counts_of(codes)).to(sizes.dtype), share)
         sums.lerp_(all_reduce_sum(added).to(sums.dtype), share)
         if self.revive_below:
-            # All codes draw a token, so that the device need not say how many are dead.
+            # All codes draw a token, so that no synchronisation is needed to count the dead ones.
             dead, size = sizes < self.revive_below, max(1.0, self.revive_below)
             tokens = random_tokens(vectors, dead.cumsum(0) - 1, self.update_seed)
             sizes.masked_fill_(dead, size)

@@ -9,17 +9,20 @@ from tokenizer.quantizers.tables import TableInit, TableQuantizer, codebook_weig
 
 
 class FCQuantizer(TableQuantizer):
-    """Nearest row, with latents and rows at length 1 for the look-up, the decoder and the losses alike.
+    """Nearest row among unit vectors: look-up, decoder input and losses all use latents and rows at length 1.
 
-    The factorisation is a small D: the projections down to it and up from it are the convolutions that the networks
-    have around every quantizer (of `vqgan` the 1 x 1 ones from z_channels and back, of `conv` the encoder's last and
-    the decoder's first). ViT-VQGAN has D 32, LlamaGen 8. A latent of zeros stays zero and takes the first code.
+        z' = z / ||z||, e' = e / ||e||; k = argmax_k z' . e'_k; quantized = z' + sg(e'_k - z')
+        losses: ||sg(z') - e'_k||^2 + beta ||z' - sg(e'_k)||^2
+
+    Factorisation means a small D: the projections to D channels and back are the convolutions that the networks have
+    around every quantizer (in `vqgan` the 1 x 1 ones from and to z_channels, in `conv` the encoder's last and the
+    decoder's first). ViT-VQGAN has D 32, LlamaGen 8. A zero latent stays zero and gets the first code.
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
         beta: weight of the commitment loss.
-        init: how the table is drawn, before its rows are normalised: see `initial_table`.
+        init: initialisation of the table, before its rows are normalised: see `initial_table`.
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int, beta: float = 0.25, init: TableInit = "unit"):
@@ -29,20 +32,20 @@ class FCQuantizer(TableQuantizer):
 
     @property
     def codebook(self) -> Tensor:
-        """The effective table, (K, D): the learned one's rows at length 1."""
+        """The effective table (K, D): the learned rows at length 1."""
         return unit_vectors(self.table)
 
     def latents(self, encoder_output: Tensor) -> Tensor:
-        """What the encoder gives at length 1, in float32 at least: nothing else of it counts."""
+        """Normalise the encoder output to length 1, in float32 at least; the method uses directions only."""
         return unit_latents(encoder_output)
 
     def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
-        """The code of smallest distance between directions, which is that of largest cosine: (N, D), (K, D) -> (N,)."""
+        """Find the closest direction, which has the largest cosine: (N, D), (K, D) -> (N,) int64."""
         return most_similar(tokens, codebook)
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
         return super().quantize(self.latents(encoder_output))
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """1 for the codebook loss and beta for the commitment loss."""
+        """Return 1 for the codebook loss and beta for the commitment loss."""
         return codebook_weights(self.beta, legacy_beta=False)

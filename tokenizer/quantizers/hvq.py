@@ -17,51 +17,56 @@ from tokenizer.networks.hierarchy import LevelNetworks
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.tables import TableInit, initial_table
 
-# Between a revived code and the most-used one, in each dimension, a normal deviate of this size.
+# Standard deviation per dimension of the noise between a reset code and the most-used one.
 _REVIVAL_SPREAD = 0.01
 
 
 class HVQQuantizer(Quantizer):
-    """A stack of levels, each with a table, q(k | z) ~ exp(-|z - e_k|^2); the codes are the top level's.
+    """A stack of levels with one table each, q(k | z) ~ exp(-|z - e_k|^2); `codes` are those of the top level.
 
-    Level 1's latents are what the encoder gives. Each level above encodes those below it, normalised, at half the side.
-    Codes are looked up downwards: the row of the top level is decoded to the latents below, of which the nearest row is
-    taken, and so on to level 1, whose rows the images are decoded from.
+        level 1: z_1 = encoder output; level l > 1: z_l = encoder_l(normalised sg(z_{l-1})), half the side
+        training: quantized = the level-1 sample, sum_k softmax((logits_k + gumbel) / temperature) e_k
+        losses per level: kl(q || uniform), commitment sum_k p_k ||z - e_k||^2, reconstruction of the level below
 
-    Published is a training level by level, each on the frozen one below. Here all levels learn at the same time, and no
-    gradient passes from a level to one below: what it encodes, and is to decode, is detached. Each level so minimises
-    the objective of its phase, on a level below that is still learning; there are no phases. In training the images are
-    decoded from level 1's sample alone; in evaluation from what is left of them in the top level's codes.
+    Look-up goes downwards: the row of the top level is decoded to latents of the level below, their nearest rows are
+    decoded in turn, down to level 1, whose rows are the decoder input.
 
-    A sample is the rows' mean by the soft weights of a relaxed sample of the codes (`relaxed_one_hot`). Codes, and what
-    is counted, are the nearest ones, not the sampled ones.
+    The paper trains level by level, each on frozen lower ones. Here all levels train at the same time, and no gradient
+    passes from a level to the one below: its input and its target are detached. Each level thus minimises the objective
+    of its phase while the level below is still learning. In training the images are decoded from the sample of level 1;
+    in evaluation from the top level's codes.
 
-    Losses, of level l, means over tokens and images:
-        level_l_kl: sum_k p_k (log p_k + log K), for each value of the level's input: of level 1's, of the image.
-        level_l_commitment: sum_k p_k |z - e_k|^2, for each value of the level's input.
-        level_l_reconstruction: from level 2 on, the squared error of the normalised latents below, a mean over values.
+    A sample is the mean of the rows, weighted by a relaxed one-hot sample (`relaxed_one_hot`). Codes and counts are
+    those of the nearest row, not of the sample.
+
+    Losses of level l, means over tokens and images:
+        level_l_kl: sum_k p_k (log p_k + log K), divided by the values of the level's input per token (level 1: image
+            values).
+        level_l_commitment: sum_k p_k |z - e_k|^2, divided likewise.
+        level_l_reconstruction: from level 2 on, mean squared error of the normalised latents of the level below.
 
     Args:
         codebook_size: K, the number of codes of each level.
         codebook_dim: D, the size of a code of each level.
-        levels: how many; with 1 it is a flat stochastic quantizer. Each above the first halves the side of the grid.
+        levels: number of levels; 1 is a flat stochastic quantizer. Each level above the first halves the side of the
+            grid.
         hidden_channels: width of the networks between levels.
         residual_channels: inner width of their residual layers.
-        num_residual_layers: their residual layers.
-        kl_weight: of the divergence from the uniform distribution, beside a mean squared error.
-        commitment_weight: of the commitment, likewise.
-        initial_temperature: of the samples at step 0.
-        final_temperature: at the end of a planned training, reached linearly; without a plan it does not change.
-        reset_every: updates between two looks for unused codes; 0: never. At each, the least-used code of a level
-            becomes the most-used one plus a little noise, where its count since the last look is below the share
-            `reset_share`.
-        reset_share: of the most-used code's count.
-        norm_decay: of the running mean and variance of the latents, per update.
-        init: how the tables are drawn: see `initial_table`.
+        num_residual_layers: number of their residual layers.
+        kl_weight: weight of `kl`, relative to a mean squared error of the images.
+        commitment_weight: weight of `commitment`, likewise.
+        initial_temperature: temperature of the samples at step 0.
+        final_temperature: temperature at the end of the training, reached linearly if `set_total_steps` was called;
+            otherwise the temperature stays constant.
+        reset_every: updates between two resets; 0 disables them. A reset replaces the least-used code of a level by the
+            most-used one plus a little noise, if its count since the last reset is below `reset_share` of the largest
+            count.
+        reset_share: see `reset_every`.
+        norm_decay: decay per update of the running mean and variance of the latents.
+        init: initialisation of the tables: see `initial_table`.
 
     Raises:
-        ValueError: less than one level, a temperature that is not above 0, a decay above 1, or sizes of the networks
-            that cannot work.
+        ValueError: less than one level, a temperature of 0 or less, a decay above 1, or invalid sizes of the networks.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class HVQQuantizer(Quantizer):
         self.reset_every = reset_every
         self.reset_share = reset_share
         self.norm_decay = norm_decay
-        self._planned_steps: int | None = None
+        self._total_steps: int | None = None
         self.tables = nn.ParameterList(initial_table(init, codebook_size, codebook_dim) for _ in range(levels))
         sizes = (codebook_dim, hidden_channels, residual_channels, num_residual_layers)
         self.networks = nn.ModuleList(LevelNetworks(*sizes) for _ in range(levels - 1))
@@ -109,16 +114,16 @@ class HVQQuantizer(Quantizer):
 
     @property
     def temperature(self) -> Tensor:
-        """Of the relaxed samples at the present step, a scalar."""
-        done = self.step.double() / (self._planned_steps or math.inf)
+        """Temperature of the relaxed samples at the current step, a scalar."""
+        done = self.step.double() / (self._total_steps or math.inf)
         return self.initial_temperature + (self.final_temperature - self.initial_temperature) * done.clamp(max=1)
 
     def set_total_steps(self, steps: int) -> None:
-        """The temperature is to reach its end after as many updates."""
-        self._planned_steps = steps
+        """Set the number of updates after which the temperature reaches its final value."""
+        self._total_steps = steps
 
     def latents(self, encoder_output: Tensor) -> Tensor:
-        """Those of the top level: (B, D, h, w) -> (B, D, h / 2^(levels - 1), w / 2^(levels - 1)).
+        """Compute the latents of the top level: (B, D, h, w) -> (B, D, h / 2^(levels - 1), w / 2^(levels - 1)).
 
         Raises:
             ValueError: a side that is no multiple of 2^(levels - 1).
@@ -137,44 +142,44 @@ class HVQQuantizer(Quantizer):
         return self._down(_rows(codes, self.codebook))
 
     def quantize_latents(self, latents: Tensor) -> Tensor:
-        """`lookup(encode(latents))`; the gradient passes straight through each table, and through the decoders."""
+        """Compute `lookup(encode(latents))`, straight through each table; gradients also pass through the decoders."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = at_least_float32(latents, latents)
             return self._down(straight_through(_rows(self.assign_latents(latents), self.codebook), latents))
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
         self._check_sides(encoder_output)
-        noise = self.noise(encoder_output) if self.training else None  # one stream, from which each level draws its own
+        noise = self.noise(encoder_output) if self.training else None  # the levels draw from it in turn
         rows, codes, losses = self._level(1, encoder_output, self.values_per_token, noise)
         quantized, latents = rows, encoder_output
         for level, networks in enumerate(self.networks, start=2):
             below = networks.normalised(latents.detach())
             latents = networks.encoder(below)
-            rows, codes, found = self._level(level, latents, 4 * self.codebook_dim, noise)
-            losses |= found | {f"level_{level}_reconstruction": mse_loss(networks.decoder(rows), below)}
+            rows, codes, level_losses = self._level(level, latents, 4 * self.codebook_dim, noise)
+            losses |= level_losses | {f"level_{level}_reconstruction": mse_loss(networks.decoder(rows), below)}
         if not self.training:
             latents = self.latents(encoder_output)
             quantized, codes = self.quantize_latents(latents), self.assign_latents(latents)
         return QuantizerOutput(quantized, codes, losses, self.counts_of(codes))
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """1 for the reconstructions, kl_weight and commitment_weight for the others."""
+        """Return 1 for the reconstructions, kl_weight and commitment_weight for the other losses."""
         weights = {"kl": self.kl_weight, "commitment": self.commitment_weight, "reconstruction": 1.0}
         levels = range(1, len(self.tables) + 1)
         names = ((level, name) for level in levels for name in weights if (level, name) != (1, "reconstruction"))
         return {f"level_{level}_{name}": weights[name] for level, name in names}
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """The temperature."""
+        """Return the temperature."""
         return {"temperature": self.temperature}
 
     @torch.no_grad()
     def after_update(self, encoder_output: Tensor, codes: Tensor) -> None:
-        """Counts the update and the codes, follows the latents' mean and variance, and replaces unused codes.
+        """Count the update and the codes, update the latents' running mean and variance, and reset unused codes.
 
-        The levels between the first and the top see the latents once more, by the networks as the update has left them.
+        The latents of levels between the first and the top are computed again, by the updated networks.
         """
-        # At the first update nothing is known: the statistics become those of the batch.
+        # At the first update the running statistics are replaced by those of the batch.
         decay = torch.where(self.step == 0, 0.0, self.norm_decay)
         super().after_update(encoder_output, codes)
         latents, counts = at_least_float32(encoder_output, encoder_output), []
@@ -189,9 +194,9 @@ class HVQQuantizer(Quantizer):
             self._replace_unused(due=self.step % self.reset_every == 0)
 
     def _replace_unused(self, due: Tensor) -> None:
-        """Of each level, the least-used code where it is used too little; then the counts begin anew. If it is `due`.
+        """Replace each level's least-used code if it is used too little and clear the counts, both only if `due`.
 
-        Without a branch, which would wait for the device.
+        Works without a branch, which would synchronise with the device.
         """
         generator = torch.Generator().manual_seed(self.update_seed)
         noise = torch.randn(len(self.tables), self.codebook_dim, generator=generator).to(self.codebook)
@@ -204,9 +209,10 @@ class HVQQuantizer(Quantizer):
     def _level(
         self, level: int, latents: Tensor, values: int, noise: ImageNoise | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Latents (B, D, h, w) -> rows (B, D, h, w), codes (B, h, w) and losses, of which a token has so many `values`.
+        """Quantize one level: latents (B, D, h, w) -> rows (B, D, h, w), codes (B, h, w), losses.
 
-        The rows are a sample; without noise those of the codes.
+        `values` is the number of values of the level's input per token. The rows are a sample, or without noise the
+        nearest rows.
         """
         tokens = tokens_of(latents)  # (N, D)
         table = at_least_float32(self.tables[level - 1], tokens)
@@ -225,7 +231,7 @@ class HVQQuantizer(Quantizer):
         return maps_of(rows, latents), grid_of(codes, latents), losses
 
     def _down(self, rows: Tensor) -> Tensor:
-        """Rows of the top level (B, D, h', w') -> rows of level 1 (B, D, h, w), straight through the nearest ones."""
+        """Decode rows of the top level (B, D, h', w') to rows of level 1 (B, D, h, w), straight through each table."""
         for networks, table in zip(reversed(self.networks), reversed(list(self.tables)[:-1]), strict=True):
             below = networks.down(rows)
             rows = straight_through(_rows(_nearest(below, table), table), below)
@@ -237,10 +243,10 @@ class HVQQuantizer(Quantizer):
 
 
 def _nearest(latents: Tensor, table: Tensor) -> Tensor:
-    """(B, D, h, w), (K, D) -> codes (B, h, w)."""
+    """Find the nearest codes: latents (B, D, h, w), table (K, D) -> codes (B, h, w)."""
     return grid_of(closest(tokens_of(latents), table), latents)
 
 
 def _rows(codes: Tensor, table: Tensor) -> Tensor:
-    """(B, h, w), (K, D) -> (B, D, h, w)."""
+    """Look up codes: codes (B, h, w), table (K, D) -> (B, D, h, w)."""
     return rearrange(embedding(codes, table), "b h w d -> b d h w")

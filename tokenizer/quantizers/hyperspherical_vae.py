@@ -10,16 +10,18 @@ from tokenizer.quantizers.continuous import ContinuousQuantizer
 
 
 class HypersphericalVAEQuantizer(ContinuousQuantizer):
-    """A von Mises-Fisher distribution of each latent's direction: the encoder gives its mean and concentration.
+    """A von Mises-Fisher posterior of each latent's direction, with an encoded mean and concentration.
 
-    The mean is the unit vector of the first D channels, the concentration softplus + 1 of the last. In training the
-    decoder takes a sample, and `kl` is the divergence from the uniform distribution on the sphere, summed over an
-    image's tokens, mean over the images. Otherwise it takes the mean, which is also the latents; zero channels stay so.
+        mean = z / ||z||, kappa = softplus(c) + 1; quantized = sample of vMF(mean, kappa) in training, else mean
+        losses: kl_weight KL(vMF(mean, kappa) || uniform on the sphere)
+
+    `kl` is summed over an image's tokens and averaged over the images. The latents are the means; a zero vector stays
+    zero.
 
     Args:
-        codebook_size: without meaning here.
-        codebook_dim: D, the channels of the latents, at least 2: the sphere is that of R^D.
-        kl_weight: weight of `kl`; with loss.pixel log_mse, 1 is the evidence lower bound.
+        codebook_size: ignored.
+        codebook_dim: D, the channels of the latents, at least 2: directions in R^D.
+        kl_weight: weight of `kl`; with loss.pixel log_mse, 1 gives the evidence lower bound.
 
     Raises:
         ValueError: a codebook_dim of 1.
@@ -38,26 +40,26 @@ class HypersphericalVAEQuantizer(ContinuousQuantizer):
 
     @property
     def encoder_channels(self) -> int:
-        """D + 1: means before they are normalised, then what concentrations come of."""
+        """D + 1: unnormalised means, then the logit c of the concentration."""
         return self.codebook_dim + 1
 
     def latents(self, encoder_output: Tensor) -> Tensor:
-        """The mean directions."""
+        """Extract the mean directions."""
         return self.quantize_latents(encoder_output[:, : self.codebook_dim])
 
     def quantize_latents(self, latents: Tensor) -> Tensor:
-        """The directions of the latents."""
+        """Normalise the latents to length 1."""
         return unit_latents(latents).to(latents.dtype)
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
-        taken = self.latents(encoder_output)
+        quantized = self.latents(encoder_output)
         concentration = softplus(encoder_output[:, -1:]) + 1
         kl = kl_to_uniform(concentration, self.codebook_dim).sum(dim=(1, 2, 3)).mean()
         if self.training:
-            grids = (rearrange(part, "b c h w -> b h w c") for part in (taken, concentration))
-            taken = rearrange(sample(*grids, self.noise(encoder_output)), "b h w c -> b c h w")
-        return QuantizerOutput(taken, losses={"kl": kl})
+            grids = (rearrange(part, "b c h w -> b h w c") for part in (quantized, concentration))
+            quantized = rearrange(sample(*grids, self.noise(encoder_output)), "b h w c -> b c h w")
+        return QuantizerOutput(quantized, losses={"kl": kl})
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """kl_weight."""
+        """Return kl_weight for `kl`."""
         return {"kl": self.kl_weight}

@@ -1,4 +1,4 @@
-"""Index back-propagation (IBQ, Shi et al. 2024): every code gets a gradient, through the softmax over all of them."""
+"""Index back-propagation (IBQ, Shi et al. 2024): every code gets a gradient, through a softmax over all codes."""
 
 import torch
 from torch import Tensor
@@ -13,25 +13,27 @@ from tokenizer.quantizers.tables import TableInit, TableQuantizer
 
 
 class IBQQuantizer(TableQuantizer):
-    """The row of largest inner product; its index is differentiable, straight through the softmax of the products.
+    """Code of largest inner product, with an index that is differentiable straight through a softmax.
 
-    With p = softmax(z e^T) and the one-hot index of its largest entry, the decoder takes q = (one-hot + p - sg p) e, so
-    that tokens and all rows get a gradient. There is no other straight-through gradient. The table of N x K products is
-    held, as the method's definition asks.
+        p = softmax(z e^T); k = argmax p; quantized = q = (one_hot(k) + p - sg(p)) e
+        losses: ||q - z||^2 + beta ||e_k - sg(z)||^2 + ||z - sg(e_k)||^2 + entropy_weight entropy
 
-    Losses, means over tokens:
-        index: |q - z|^2 of the row with the differentiable index (mean over dimensions, as the two others).
-        codebook, commitment: |q' - sg z|^2 and |z - sg q'|^2 of the row as it is looked up.
-        entropy: the mean entropy of the sharpened softmax of a token, less the entropy of its mean over the tokens of
-            all processes: small where tokens are decided and codes are used alike.
+    Tokens and all rows get a gradient through p; there is no other straight-through gradient. The method needs the N x
+    K table of inner products in memory.
+
+    Losses, means over tokens (the first three also over dimensions):
+        index: |q - z|^2 of the row with the differentiable index.
+        codebook, commitment: |e_k - sg z|^2 and |z - sg e_k|^2 of the row as it is looked up.
+        entropy: mean entropy of each token's sharpened softmax, minus the entropy of its mean over the tokens of all
+            processes: small if assignments are confident and codes are used equally.
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
         beta: weight of the codebook loss.
-        entropy_weight: of the entropy loss, which is not computed if it is 0.
-        entropy_temperature: the products are divided by it in the entropy loss alone.
-        init: how the table is drawn: see `initial_table`.
+        entropy_weight: weight of the entropy loss; at 0 it is not computed.
+        entropy_temperature: divides the inner products in the entropy loss alone.
+        init: initialisation of the table: see `initial_table`.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class IBQQuantizer(TableQuantizer):
         self.learn_table(init)
 
     def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
-        """The code of largest inner product: (N, D), (K, D) -> (N,) int64."""
+        """Find the code of largest inner product: (N, D), (K, D) -> (N,) int64."""
         return largest_product(tokens, codebook)
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
@@ -62,7 +64,7 @@ class IBQQuantizer(TableQuantizer):
         codes = self.assign(tokens.detach(), codebook.detach())  # (N,)
         p = softmax(logits, dim=1)
         rows = codebook[codes]
-        # The value is the row, bit for bit; the gradient that of (one-hot + p - sg p) e.
+        # The value is the row, bit for bit; the gradient is that of (one-hot + p - sg p) e.
         indexed = straight_through(rows, (one_hot(codes, self.codebook_size) + p - p.detach()) @ codebook)
         losses = {
             "index": (indexed - tokens).square().mean(),
@@ -76,18 +78,18 @@ class IBQQuantizer(TableQuantizer):
         )
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """1, beta, 1, and entropy_weight."""
+        """Return 1 for index, beta for codebook, 1 for commitment, and entropy_weight."""
         entropy = {"entropy": self.entropy_weight} if self.entropy_weight else {}
         return {"index": 1.0, "codebook": self.beta, "commitment": 1.0} | entropy
 
     def _entropy_loss(self, logits: Tensor) -> Tensor:
-        """(N, K) -> scalar."""
+        """Compute the entropy loss: (N, K) -> scalar."""
         log_p = log_softmax(logits / self.entropy_temperature, dim=1)
         p = log_p.exp()
         mean = p.mean(dim=0)
         if self.training:
-            # The value is that of all processes. Each one's gradient is that of its own tokens, and their mean, which
-            # DistributedDataParallel takes, that of the whole batch.
+            # The value is the mean over all processes, the gradient that of this process's tokens; averaged over the
+            # processes, as by DistributedDataParallel, it is the gradient of the global batch.
             mean = straight_through(all_reduce_sum(p.detach().sum(dim=0)) / global_count(p), mean)
-        floor = torch.finfo(mean.dtype).tiny  # 0 log 0 is 0, and has a finite gradient
+        floor = torch.finfo(mean.dtype).tiny  # so that 0 log 0 is 0 with a finite gradient
         return (mean * mean.clamp(min=floor).log()).sum() - (p * log_p).sum(dim=1).mean()

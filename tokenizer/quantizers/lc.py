@@ -1,4 +1,4 @@
-"""VQGAN-LC (Zhu et al. 2024, arXiv 2406.11837): a large frozen table of image features, and a projector."""
+"""VQGAN-LC (Zhu et al. 2024, arXiv 2406.11837): a large frozen table of image features and a learned projector."""
 
 import torch
 from torch import Tensor, nn
@@ -7,17 +7,20 @@ from tokenizer.quantizers.projected import ProjectedQuantizer
 
 
 class LCQuantizer(ProjectedQuantizer):
-    """Nearest row in l2 of the projected features.
+    """Nearest row in l2 of projected, frozen features.
 
-    The paper's features are 100,000 means of patch features of CLIP's ViT-L/14: `load_features` takes any. Until then
-    they are drawn from N(0, 1 / feature_dim), which makes them about as long as unit vectors. They are saved with the
-    weights. The projector's weights start as N(0, 1 / D).
+        e = W f + b of frozen features f; k = argmin_k ||z - e_k||; quantized = z + sg(e_k - z)
+        losses: beta ||sg(z) - e_k||^2 + ||z - sg(e_k)||^2
+
+    The paper's features are 100,000 centroids of patch features of CLIP's ViT-L/14; `load_features` accepts any. Until
+    then they are drawn from N(0, 1 / feature_dim), so that their length is about 1. They are saved with the weights.
+    The projector's weights start as N(0, 1 / D).
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
         feature_dim: F, the size of a feature.
-        beta: weight of the codebook loss, which trains the projector; that of the commitment loss is 1.
+        beta: weight of the codebook loss, which trains the projector; the commitment loss has weight 1.
         bias: whether the projector adds a learned offset.
     """
 
@@ -32,7 +35,7 @@ class LCQuantizer(ProjectedQuantizer):
 
     @torch.no_grad()
     def load_features(self, table: Tensor) -> None:
-        """Takes these features, (K, F) floating point, as the frozen table.
+        """Copy features (K, F), any floating dtype, into the frozen table.
 
         Raises:
             ValueError: a table of another shape.
@@ -45,5 +48,5 @@ class LCQuantizer(ProjectedQuantizer):
         self.table.copy_(table)
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """beta for the codebook loss and 1 for the commitment loss."""
+        """Return beta for the codebook loss and 1 for the commitment loss."""
         return {"codebook": self.beta, "commitment": 1.0}

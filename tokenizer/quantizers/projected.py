@@ -1,4 +1,4 @@
-"""Quantizers whose codebook is a frozen table seen through a learned linear layer."""
+"""Quantizers whose codebook is a frozen table behind a learned linear layer."""
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +8,14 @@ from tokenizer.quantizers.tables import TableQuantizer
 
 
 class ProjectedQuantizer(TableQuantizer):
-    """Nearest row in l2 of the codebook Linear(table). The table (K, F) is frozen; the layer learns.
+    """Nearest row in l2 of the codebook Linear(table): the table (K, F) is frozen, the layer learns.
 
-    A gradient at any row moves the layer, and by it all rows, so that no code is left behind.
+    The gradient of any code moves the layer and with it all codes, so that no code is left unused for lack of gradient.
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
-        table_dim: F, the size of a row of the table, which is drawn from N(0, 1 / F): its rows are about 1 long.
+        table_dim: F, the size of a row of the table, drawn from N(0, 1 / F), so that its length is about 1.
         bias: whether the layer adds a learned offset.
     """
 
@@ -26,10 +26,10 @@ class ProjectedQuantizer(TableQuantizer):
 
     @property
     def codebook(self) -> Tensor:
-        """The effective table, (K, D), with its gradient to the layer; all look-ups go through it."""
+        """The effective table (K, D), with a gradient to the layer; all look-ups use it."""
         with torch.autocast(self.table.device.type, enabled=False):
             return self.projector(self.table)
 
     def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
-        """The code of smallest euclidean distance: (N, D), (K, D) -> (N,) int64."""
+        """Find the code of smallest Euclidean distance: (N, D), (K, D) -> (N,) int64."""
         return closest(tokens, codebook)

@@ -1,4 +1,4 @@
-"""The vanilla vector quantizer with the rotation trick (Fifty et al. 2024, arXiv 2410.06424) for its gradient."""
+"""The vanilla vector quantizer with the rotation trick (Fifty et al. 2024, arXiv 2410.06424) as its gradient."""
 
 from dataclasses import replace
 
@@ -11,11 +11,14 @@ from tokenizer.quantizers.vq import VQQuantizer
 
 
 class RotationQuantizer(VQQuantizer):
-    """Rows and losses are those of `VQQuantizer`, and so are its arguments. Only what reaches the encoder differs.
+    """`VQQuantizer` with another gradient to the encoder; rows, losses and arguments are the same.
 
-    Straight through, all latents of a row's cell get the row's gradient as it is. Here it is turned by the rotation
-    that takes the row's direction to the latent's, and scaled by |row| / |latent|: the angle between gradient and row
-    becomes that between gradient and latent, so that latents of a cell may be pushed apart.
+        k = argmin_k ||z - e_k||; quantized = sg(||e_k|| / ||z|| R) z, R the rotation from z's direction to e_k's
+        losses: ||sg(z) - e_k||^2 + beta ||z - sg(e_k)||^2
+
+    With a straight-through gradient, all latents of a code get the code's gradient unchanged. Here it is rotated back
+    from the code's direction to the latent's and scaled by |e_k| / |z|: the angle between gradient and code becomes the
+    angle between gradient and latent, so that latents of one code can be pushed apart.
     """
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
@@ -25,15 +28,15 @@ class RotationQuantizer(VQQuantizer):
 
 
 def rotated(latents: Tensor, rows: Tensor) -> Tensor:
-    """The latents turned and scaled onto the rows, both (B, D, h, w), by a linear map that is constant to the gradient.
+    """Rotate and scale the latents onto the rows, both (B, D, h, w), by a linear map that is constant in the gradient.
 
-    With directions a of the latent and b of the row and r that of a + b: |row| / |latent| (I - 2 r r^T + 2 b a^T), the
-    rotation in the plane of both. Where there is none, of a latent or a row that is zero, or one that points away from
-    the other, the map is the identity.
+    With directions a of the latent, b of the row, and r of a + b, the map is |row| / |latent| (I - 2 r r^T + 2 b a^T),
+    the rotation in the plane of both. If either vector is zero, or they point in opposite directions, the map is the
+    identity.
     """
     with torch.no_grad():
-        lengths = [torch.linalg.vector_norm(these, dim=1, keepdim=True) for these in (latents, rows)]
-        a, b = (these / length for these, length in zip((latents, rows), lengths, strict=True))
+        lengths = [torch.linalg.vector_norm(vectors, dim=1, keepdim=True) for vectors in (latents, rows)]
+        a, b = (vectors / length for vectors, length in zip((latents, rows), lengths, strict=True))
         between = a + b
         span = torch.linalg.vector_norm(between, dim=1, keepdim=True)
         scale, r = lengths[1] / lengths[0], between / span

@@ -1,4 +1,4 @@
-"""Residual codes (RQ-VAE, Lee et al. 2022, section 3.1): each next code of a token stands for what is left of it."""
+"""Residual quantization (RQ-VAE, Lee et al. 2022, section 3.1): each further code of a token encodes its residual."""
 
 import torch
 from einops import rearrange
@@ -12,22 +12,25 @@ from tokenizer.quantizers.tables import TableInit
 
 
 class RQQuantizer(EMAQuantizer):
-    """`code_depth` codes for each token, of one table: k_d is that of the row e nearest to r_{d-1}, r_d = r_{d-1} - e.
+    """`code_depth` codes per token from one table, each for the residual that the codes before it leave.
 
-    r_0 is the token z. The decoder takes the sum of the rows, straight through. The commitment loss is the mean over d
-    of the mean square of z - sg(the sum of the first d rows), which is r_d. The table learns as in `EMAQuantizer`, of
-    the residuals of all depths; the published code updates it once for each depth, here it is once for all of them.
+        r_0 = z; k_d = argmin_k ||r_{d-1} - e_k||; r_d = r_{d-1} - e_{k_d}; quantized = z + sg(sum_d e_{k_d} - z)
+        losses: beta mean_d ||r_d||^2, with the rows detached
+
+    The table learns as in `EMAQuantizer`, from the residuals of all depths; the public code updates it once per depth,
+    here it is updated once per step.
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
-        code_depth: codes of a token. The codes are (B, h, w, code_depth), of depth 1 (B, h, w).
-        beta: weight of the commitment loss, the only one.
-        decay: of the moving averages.
-        revive_below: codes of which fewer are hit, in the average update, become random residuals of the batch; 0:
-            none. As published, a count: half of the mean at 32,768 codes for K 16,384. A batch with less than K times
-            as many is refused, for in each update it would replace codes in use.
-        init: how the table is drawn: see `initial_table`.
+        code_depth: codes per token. The codes have shape (B, h, w, code_depth), or (B, h, w) for a depth of 1.
+        beta: weight of the commitment loss, the only loss.
+        decay: decay of the moving averages.
+        revive_below: replace codes with fewer uses per update (moving average) by random residuals of the batch; 0
+            disables it. As published it is an absolute count: half of the mean count for 32,768 codes per batch and K
+            16,384. A batch with fewer than revive_below K codes is refused, because every update would then replace
+            codes in use.
+        init: initialisation of the table: see `initial_table`.
     """
 
     def __init__(
@@ -46,17 +49,17 @@ class RQQuantizer(EMAQuantizer):
         self.depth = code_depth
 
     def residuals(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Tokens (N, D) -> their codes (N, depth), and r_1, r_2, ..., each (N, D)."""
-        codes, left = [], [tokens]
+        """Quantize tokens (N, D) depth by depth: codes (N, depth), and residuals r_1, r_2, ..., each (N, D)."""
+        codes, residuals = [], [tokens]
         for _ in range(self.depth):
-            codes.append(self.assign(left[-1].detach(), self.codebook))
-            left.append(left[-1] - embedding(codes[-1], self.codebook))
-        return torch.stack(codes, dim=1), left[1:]
+            codes.append(self.assign(residuals[-1].detach(), self.codebook))
+            residuals.append(residuals[-1] - embedding(codes[-1], self.codebook))
+        return torch.stack(codes, dim=1), residuals[1:]
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
-        codes, left = self.residuals(tokens_of(encoder_output))
+        codes, residuals = self.residuals(tokens_of(encoder_output))
         codes = self._grid(codes, encoder_output)
-        losses = {"commitment": torch.stack([residual.square().mean() for residual in left]).mean()}
+        losses = {"commitment": torch.stack([residual.square().mean() for residual in residuals]).mean()}
         return QuantizerOutput(
             straight_through(self.embed(codes), encoder_output), codes, losses, self.counts_of(codes)
         )
@@ -74,5 +77,5 @@ class RQQuantizer(EMAQuantizer):
         return (tokens_of(encoder_output)[:, None] - before).flatten(0, 1)
 
     def _grid(self, codes: Tensor, latents: Tensor) -> Tensor:
-        """(B h w, depth) -> (B, h, w, depth), or (B, h, w) of depth 1."""
+        """Arrange codes (B h w, depth) as (B, h, w, depth), or (B, h, w) for a depth of 1."""
         return grid_of(codes.squeeze(1) if self.depth == 1 else codes, latents)

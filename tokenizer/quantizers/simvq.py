@@ -1,4 +1,4 @@
-"""SimVQ (Zhu et al. 2024, arXiv 2411.02038): a frozen random table, of which a linear layer learns the basis."""
+"""SimVQ (Zhu et al. 2024, arXiv 2411.02038): a frozen random table whose basis a linear layer learns."""
 
 from torch import Tensor
 
@@ -7,7 +7,10 @@ from tokenizer.quantizers.tables import codebook_weights
 
 
 class SimVQQuantizer(ProjectedQuantizer):
-    """Nearest row in l2 of Linear(table), the table drawn from N(0, 1 / D) and frozen.
+    """Nearest row in l2 of Linear(table), with a table drawn from N(0, 1 / D) and frozen.
+
+        e = W t + b of frozen rows t; k = argmin_k ||z - e_k||; quantized = z + sg(e_k - z)
+        losses: ||sg(z) - e_k||^2 + beta ||z - sg(e_k)||^2
 
     Args:
         codebook_size: K, the number of codes.
@@ -21,5 +24,5 @@ class SimVQQuantizer(ProjectedQuantizer):
         self.beta = beta
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """1 for the codebook loss, which trains the layer, and beta for the commitment loss."""
+        """Return 1 for the codebook loss, which trains the layer, and beta for the commitment loss."""
         return codebook_weights(self.beta, legacy_beta=False)

@@ -1,4 +1,4 @@
-"""The stochastic quantizer of SQ-VAE, gaussian (Takida et al. 2022): codes are drawn with a learned variance."""
+"""The Gaussian stochastic quantizer of SQ-VAE (Takida et al. 2022): codes are sampled with a learned variance."""
 
 import math
 from typing import Literal
@@ -13,37 +13,40 @@ from tokenizer.functional.vectors import at_least_float32
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.tables import TableInit, TableQuantizer
 
-# A variance is no smaller, as published.
+# Lower bound of a variance, as published.
 _SMALLEST_VARIANCE = 1e-10
-# Nor a temperature, which float32 would otherwise round to 0 after some millions of updates.
+# Lower bound of a temperature, which float32 would round to 0 after some millions of updates.
 _SMALLEST_TEMPERATURE = 1e-6
 
 
 class SQQuantizer(TableQuantizer):
-    """q(k | z) ~ exp(-1/2 |z - e_k|^2 / variance), with variance = exp(what the encoder says) + exp(a learned scalar).
+    """Stochastic assignment with variance = exp(encoder's log variance) + exp(a learned scalar).
 
-    In training the decoder takes a relaxed sample of the codes, the rows' mean by its soft weights, which is
-    differentiable as it is: there is no straight-through gradient and no commitment. Codes, and their counts, are the
-    likeliest ones, not the sampled ones. In evaluation the decoder takes the row of the likeliest code. It is to be
-    trained with `loss.pixel` log_mse, the likelihood of the images under the best variance.
+        q(k | z) ~ exp(-||z - e_k||^2 / (2 variance)); quantized = relaxed sample of e in training, else the likeliest
+        row
+        losses: -H(q) + ||z - quantized||^2 / (2 variance)
 
-    Losses, sums over an image's tokens in nats, means over images:
-        entropy: sum_k p_k log p_k, the entropy's negative.
-        distance: |z - q|^2 / (2 variance), with q what the decoder takes.
+    A relaxed sample is the mean of the rows, weighted by a relaxed one-hot sample. It is differentiable, so the method
+    has no straight-through gradient and no commitment loss. Codes and counts are the likeliest codes, not the sampled
+    ones. Train it with `loss.pixel` log_mse, the likelihood of the images under the best variance.
+
+    Losses, summed over an image's tokens in nats, means over images:
+        entropy: sum_k p_k log p_k, the negative entropy.
+        distance: |z - q|^2 / (2 variance), with q the decoder input.
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
-        variance: what the encoder says of it, the models gaussian_1 to gaussian_4: `scalar`, nothing, exp(0) = 1;
-            `image`, one for each image, the mean over its tokens of one more channel, in the logarithm; `position`, one
-            for each token, one more channel; `dimension`, D for each token, D more channels. With the last one the
-            likeliest code depends on them, and they are part of the latents, the last D channels of 2 D.
-        initial_variance: what the learned scalar starts at. Published: 20 for CIFAR-10, 10 for MNIST.
-        temperature_decay: a sample's temperature is exp(-temperature_decay t) at step t.
-        init: how the table is drawn: see `initial_table`.
+        variance: how the encoder's log variance is parametrised, the paper's gaussian_1 to gaussian_4: `scalar`,
+            constant 0; `image`, one per image, the mean over its tokens of an additional channel; `position`, one per
+            token, an additional channel; `dimension`, D per token, D additional channels. With `dimension` the
+            likeliest code depends on them, so they are part of the latents: the last D of 2 D channels.
+        initial_variance: initial value of the learned scalar's exponential. Published: 20 for CIFAR-10, 10 for MNIST.
+        temperature_decay: the samples' temperature is exp(-temperature_decay t) at step t.
+        init: initialisation of the table: see `initial_table`.
 
     Raises:
-        ValueError: an initial variance that has no logarithm.
+        ValueError: an initial variance that is not positive and finite.
     """
 
     def __init__(
@@ -65,33 +68,33 @@ class SQQuantizer(TableQuantizer):
 
     @property
     def latent_channels(self) -> int:
-        """D; 2 D where the assignment depends on the variance of each dimension."""
+        """D; 2 D if the assignment depends on the variance of each dimension."""
         return self.codebook_dim * (2 if self.variance == "dimension" else 1)
 
     @property
     def encoder_channels(self) -> int:
-        """D, and those of the logarithmic variance."""
+        """D, plus the channels of the log variance."""
         more = {"scalar": 0, "image": 1, "position": 1, "dimension": self.codebook_dim}
         return self.codebook_dim + more[self.variance]
 
     @property
     def temperature(self) -> Tensor:
-        """Of the relaxed samples at the present step, a scalar."""
+        """Temperature of the relaxed samples at the current step, a scalar."""
         return torch.exp(-self.temperature_decay * self.step.double()).clamp(min=_SMALLEST_TEMPERATURE)
 
     def latents(self, encoder_output: Tensor) -> Tensor:
-        """The first D channels; all 2 D of them where the assignment depends on the variance of each dimension."""
+        """Extract the first D channels; all 2 D if the assignment depends on the variance of each dimension."""
         return encoder_output[:, : self.latent_channels]
 
     def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
-        """The likeliest code: (N, latent_channels), (K, D) -> (N,) int64."""
+        """Find the likeliest code: (N, latent_channels), (K, D) -> (N,) int64."""
         means, log_variance = tokens[:, : self.codebook_dim], tokens[:, self.codebook_dim :]
-        # One variance for all dimensions decides nothing.
+        # A variance shared by all dimensions does not change the likeliest code.
         precision = self._precision(log_variance) if self.variance == "dimension" else torch.ones_like(means[:, :1])
         return likeliest(means, precision, at_least_float32(codebook, means))
 
     def quantize_latents(self, latents: Tensor) -> Tensor:
-        """The row of the likeliest code, with a straight-through gradient to the first D channels of the latents."""
+        """Look up the likeliest code, with a straight-through gradient to the first D channels of the latents."""
         return straight_through(self.lookup(self.encode(latents)), latents[:, : self.codebook_dim])
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
@@ -125,14 +128,14 @@ class SQQuantizer(TableQuantizer):
         )
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """1 and 1: with log_mse they add up to nats."""
+        """Return 1 and 1: together with log_mse the losses add up to nats."""
         return {"entropy": 1.0, "distance": 1.0}
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """The temperature, and the learned part of the variance."""
+        """Return the temperature and the learned part of the variance."""
         return {"temperature": self.temperature, "learned_variance": self.log_variance.detach().exp()}
 
     def _precision(self, log_variance: Tensor) -> Tensor:
-        """1 / max(exp(log_variance) + exp(learned), 1e-10), of one shape; in the logarithm, where nothing overflows."""
+        """Compute 1 / max(exp(log_variance) + exp(learned), 1e-10), in log space to avoid overflow; same shape."""
         total = torch.logaddexp(log_variance, at_least_float32(self.log_variance, log_variance))
         return total.clamp(min=math.log(_SMALLEST_VARIANCE)).neg().exp()

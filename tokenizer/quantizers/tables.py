@@ -16,10 +16,10 @@ TableInit = Literal["unit", "uniform", "normal"]
 
 
 def initial_table(init: TableInit, rows: int, columns: int) -> Tensor:
-    """A table (rows, columns), drawn.
+    """Draw a table (rows, columns).
 
-    `unit`: directions, of length 1 (ArcVQ-VAE, eq. 4); `uniform`: from U(-1/K, 1/K), as the vanilla VQ-VAE's;
-    `normal`: from N(0, 1).
+    `unit`: unit vectors of uniform direction (ArcVQ-VAE, eq. 4); `uniform`: U(-1/K, 1/K), as in the vanilla VQ-VAE;
+    `normal`: N(0, 1).
     """
     if init == "uniform":
         return torch.empty(rows, columns).uniform_(-1 / rows, 1 / rows)
@@ -28,22 +28,25 @@ def initial_table(init: TableInit, rows: int, columns: int) -> Tensor:
 
 
 class TableQuantizer(Quantizer):
-    """A table of K rows of size D, and the rule that assigns a token to a row.
+    """A table of K rows of size D, and a rule that assigns a token to a row.
 
-    A subclass sets `codebook` in `__init__` (`learn_table`, a buffer, or a property where the table is derived) and
-    defines `assign` and `loss_weights`.
+        k = assign(z, e); quantized = z + sg(e_k - z)
+        losses: codebook ||sg(z) - e_k||^2, commitment ||z - sg(e_k)||^2
+
+    A subclass sets `codebook` in `__init__` (with `learn_table`, as a buffer, or as a property if the table is derived)
+    and defines `assign` and `loss_weights`.
     """
 
     def learn_table(self, init: TableInit) -> None:
-        """Makes the table a parameter."""
+        """Create the table as a parameter."""
         self.codebook = nn.Parameter(initial_table(init, self.codebook_size, self.codebook_dim))
 
     @abstractmethod
     def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
-        """The code of each token: (N, D), (K, D) -> (N,) int64."""
+        """Assign a code to each token: (N, D), (K, D) -> (N,) int64."""
 
     def assign_with_losses(self, tokens: Tensor, codebook: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The code of each token, (N,) int64, and the losses that come out of the same pass, by name."""
+        """Assign a code to each token, (N,) int64, and compute named losses that the same pass gives."""
         return self.assign(tokens.detach(), codebook.detach()), {}
 
     def assign_latents(self, latents: Tensor) -> Tensor:
@@ -63,6 +66,6 @@ class TableQuantizer(Quantizer):
 
 
 def codebook_weights(beta: float, legacy_beta: bool) -> dict[str, float]:
-    """The weights of codebook and commitment loss: beta is on the latter, or, `legacy_beta`, on the former."""
+    """Return the weights of codebook and commitment loss: 1 and beta, or with `legacy_beta` beta and 1."""
     codebook, commitment = (beta, 1.0) if legacy_beta else (1.0, beta)
     return {"codebook": codebook, "commitment": commitment}

@@ -8,16 +8,18 @@ from tokenizer.quantizers.continuous import ContinuousQuantizer
 
 
 class VAEQuantizer(ContinuousQuantizer):
-    """A normal distribution around each latent: the encoder gives its mean and, clamped to [-30, 20], its log variance.
+    """A normal posterior of each latent, with an encoded mean and log variance (clamped to [-30, 20]).
 
-    In training the decoder takes a sample, and `kl` is the divergence from N(0, I), summed over an image, mean over the
-    images. Otherwise it takes the mean, which is also the latents.
+        quantized = mean + sigma noise in training, else mean
+        losses: kl_weight KL(N(mean, sigma^2) || N(0, I))
+
+    `kl` is summed over an image and averaged over the images. The latents are the means.
 
     Args:
-        codebook_size: without meaning here.
+        codebook_size: ignored.
         codebook_dim: D, the channels of the latents.
-        kl_weight: weight of `kl`; with loss.pixel log_mse, 1 is the evidence lower bound, and another one beta-VAE's
-            beta.
+        kl_weight: weight of `kl`; with loss.pixel log_mse, 1 gives the evidence lower bound, other values are the beta
+            of a beta-VAE.
     """
 
     name = "vae"
@@ -32,20 +34,20 @@ class VAEQuantizer(ContinuousQuantizer):
         return 2 * self.codebook_dim
 
     def latents(self, encoder_output: Tensor) -> Tensor:
-        """The means."""
+        """Extract the means."""
         return encoder_output[:, : self.codebook_dim]
 
     def quantize_latents(self, latents: Tensor) -> Tensor:
-        """The latents themselves."""
+        """Return the latents unchanged."""
         return latents
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
         posterior = DiagonalGaussian(encoder_output)
-        taken = posterior.mean
+        quantized = posterior.mean
         if self.training:
-            taken = taken + posterior.std * self.noise(encoder_output).normal(taken)
-        return QuantizerOutput(taken, losses={"kl": posterior.kl().mean()})
+            quantized = quantized + posterior.std * self.noise(encoder_output).normal(quantized)
+        return QuantizerOutput(quantized, losses={"kl": posterior.kl().mean()})
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """kl_weight."""
+        """Return kl_weight for `kl`."""
         return {"kl": self.kl_weight}

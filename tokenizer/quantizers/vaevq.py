@@ -13,14 +13,17 @@ from tokenizer.quantizers.projected import ProjectedQuantizer
 
 
 class VAEVQQuantizer(ProjectedQuantizer):
-    """The row nearest to the latent's mean in l2; in training the images are decoded from a sample as well.
+    """The row nearest in l2 to the latent's mean; in training the images are also decoded from a sample.
 
-    The encoder gives the mean and, clamped to [-30, 20], the log variance of each latent. The table is a learned linear
-    map of frozen random rows, from N(0, 1 / D): of "Linear(table), table ~ N(0, D^-1/2)" this is the reading with
-    D^-1/2 as the standard deviation, and a map with a bias that alone is learned. With the error of the row in standard
-    deviations, eps = (row - mean) / sigma, the losses are `coherence`, the mean of eps^2 / 2 over all channels;
-    `kl`, the divergence from N(0, I), summed over an image, mean over the images; and `consistency`, see there.
-    The gradient of what the decoder takes goes to the mean and the row as it is, and times eps to sigma.
+        e = W t + b of frozen rows t; k = argmin_k ||mean - e_k||; eps = (e_k - mean) / sigma
+        quantized = e_k, with the gradient of mean + sigma sg(eps) + e_k; sampled = mean + sigma noise
+        losses: mean of eps^2 / 2 (coherence) + kl_weight KL(N(mean, sigma^2) || N(0, I)) + consistency_weight
+            consistency
+
+    The encoder gives the mean and the log variance (clamped to [-30, 20]) of each latent. The table is drawn from N(0,
+    1 / D): the paper's "Linear(table), table ~ N(0, D^-1/2)" is read with D^-1/2 as the standard deviation, and with a
+    bias; only the linear map learns. `coherence` is a mean over all channels; `kl` is summed over an image and averaged
+    over the images; `consistency` is the function of that name in this module.
 
     sigma is at least e^-15, where eps^2 is up to 1e13 times the squared distance: in float32 it and its gradients are
     finite for distances up to 1e12. A log variance outside the range gets no gradient.
@@ -28,13 +31,13 @@ class VAEVQQuantizer(ProjectedQuantizer):
     Args:
         codebook_size: K, the number of codes; at least 2 with the objective `paper`.
         codebook_dim: D, the size of a code.
-        objective: `paper`, all three losses; `released`, `coherence` alone, as the public code trains, in which nothing
-            but the decoder keeps sigma from growing.
+        objective: `paper`, all three losses; `released`, `coherence` alone, as the public code trains; then nothing but
+            the decoder keeps sigma from growing.
         kl_weight: weight of `kl`.
         consistency_weight: weight of `consistency`.
 
     Raises:
-        ValueError: a single code, whose rows have no covariance, with the objective `paper`.
+        ValueError: a single code with the objective `paper`, because its rows have no covariance.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class VAEVQQuantizer(ProjectedQuantizer):
         return 2 * self.codebook_dim
 
     def latents(self, encoder_output: Tensor) -> Tensor:
-        """The means."""
+        """Extract the means."""
         return encoder_output[:, : self.codebook_dim]
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
@@ -74,29 +77,29 @@ class VAEVQQuantizer(ProjectedQuantizer):
         losses = {"coherence": errors.square().mean() / 2}
         if self.objective == "paper":
             losses |= {"kl": posterior.kl().mean(), "consistency": consistency(codebook)}
-        towards = posterior.mean + posterior.std * errors.detach() + rows
+        target = posterior.mean + posterior.std * errors.detach() + rows
         sampled = None
         if self.training:
             sampled = posterior.mean + posterior.std * self.noise(encoder_output).normal(posterior.mean)
-        quantized, codes = straight_through(rows, towards), grid_of(codes, encoder_output)
+        quantized, codes = straight_through(rows, target), grid_of(codes, encoder_output)
         return QuantizerOutput(quantized, codes, losses, self.counts_of(codes), sampled)
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """1, and with the objective `paper` the other two weights."""
+        """Return 1 for coherence and, with the objective `paper`, the other two weights."""
         others = {"kl": self.kl_weight, "consistency": self.consistency_weight}
         return {"coherence": 1.0} | (others if self.objective == "paper" else {})
 
 
 def consistency(codebook: Tensor) -> Tensor:
-    """Squared Wasserstein-2 distance of N(0, I) and the normal distribution fitted to K >= 2 rows: (K, D) -> scalar.
+    """Compute the squared Wasserstein-2 distance of N(0, I) and a normal fitted to K >= 2 rows: (K, D) -> scalar.
 
-    |mean|^2 + tr S + D - 2 tr S^(1/2), with K - 1 in the denominator of S, whose eigenvalues count for 1e-6 at least in
-    the root: a direction in which the rows do not vary, as with K <= D, has a gradient of 0 there and not of infinity.
+    |mean|^2 + tr S + D - 2 tr S^(1/2), with the covariance S normalised by K - 1. In the root its eigenvalues are at
+    least 1e-6: directions in which the rows do not vary (as for K <= D) get a gradient of 0 instead of infinity.
     """
     mean = codebook.mean(dim=0)
     centred = codebook - mean
     covariance = centred.T @ centred / (len(codebook) - 1)
-    # To ask for the eigenvalues of what is not finite is an error; the trace says it as any other loss does.
+    # eigvalsh raises an error for a matrix that is not finite; the trace makes the loss NaN as any other loss would be.
     decomposable = torch.where(covariance.isfinite().all(), covariance, torch.eye(len(mean)).to(covariance))
     roots = torch.linalg.eigvalsh(decomposable).clamp(min=1e-6).sqrt()
     return mean.square().sum() + covariance.trace() + len(mean) - 2 * roots.sum()

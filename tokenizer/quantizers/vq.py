@@ -9,12 +9,15 @@ from tokenizer.quantizers.tables import TableInit, TableQuantizer, codebook_weig
 class VQQuantizer(TableQuantizer):
     """Nearest row in l2.
 
+        k = argmin_k ||z - e_k||; quantized = z + sg(e_k - z)
+        losses: ||sg(z) - e_k||^2 + beta ||z - sg(e_k)||^2
+
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
         beta: weight of the commitment loss.
-        legacy_beta: puts beta on the codebook term instead, as taming-transformers' default did.
-        init: how the table is drawn: see `initial_table`.
+        legacy_beta: puts beta on the codebook loss instead, as taming-transformers' default did.
+        init: initialisation of the table: see `initial_table`.
     """
 
     def __init__(
@@ -31,9 +34,9 @@ class VQQuantizer(TableQuantizer):
         self.learn_table(init)
 
     def assign(self, tokens: Tensor, codebook: Tensor) -> Tensor:
-        """The code of smallest euclidean distance: (N, D), (K, D) -> (N,) int64."""
+        """Find the code of smallest Euclidean distance: (N, D), (K, D) -> (N,) int64."""
         return closest(tokens, codebook)
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """1 and beta, in the order of `legacy_beta`."""
+        """Return 1 and beta, or beta and 1 with `legacy_beta`."""
         return codebook_weights(self.beta, self.legacy_beta)

@@ -21,8 +21,9 @@ import torch
 from arcvq.cli.configs import CONFIGS
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import machine, provenance
-from arcvq.paper.budget import step_times
-from arcvq.planning.dry_run import in_units, reckon
+from arcvq.planning.dry_run import estimate as estimate_needs
+from arcvq.planning.dry_run import format_bytes, plan_data
+from arcvq.planning.timing import step_times
 from arcvq.training import ldm as train_ldm
 from arcvq.training import tokenizer as train_tokenizer
 
@@ -61,15 +62,17 @@ def main(args: Sequence[str] | None = None) -> None:
         estimated = in_process(case, "estimate", config)
         free = psutil.virtual_memory().available
         if estimated["bytes"] > free:
-            raise ValueError(f"{case} takes about {in_units(estimated['bytes'])}, and {in_units(free)} are free")
+            raise ValueError(
+                f"{case} takes about {format_bytes(estimated['bytes'])}, and {format_bytes(free)} are free"
+            )
         measured = in_process(case, "steps", config)
         results[case] = measured | {
             "estimate": estimated,
             "estimate_over_peak": estimated["bytes"] / measured["peak_bytes"],
         }
         print(
-            f"{case}: step {min(measured['seconds']):.1f} s, peak {in_units(measured['peak_bytes'])}, estimate "
-            f"{in_units(estimated['bytes'])}, {results[case]['estimate_over_peak'] - 1:+.1%}",
+            f"{case}: step {min(measured['seconds']):.1f} s, peak {format_bytes(measured['peak_bytes'])}, estimate "
+            f"{format_bytes(estimated['bytes'])}, {results[case]['estimate_over_peak'] - 1:+.1%}",
             flush=True,
         )
         protocol = provenance("benchmark memory", args) | machine() | {"lpips_weights": "random"}
@@ -106,7 +109,8 @@ def estimate(case: str, options: list[str], steps: int) -> dict[str, Any]:
     script, arguments = CASES[case]
     parser = script.make_parser()
     config = parser.parse([*arguments, *options])
-    report = reckon(parser, config, *script.plan(config), processes=1)
+    script.check(config)
+    report = estimate_needs(script, config, parser.settings(config), plan_data(config), processes=1)
     memory = report.memory
     parts = memory.tensors | {"holes of the allocator": memory.holes, "program": memory.program}
     return {"bytes": memory.total, "parts": parts, "parameters": report.parameters}

@@ -25,10 +25,10 @@ from arcvq.checkpoints.manifest import (
     complete,
     read_progress,
     step_of,
-    to_disk,
     what_has_changed,
     what_is_missing,
 )
+from arcvq.compute.atomic_files import to_disk
 
 # What saving and loading raise: the file system's errors, and those of the formats' libraries.
 _FILE_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)

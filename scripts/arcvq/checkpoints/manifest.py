@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arcvq.compute.atomic_files import to_disk
+
 PROGRESS = "progress.json"
 
 
@@ -120,12 +122,3 @@ def _facts(file: Path) -> dict[str, int | str]:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
         os.fsync(opened.fileno())
         return {"bytes": opened.tell(), "sha256": digest}
-
-
-def to_disk(path: Path) -> None:
-    """Brings a file's contents, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

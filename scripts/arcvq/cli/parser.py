@@ -128,6 +128,5 @@ class ScriptParser(ArgumentParser):
             values = vars(config[name]).items()
             plain[name] = Namespace({key: value for key, value in values if f"{name}.{key}" in known})
         settings = yaml.safe_load(self.dump(plain))
-        for name in ("config", "dry_run"):
-            settings.pop(name, None)
+        settings.pop("config", None)
         return settings

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate import PartialState
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "torch-fidelity")
 
@@ -25,6 +26,11 @@ def provenance(verb: str, args: Sequence[str] | None, packages: Sequence[str] = 
         "versions": {package: version(package) for package in (*_PACKAGES, *packages)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def environment() -> dict[str, Any]:
+    """Name what rounding depends on; values that are kept on disk are kept under it, in addition to their settings."""
+    return {"torch": torch.__version__, "device": PartialState().device.type}
 
 
 def commit() -> str | None:

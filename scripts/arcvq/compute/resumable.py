@@ -7,10 +7,8 @@ reads is the same for any number of processes, and after any interruption.
 import copy
 import hashlib
 import json
-import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -28,6 +26,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from arcvq.compute.atomic_files import atomic_file
 
 # No process waits longer for the others, of which each has its share of the images.
 LONGEST_WAIT = timedelta(days=7)
@@ -166,18 +166,9 @@ class ResumableMap:
         return sorted(missing, key=lambda chunk: chunk.start)
 
     def _write(self, chunk: range, values: dict[str, Tensor]) -> None:
-        """Written aside and renamed: a killed process leaves a whole chunk or none."""
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                tensors = {name: value.cpu().contiguous() for name, value in values.items()}
-                file.write(safetensors.torch.save(tensors, self._origin(chunk, tensors)))
-                file.flush()
-                os.fsync(handle)
-            Path(temporary).replace(self._file(chunk))
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        tensors = {name: value.cpu().contiguous() for name, value in values.items()}
+        with atomic_file(self._file(chunk), shared=True) as unfinished:
+            unfinished.write_bytes(safetensors.torch.save(tensors, self._origin(chunk, tensors)))
 
 
 def copy_sharing_weights(thing: T, *modules: nn.Module) -> T:

@@ -19,10 +19,11 @@ from tqdm.auto import tqdm
 from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.script import fail
+from arcvq.compute.atomic_files import atomic_folder
+from arcvq.compute.devices import default_device
 from arcvq.compute.threads import use_all_cores
 from arcvq.evaluation.networks import CHUNK
 from arcvq.runs.results import load_tokenizer
-from arcvq.sampling.options import default_device
 from pipelines.metrics import to_uint8
 from pipelines.metrics.extractors import ExtractorConfig, make_extractor
 from pipelines.metrics.patch_features import patch_features
@@ -90,9 +91,9 @@ def reduce(args: Sequence[str]) -> None:
     check_means(config.seed)
     use_all_cores()
     tokenizer = load_tokenizer(config.folder)
-    unfinished = output.with_name(f".{output.name}.tmp")
-    reduced_codebook(tokenizer, config.codebook_size, config.seed).save_pretrained(unfinished)
-    unfinished.rename(output)  # whole, or not at all
+    reduced = reduced_codebook(tokenizer, config.codebook_size, config.seed)
+    with atomic_folder(output) as unfinished:
+        reduced.save_pretrained(unfinished)
     print(f"tokenizer with {config.codebook_size:,} of {tokenizer.config.codebook_size:,} codes: {output}")
 
 

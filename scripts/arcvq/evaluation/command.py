@@ -25,6 +25,7 @@ from jsonargparse import Namespace
 from arcvq.cli.announced_data import announce, announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
+from arcvq.compute.atomic_files import atomic_file
 from arcvq.compute.process import prepare_process
 from arcvq.evaluation.generation import evaluate_generation
 from arcvq.evaluation.image_sources import DataSetImages, FolderImages, ImageSource, NpzImages
@@ -253,9 +254,8 @@ def write(file: Path, protocol: dict[str, Any], settings: dict[str, Any], number
         for name, value in numbers.items()
     }
     result = {"protocol": protocol, "settings": settings, "numbers": plain}
-    unfinished = file.with_name(f".{file.name}.tmp")
-    unfinished.write_text(json.dumps(result, indent=2, default=str) + "\n")
-    unfinished.replace(file)
+    with atomic_file(file) as unfinished:
+        unfinished.write_text(json.dumps(result, indent=2, default=str) + "\n")
     print(f"{file}: {described(protocol)}")
     width = max(map(len, numbers))
     for name, value in numbers.items():

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
 
@@ -86,11 +85,6 @@ def default_extractor(config: Namespace, otherwise: str | None) -> str | None:
     """The extractor that was named, the digits' classifier for the digits as it reads them, else `otherwise`."""
     digits = config.data.name == "digits" and config.data.image_size in (None, IMAGE_SIZE)
     return config.extractor or (DIGITS if digits else otherwise)
-
-
-def environment() -> dict[str, Any]:
-    """What a value that is kept on disk depends on beside its settings: another machine may round otherwise."""
-    return {"torch": torch.__version__, "device": PartialState().device.type}
 
 
 def refuse_skipping(config: Namespace) -> None:

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from arcvq.cli.announced_data import announced_splits
-from arcvq.cli.provenance import commit
+from arcvq.cli.provenance import commit, environment
 from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import DataSetImages, ImageSource, ProtocolImages
 from arcvq.evaluation.networks import (
@@ -18,12 +18,11 @@ from arcvq.evaluation.networks import (
     check_count,
     check_same_images,
     default_extractor,
-    environment,
     make_measuring,
 )
 from arcvq.evaluation.reference import features_of
 from arcvq.runs.results import check_images, load_tokenizer
-from arcvq.sampling.options import number_of_codes, round_trip
+from arcvq.sampling.reconstructions import number_of_codes, round_trip
 from pipelines.figures.grids import plot_codebook, save_comparison
 from pipelines.metrics import ReconstructionMetrics, distribution_metrics, moments_of, pair_metrics
 from pipelines.metrics.codebook import codebook_geometry

@@ -11,10 +11,11 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from arcvq.cli.provenance import commit
+from arcvq.cli.provenance import commit, environment
+from arcvq.compute.atomic_files import atomic_file
 from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import ImageSource, NpzImages
-from arcvq.evaluation.networks import CHUNK, environment, extractor_facts
+from arcvq.evaluation.networks import CHUNK, extractor_facts
 from arcvq.evaluation.npz import array_headers, no_npz
 from pipelines.metrics import moments_of
 from pipelines.metrics.distributions import NEIGHBOURS, FeatureMoments, covariance_problem
@@ -162,17 +163,16 @@ def write_statistics(images: ImageSource, extractor: Extractor, cache_dir: Path,
         return
     kept = np.linspace(0, len(images), min(len(images), REFERENCE_IMAGES), endpoint=False).astype(int)
     arrays = torch.stack([images[index].expand(3, -1, -1).permute(1, 2, 0) for index in kept]).numpy()
-    unfinished = file.with_name(f".{file.name}.tmp.npz")
-    np.savez(
-        unfinished,
-        mu=found.moments.mean.numpy(),
-        sigma=found.moments.covariance.numpy(),
-        count=found.moments.count,
-        arr_0=arrays,
-        **{name: extractor_facts(extractor)[name] for name in STORED},
-        fingerprint=images.fingerprint,
-    )
-    unfinished.replace(file)
+    with atomic_file(file) as unfinished, unfinished.open("wb") as opened:  # to a path, savez would add its own ending
+        np.savez(
+            opened,
+            mu=found.moments.mean.numpy(),
+            sigma=found.moments.covariance.numpy(),
+            count=found.moments.count,
+            arr_0=arrays,
+            **{name: extractor_facts(extractor)[name] for name in STORED},
+            fingerprint=images.fingerprint,
+        )
 
 
 def _as_float64(values: np.ndarray) -> Tensor:

@@ -9,12 +9,12 @@ from accelerate import PartialState
 from jsonargparse import Namespace
 from torch import Tensor
 
-from arcvq.cli.provenance import commit
+from arcvq.cli.provenance import commit, environment
 from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import ImageSource
-from arcvq.evaluation.networks import check_count, environment, extractor_facts
+from arcvq.evaluation.networks import check_count, extractor_facts
 from arcvq.evaluation.reference import features_of
-from arcvq.sampling.options import class_labels
+from arcvq.sampling.labels import class_labels
 from arcvq.sampling.sampler import Sampler, images_of
 from arcvq.sampling.writers import FORMATS, claim
 from pipelines.figures.grids import save_class_samples, save_samples

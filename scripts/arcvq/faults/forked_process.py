@@ -22,6 +22,7 @@ MODULES = [
     "arcvq.training.tokenizer",
     "arcvq.training.ldm",
     "arcvq.training.pixelcnn",
+    "arcvq.planning.dry_run",
     "arcvq.evaluation.command",
     "arcvq.sampling.command",
     "arcvq.quickstart",

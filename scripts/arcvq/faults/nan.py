@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 
 from arcvq.cli.script import run_script
 from arcvq.runs.run import Run
@@ -18,6 +19,7 @@ from arcvq.training import adversary, reconstruction_loss
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer
+from tokenizer.data import ImageDataset
 from tokenizer.losses.lpips import LPIPS, RandomWeights
 from tokenizer.quantizers import Quantizer
 
@@ -77,7 +79,12 @@ def main() -> None:
     inject(script, term, is_broken)
     if term == "perceptual":  # of no meaning here, and there without any file
         set_up = train_tokenizer.set_up
-        train_tokenizer.set_up = lambda run, config, images, _: set_up(run, config, images, RandomWeights())
+
+        def set_up_with_random_weights(run: Run, config: Namespace, images: ImageDataset) -> Any:
+            config.weights = RandomWeights()
+            return set_up(run, config, images)
+
+        train_tokenizer.set_up = set_up_with_random_weights
     TRAININGS[script].main(options)
 
 

@@ -2,16 +2,15 @@
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from arcvq.planning.dry_training import DryRun
+from arcvq.compute.atomic_files import atomic_file
+from arcvq.planning.timing import step_times
 from arcvq.training import tokenizer as train_tokenizer
 from tokenizer.data.facts import dataset_info
 
@@ -88,24 +87,7 @@ def steps_of(budget: Budget, trainings: Sequence[Sequence[str]], seeds: int, fil
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     named = {" ".join(arguments): seconds for arguments, seconds in zip(trainings, times, strict=True)}
-    unfinished = file.with_name(f".{file.name}.tmp")
-    found = {"budget": budget.text, "seeds": seeds, "steps": steps, "seconds": named}
-    unfinished.write_text(json.dumps(found, indent=2))
-    unfinished.replace(file)
+    content = {"budget": budget.text, "seeds": seeds, "steps": steps, "seconds": named}
+    with atomic_file(file) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2))
     return steps
-
-
-def step_times(script: Any, arguments: Sequence[str], steps: int) -> list[float]:
-    """The seconds of each of so many real steps of a training script's training, on images without contents."""
-    parser = script.make_parser()
-    config = parser.parse(list(arguments))
-    make, _ = script.plan(config)
-    optim = config.optim
-    run = DryRun(config.run, optim, parser.settings(config), 1, memory=None)
-    training = make(run, config)
-    seconds = []
-    for _ in range(steps):
-        began = time.perf_counter()
-        training.step()
-        seconds.append(time.perf_counter() - began)
-    return seconds

@@ -24,11 +24,12 @@ from torch.utils.data import Dataset, Subset
 from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
+from arcvq.compute.devices import default_device
 from arcvq.compute.process import prepare_process
 from arcvq.evaluation.networks import check_count, refuse_skipping
 from arcvq.runs.results import check_images, load_tokenizer, note_other_data
 from arcvq.runs.settings import ARTEFACTS
-from arcvq.sampling.options import PIXELS_AT_ONCE, default_device, round_trip
+from arcvq.sampling.reconstructions import PIXELS_AT_ONCE, round_trip
 from pipelines.figures.activations import plot_activations
 from pipelines.figures.distances import plot_distances
 from pipelines.figures.tokenizers import NotDrawable, TokenizerTensors, plot_norms, plot_planes

@@ -1,44 +1,35 @@
-"""The dry run of a training: everything is built and a step is made, with nothing allocated, read, sent or written.
+"""The dry run of a training: set everything up and make two steps, without memory, data, processes or a run folder.
 
 accelerate launch scripts/train_tokenizer.py --config configs/imagenet/arcvq_f8.yaml --dry_run
 python scripts/train_tokenizer.py --config configs/imagenet/arcvq_f8.yaml --dry_run 8
 
-It raises what the training would raise, and otherwise says what the training takes.
+It raises the errors of the training, and otherwise prints the parameters, memory, steps and tokens of the training.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 from jsonargparse import Namespace
 from torch import nn
 
 from arcvq.cli.parser import ScriptParser
-from arcvq.planning.dry_training import DryRun, DryTraining
-from arcvq.planning.fake_memory import StepMemory, Unallocated
-from tokenizer.data.facts import DatasetInfo
-
-
-def add_dry_run(parser: ScriptParser) -> None:
-    """Adds the option."""
-    parser.add_argument(
-        "--dry_run",
-        type=int | None,
-        nargs="?",
-        const=0,
-        default=None,
-        help="only say what the training takes; a number is that of the processes to reckon with, else the launcher's",
-    )
+from arcvq.planning.fake_memory import FakeAllocation, StepMemory
+from arcvq.planning.planned_data import PlannedEncodedData, PlannedImages
+from arcvq.planning.planned_training import PlannedTraining
+from arcvq.training.parts import TrainingParts
 
 
 @dataclass(frozen=True)
 class DryReport:
-    """What a training takes.
+    """The needs of a training.
 
     Attributes:
-        parameters: of what is trained, by part, and of what is frozen.
-        memory: of a process.
-        others: everything else, by name.
+        parameters: number of parameters, by network.
+        memory: bytes of one process.
+        others: everything else as text, by name.
     """
 
     parameters: dict[str, int]
@@ -53,86 +44,144 @@ class DryReport:
         lines = ["parameters", *(f"  {name:<32}{count:>14,}" for name, count in self.parameters.items())]
         lines.append(f"{'memory per process':<34}{'at the peak':>14}{'most':>14}")
         for name, size in most.items():
-            lines.append(f"  {name:<32}{in_units(at_peak.get(name, 0)):>14}{in_units(size):>14}")
+            lines.append(f"  {name:<32}{format_bytes(at_peak.get(name, 0)):>14}{format_bytes(size):>14}")
         return "\n".join([*lines, *(f"{name:<34}{value}" for name, value in self.others.items())])
 
 
-def dry_run(
-    parser: ScriptParser, config: Namespace, make: Callable[[DryRun, Namespace], DryTraining], images: DatasetInfo
-) -> DryReport | None:
-    """Prints, and gives, what the training of a config takes; None on all processes but the first.
+def train_or_plan(training: ModuleType) -> Callable[[Sequence[str] | None], DryReport | None]:
+    """Make the `main` of a training's verb, which trains, or with --dry_run plans the training.
 
-    `make` sets the training up.
+    Args:
+        training: a module with `make_parser`, `check`, `set_up` and `train`, as arcvq.training.tokenizer.
+    """
+
+    def main(args: Sequence[str] | None = None) -> DryReport | None:
+        parser = make_parser(training)
+        config = parser.parse(args)
+        processes = config.pop("dry_run")
+        settings = parser.settings(config)
+        if processes is None:
+            training.train(config, settings)
+            return None
+        return dry_run(training, config, settings, processes)
+
+    return main
+
+
+def make_parser(training: ModuleType) -> ScriptParser:
+    """Declare the options of a training, and --dry_run."""
+    parser = training.make_parser()
+    parser.add_argument(
+        "--dry_run",
+        type=int | None,
+        nargs="?",
+        const=0,
+        default=None,
+        help="only say what the training takes; a number is that of the processes to reckon with, else the launcher's",
+    )
+    return parser
+
+
+def dry_run(training: ModuleType, config: Namespace, settings: dict[str, Any], processes: int) -> DryReport | None:
+    """Print and return the needs of a training; return None on all processes but the first.
+
+    Args:
+        training: its module.
+        config: its options.
+        settings: the same as plain values.
+        processes: number of processes to plan for; 0: that of the launcher.
 
     Raises:
-        ValueError: what the training would raise before its first step.
+        ValueError: the training would raise it before its first step.
     """
     if os.environ.get("RANK", "0") != "0":
         return None
-    processes = config.dry_run or int(os.environ.get("WORLD_SIZE", "1"))
+    processes = processes or int(os.environ.get("WORLD_SIZE", "1"))
     if processes < 0:
         raise ValueError(f"dry_run takes the number of processes, got {processes}")
-    print(images.line)
-    report = reckon(parser, config, make, images, processes)
+    training.check(config)
+    data = plan_data(config)
+    print(data.info.line)
+    report = estimate(training, config, settings, data, processes)
     print(report)
     return report
 
 
-def reckon(
-    parser: ScriptParser,
+def plan_data(config: Namespace) -> PlannedImages | PlannedEncodedData:
+    """Find the sizes of the data that a training takes: images, or a tokenizer's latents and codes.
+
+    Raises:
+        ValueError: no such data set or tokenizer is known, or the two do not fit.
+    """
+    if "latents" in config:
+        return PlannedEncodedData(config.tokenizer, config.data, config.latents)
+    return PlannedImages(config.data)
+
+
+def estimate(
+    training: ModuleType,
     config: Namespace,
-    make: Callable[[DryRun, Namespace], DryTraining],
-    images: DatasetInfo,
+    settings: dict[str, Any],
+    data: PlannedImages | PlannedEncodedData,
     processes: int,
 ) -> DryReport:
-    """What the training of a config takes on so many processes. Raises as `dry_run`."""
-    with Unallocated() as memory:
-        optim = config.optim
-        run = DryRun(config.run, optim, parser.settings(config), processes, memory)
-        training = make(run, config)
-        memory.assign("batch", training.batch)
-        for part, modules in (("average", training.averaged), ("frozen networks", training.frozen.values())):
+    """Estimate the needs of a training on so many processes. Raises as `dry_run`."""
+    with FakeAllocation() as memory:
+        planned = PlannedTraining(training, config, settings, data, processes)
+        run, parts = planned.run, planned.training.parts()
+        for module in run.modules:
+            memory.assign_training(module.module, module.optimizer)
+            if processes > 1:  # the buckets of DistributedDataParallel, in addition to the gradients
+                sizes = [parameter.nbytes for parameter in module.module.parameters() if parameter.requires_grad]
+                memory.add("gradients in exchange", sum(sizes))
+        memory.assign("batch", [tensor for batch in planned.batches for tensor in batch.values()])
+        if run.average is not None:
+            memory.assign("average", run.average.tensors)
+        for part, modules in (("average", parts.averages), ("frozen networks", parts.frozen.values())):
             for module in modules:
                 memory.assign(part, [*module.parameters(), *module.buffers()])
-        if training.bytes_held:
-            memory.add("images in memory", training.bytes_held)
-        for _ in range(2):  # the optimiser's state is there in the second one
-            training.step()
-        return DryReport(_parameters(training), memory.peak(), _others(run, training, images))
+        if data.bytes_held:
+            memory.add("images in memory", data.bytes_held)
+        memory.forget_peak()
+        for _ in range(2):  # the optimizer's state exists from the end of the first step on
+            planned.step()
+        return DryReport(_parameters(parts), memory.peak(), _others(planned))
 
 
-def _parameters(training: DryTraining) -> dict[str, int]:
-    trained = {name: _count(module) for name, module in training.parts.items()}
-    return trained | {f"{name}, frozen": _count(module) for name, module in training.frozen.items()}
+def _parameters(parts: TrainingParts) -> dict[str, int]:
+    trained = {name: _count(module) for name, module in parts.trained.items()}
+    return trained | {f"{name}, frozen": _count(module) for name, module in parts.frozen.items()}
 
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _others(run: DryRun, training: DryTraining, images: DatasetInfo) -> dict[str, str]:
-    optim, processes = run.optim, run.accelerator.num_processes
+def _others(planned: PlannedTraining) -> dict[str, str]:
+    run, data = planned.run, planned.data
+    images, optim, processes = data.info, run.optim, run.accelerator.num_processes
     per_epoch = len(images) // optim.batch_size
     about = "" if images.measured else ", going by what is published"
-    read = f"{in_units(training.bytes_per_epoch)} of {training.source}{about}"
+    read = f"{format_bytes(data.bytes_per_epoch)} of {data.source}{about}"
     parts = f", in {optim.accumulation} parts" if optim.accumulation > 1 else ""
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    tokens = planned.tokens_per_image
     return {
         "processes": f"{processes}, each {run.images_here} of {optim.batch_size} images a step{parts}",
         **({"sharding": "not reckoned with: as if each process held all weights"} if sharded else {}),
         "precision": {"no": "float32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision),
         "steps": f"{optim.max_steps:,}, {optim.max_steps / per_epoch:.4g} epochs of {per_epoch:,}",
         "images": f"{len(images):,} an epoch{about}, {images.num_classes:,} classes",
-        "tokens": f"{training.tokens_per_image:,} an image, {training.tokens_per_image * optim.batch_size:,} a step, "
-        f"{training.tokens_per_image * per_epoch * optim.batch_size:,} an epoch",
-        "read from disk": f"once {read}, then from memory" if training.bytes_held else f"in an epoch {read}",
+        "tokens": f"{tokens:,} an image, {tokens * optim.batch_size:,} a step, "
+        f"{tokens * per_epoch * optim.batch_size:,} an epoch",
+        "read from disk": f"once {read}, then from memory" if data.bytes_held else f"in an epoch {read}",
         "learning rate": f"{optim.learning_rate(optim.warmup_steps):.4g}, {optim.schedule}"
         + (f" after {optim.warmup_steps:,} steps of warm-up" if optim.warmup_steps else ""),
     }
 
 
-def in_units(size: float) -> str:
-    """Bytes for a reader: 1.50 GiB."""
+def format_bytes(size: float) -> str:
+    """Write a number of bytes in the largest binary unit below it: 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.4g} {unit}"

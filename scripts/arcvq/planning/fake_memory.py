@@ -52,14 +52,14 @@ class StepMemory:
         return sum(self.tensors.values()) + self.holes + self.program
 
 
-class Unallocated(ExitStack):
+class FakeAllocation(ExitStack):
     """A context in which tensors that are made have no memory, and in which what they would take is counted, by part.
 
-    Modules, optimisers and inputs are told by `trained` and `assign`; every other tensor is an activation or a
+    Modules, optimisers and inputs are named by `assign_training` and `assign`; every other tensor is an activation or a
     temporary. The optimiser's state is there from the end of the first step on, so only two steps show the peak.
     """
 
-    def __enter__(self) -> "Unallocated":
+    def __enter__(self) -> "FakeAllocation":
         super().__enter__()
         # Tensors that were made before, constants such as a noise schedule, may be used.
         mode = self.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -76,7 +76,7 @@ class Unallocated(ExitStack):
         self.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", _copy, create=True))
         return self
 
-    def trained(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def assign_training(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Counts the module's parameters and buffers as weights, its gradients and the optimiser's state as such."""
 
         def assign_gradient(parameter: Tensor) -> None:
@@ -100,6 +100,10 @@ class Unallocated(ExitStack):
     def add(self, part: str, size: int) -> None:
         """Counts `size` bytes more of the `part`, which stay."""
         self._tracker.change(part, size)
+
+    def forget_peak(self) -> None:
+        """Measure the peak from now on."""
+        self._tracker.peak, self._tracker.most = self._tracker.now.copy(), self._tracker.now.copy()
 
     def peak(self) -> StepMemory:
         """What there was when there was most."""

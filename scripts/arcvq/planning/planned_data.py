@@ -1,133 +1,158 @@
-"""What a prior is trained on, as far as it is known before there is any of it: a tokenizer's sizes, a data set's."""
+"""The data of a training, as far as it is known before the first image is read: sizes, and no contents."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from arcvq.cli.configs import CONFIGS
 from arcvq.cli.safe_yaml import read_yaml
-from arcvq.planning.dry_training import DryRun, DryTraining
 from arcvq.runs.results import check_images, find_tokenizer
 from arcvq.runs.trained_module import on_device
-from arcvq.training.latent_cache import LatentsConfig
-from arcvq.training.tokenizer import make_parser
-from priors.latents import encode_images
+from arcvq.training.latent_cache import EncodedData, LatentsConfig
+from arcvq.training.tokenizer import make_parser, make_tokenizer
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig
 from tokenizer.data.facts import DatasetInfo, dataset_info
+from tokenizer.data.in_memory import bytes_held
 from tokenizer.loading.model_folder import read_model_config
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class PlannedImages:
+    """The images of a tokenizer's training.
+
+    Args:
+        config: the options of the data.
+
+    Raises:
+        DataError: options that cannot work, or no data set of this name is known.
+    """
+
+    config: DataConfig
+
+    def __post_init__(self):
+        _ = self.info  # what is unknown is an error now
+
+    @cached_property
+    def info(self) -> DatasetInfo:
+        """The train split."""
+        return dataset_info(self.config)
+
+    @property
+    def source(self) -> str:
+        """Name the data that a training reads."""
+        return f"images of {self.info.name}"
+
+    @property
+    def bytes_per_epoch(self) -> int:
+        """Bytes that an epoch reads."""
+        return self.info.encoded_bytes
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of the data set in memory; 0 where it stays on disk."""
+        return bytes_held(self.info, self.config)
+
+    def as_training_data(self) -> DatasetInfo:
+        """Return the data that the training's `set_up` takes."""
+        return self.info
+
+    def batches(self, number: int, accumulation: int) -> list[dict[str, Tensor]]:
+        """Make the one batch of a step of `number` images, whose parts the training makes itself."""
+        return [{"images": _empty_images(self.info, number)}]
+
+
+class _UnscaledData(EncodedData):
+    """Encoded data without contents, and so without a scale."""
+
+    latent_scale = 1.0
 
 
 @dataclass(frozen=True)
 class PlannedEncodedData:
-    """In the place of `encoding.EncodedData`, for a dry run: tensors have its sizes, and no contents.
+    """A tokenizer and a data set as its latents and codes.
 
     Args:
         place: the tokenizer's folder or that of its run; or, where it is yet to be trained, the config file of its
             training, or the run folder which the training of a file in configs/ writes.
-        data: the images.
+        data: the options of the images.
         latents: where latents and codes come from.
 
     Raises:
-        ValueError: there is no such tokenizer, or it is one of other images.
+        ValueError: no such tokenizer is known, or it takes other images.
     """
 
     place: str
     data: DataConfig
     latents: LatentsConfig
-    latent_scale = 1.0
-    fingerprints = {}  # noqa: RUF012 (nothing is resumed)
+    bytes_held = 0
 
     def __post_init__(self):
         self.latents.check(self.data)
-        check_images(self._sizes, self.train)
+        check_images(self._sizes, self.info)
 
     @cached_property
-    def train(self) -> DatasetInfo:
-        """The images."""
+    def info(self) -> DatasetInfo:
+        """The train split."""
         return dataset_info(self.data)
 
     @cached_property
     def _sizes(self) -> VQTokenizer:
-        """The tokenizer without any weights."""
+        """The tokenizer on the meta device, without weights."""
         with torch.device("meta"):
             if Path(self.place).is_dir():
                 return VQTokenizer.from_config(read_model_config(VQTokenizer, find_tokenizer(self.place)))
             config = make_parser().parse([f"--config={_config_of(self.place)}"])
-            images = dataset_info(config.data)
-            sizes = {"in_channels": images.channels, "image_size": images.image_size}
-            return VQTokenizer(**sizes, **config.model.as_dict())
-
-    @cached_property
-    def tokenizer(self) -> VQTokenizer:
-        """The tokenizer with random weights, as it encodes."""
-        return VQTokenizer.from_config(self._sizes.config).eval().requires_grad_(False)
+            return make_tokenizer(config, dataset_info(config.data))
 
     @property
-    def class_names(self) -> list[str]:
-        """As many as there are classes."""
-        return [str(label) for label in range(self.train.num_classes)]
+    def source(self) -> str:
+        """Name the data that a training reads."""
+        return f"{'latents and codes' if self.latents.mode == 'cache' else 'images'} of {self.data.name}"
 
     @property
     def bytes_per_epoch(self) -> int:
-        """What is read in an epoch, in which each image is seen in one orientation."""
+        """Bytes that an epoch reads, in which each image occurs in one orientation."""
         if self.latents.mode == "on_the_fly":
-            return self.train.encoded_bytes
+            return self.info.encoded_bytes
         values, codes = math.prod(self._sizes.latent_shape), math.prod(self._sizes.code_shape)
-        return len(self.train) * (values * getattr(torch, self.latents.dtype).itemsize + codes * 4)
+        return len(self.info) * (values * getattr(torch, self.latents.dtype).itemsize + codes * 4)
 
-    def dry_training(
-        self,
-        run: DryRun,
-        loss: Callable[[dict[str, Tensor]], Tensor],
-        parts: dict[str, nn.Module],
-        averaged: nn.Module,
-    ) -> DryTraining:
-        """The training of a prior with this loss of a batch of latents, codes and labels."""
-        batch = self._batch(run.images_here)
-
-        def step() -> None:
-            pieces = zip(*(tensor.chunk(run.optim.accumulation) for tensor in batch.values()), strict=True)
-            for piece in pieces:
-                run.update(loss(self.encode(dict(zip(batch, piece, strict=True)))))
-
-        return DryTraining(
-            step,
-            parts,
-            batch=list(batch.values()),
-            frozen={"tokenizer": self.tokenizer},
-            averaged=[averaged],
-            tokens_per_image=math.prod(self._sizes.latent_shape[1:]),
-            source=f"{'latents and codes' if self.latents.mode == 'cache' else 'images'} of {self.data.name}",
-            bytes_per_epoch=self.bytes_per_epoch,
+    def as_training_data(self) -> EncodedData:
+        """Return the data that the training's `set_up` takes; the tokenizer has random weights."""
+        return _UnscaledData(
+            tokenizer=VQTokenizer.from_config(self._sizes.config).eval().requires_grad_(False),
+            train=self.info,
+            held_out={},
+            statistics=torch.empty(0, 3),
+            class_names=[str(label) for label in range(self.info.num_classes)],
+            fingerprints={},
         )
 
-    def _batch(self, count: int) -> dict[str, Tensor]:
-        """A batch as training gets it."""
-        labels = torch.zeros(count, dtype=torch.int64)
+    def batches(self, number: int, accumulation: int) -> list[dict[str, Tensor]]:
+        """Make the batches of a step of `number` images: as many as the step has parts."""
+        batch = {"labels": torch.zeros(number, dtype=torch.int64)}
         if self.latents.mode == "on_the_fly":
-            size = self.train.image_size
-            images = torch.empty(count, self.train.channels, size, size)
-            return {"images": on_device(images, images.device), "labels": labels}
-        dim, height, width = self._sizes.latent_shape
-        codes = torch.zeros(count, *self._sizes.code_shape, dtype=torch.int64)
-        latents = torch.empty(count, dim, height, width)
-        return {"latents": on_device(latents, latents.device), "codes": codes, "labels": labels}
+            batch["images"] = _empty_images(self.info, number)
+        else:
+            batch["latents"] = on_device(torch.empty(number, *self._sizes.latent_shape), _CPU)
+            batch["codes"] = torch.zeros(number, *self._sizes.code_shape, dtype=torch.int64)
+        parts = zip(*(tensor.chunk(accumulation) for tensor in batch.values()), strict=True)
+        return [dict(zip(batch, part, strict=True)) for part in parts]
 
-    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch as latents, codes and labels."""
-        if "images" not in batch:
-            return batch
-        return encode_images(self.tokenizer, batch["images"]) | {"labels": batch["labels"]}
+
+def _empty_images(info: DatasetInfo, number: int) -> Tensor:
+    return on_device(torch.empty(number, info.channels, info.image_size, info.image_size), _CPU)
 
 
 def _config_of(place: str) -> Path:
-    """The config file `place`, or that of the training which writes the run folder `place`."""
+    """Find the config file `place`, or that of the training which writes the run folder `place`."""
     if Path(place).suffix == ".yaml" and Path(place).is_file():
         return Path(place)
     defaults = make_parser().get_defaults().run

@@ -1,7 +1,5 @@
 """A run's folder: who works in it, what the run in it is, what is saved in it."""
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import yaml
 from accelerate import Accelerator
 
 from arcvq.checkpoints.checkpoint import RunState, checkpoints, newest_intact, on_main, save_checkpoint
-from arcvq.checkpoints.manifest import to_disk
+from arcvq.compute.atomic_files import atomic_file, atomic_folder
 from arcvq.runs.lock import LOCK, FolderLock
 from arcvq.runs.options import RunConfig
 from arcvq.runs.settings import ARTEFACTS, resolve_settings_conflict
@@ -71,10 +69,8 @@ class RunFolder:
             for name, content in (("config.yaml", settings), ("inputs.yaml", inputs))
         }
         for name, text in (as_text | {"data.txt": f"{data}\n"}).items():
-            unfinished = self.path / f".{name}"  # a killed process leaves the old one whole
-            unfinished.write_text(text, encoding="utf-8")
-            to_disk(unfinished)
-            unfinished.rename(self.path / name)
+            with atomic_file(self.path / name) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
 
     def save(self, state: RunState) -> None:
         """Writes a checkpoint, on every process. Raises OSError where it cannot; the ones before it are still there."""
@@ -92,16 +88,8 @@ class RunFolder:
         target = self.path / name
 
         def write() -> None:
-            unfinished = self.path / f".{name}.tmp"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            save(unfinished)
-            mode = _mode()  # safetensors' own is for the owner alone
-            for path in (*unfinished.rglob("*"), unfinished):
-                if path.is_file():
-                    path.chmod(mode)
-                to_disk(path)
-            shutil.rmtree(target, ignore_errors=True)
-            unfinished.rename(target)
+            with atomic_folder(target) as unfinished:
+                save(unfinished)
 
         on_main(self._accelerator, write)
         return target
@@ -125,10 +113,3 @@ class RunFolder:
     def _hold(self) -> None:
         if self._is_main:
             self._lock = FolderLock(self.path)
-
-
-def _mode() -> int:
-    """A new file's, as the user's umask has it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from arcvq.compute.atomic_files import atomic_file
+
 T = TypeVar("T")
 
 
@@ -23,9 +25,8 @@ class RunLog:
         self._lines = folder / "metrics.jsonl"
         if self._lines.exists():
             lines = self._lines.read_bytes().splitlines(keepends=True)
-            kept = self._lines.with_suffix(".tmp")
-            kept.write_bytes(b"".join(line for line in lines if _step_of(line) <= step))
-            kept.replace(self._lines)
+            with atomic_file(self._lines) as kept:
+                kept.write_bytes(b"".join(line for line in lines if _step_of(line) <= step))
         self._events = SummaryWriter(folder / "tensorboard", purge_step=step)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:

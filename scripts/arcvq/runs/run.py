@@ -20,11 +20,11 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from arcvq.checkpoints.changed_parts import ChangedParts
 from arcvq.checkpoints.checkpoint import RunState, load_checkpoint, note_processes
 from arcvq.checkpoints.manifest import Progress, step_of
 from arcvq.compute.resumable import LONGEST_WAIT
 from arcvq.compute.threads import use_all_cores
+from arcvq.runs.changed_parts import ChangedParts
 from arcvq.runs.ema import Average
 from arcvq.runs.folder import RunFolder
 from arcvq.runs.options import OptimConfig, RunConfig

@@ -1,4 +1,4 @@
-"""Samples of a saved pipeline: image i is a function of its label, its seed and the options => uint8 images."""
+"""Sample a saved pipeline in chunks: image i is a function of its label, its seed and the options."""
 
 import hashlib
 import json
@@ -13,21 +13,22 @@ from torch import Tensor
 
 from arcvq.compute.resumable import ResumableMap
 from arcvq.runs.results import find_pipeline, load_pipeline
-from arcvq.sampling.options import SamplingConfig, SpeedConfig, sample_batches
+from arcvq.sampling.batches import sample_batches
+from arcvq.sampling.options import SamplingConfig, SpeedConfig
 from pipelines.class_conditional import ClassConditionalPipeline
 
 
 class Sampler:
-    """A pipeline set up to sample labels that are given, image i with the seed `seed` + i.
+    """A loaded pipeline with its sampling options; image i has the seed `seed` + i.
 
     Args:
-        folder: of the pipeline, or its run folder.
-        sampling: how it samples.
+        folder: the pipeline's folder, or its run folder.
+        sampling: how the pipeline samples.
         speed: how it computes.
 
     Attributes:
-        pipeline: on this process's device.
-        facts: what the samples depend on beside labels and seeds.
+        pipeline: the pipeline, on this process's device.
+        facts: all that the samples depend on except labels and seeds, as JSON.
     """
 
     def __init__(self, folder: str, sampling: SamplingConfig, speed: SpeedConfig):
@@ -48,25 +49,25 @@ class Sampler:
             self.facts["scheduler"] = {"class": type(scheduler).__name__, **of_scheduler}
 
     def sample(self, labels: Tensor, seed: int, chunk: range) -> Tensor:
-        """The images of a range, uint8 (b, C, H, W); several threads may ask for theirs at once.
+        """Sample the images of a range, uint8 (b, C, H, W); several threads may call this at once.
 
         Args:
-            labels: of all images, (n,) int64.
-            seed: of image 0.
-            chunk: which of them.
+            labels: the labels of all images, int64 (n,).
+            seed: the seed of image 0.
+            chunk: the range of images to sample.
         """
         seeds = range(seed + chunk.start, seed + chunk.stop)
         wanted = labels[chunk.start : chunk.stop].tolist()
-        made = sample_batches(self.pipeline, wanted, seeds, len(chunk), show_progress=False, **self._options)
-        return torch.cat(list(made))
+        images = sample_batches(self.pipeline, wanted, seeds, len(chunk), show_progress=False, **self._options)
+        return torch.cat(list(images))
 
 
 def folder_fingerprint(folder: str) -> str:
-    """SHA-256 (hex) of all configs and weights in a pipeline's folder, or in that of its run."""
+    """Hash all configs and weights of a pipeline with SHA-256 (hex); `folder` may be its run folder."""
     pipeline, digest = find_pipeline(folder), hashlib.sha256()
     index = json.loads((pipeline / "model_index.json").read_text())
     parts = [pipeline / name for name, value in index.items() if isinstance(value, list)]
-    # Samples and results may lie in the same folder, and are no part of the pipeline.
+    # Samples and results may lie in the same folder; they do not belong to the pipeline.
     files = [file for part in parts for ending in ("*.json", "*.safetensors") for file in part.glob(ending)]
     for file in sorted([pipeline / "model_index.json", *files]):
         with file.open("rb") as content:
@@ -76,5 +77,5 @@ def folder_fingerprint(folder: str) -> str:
 
 
 def images_of(chunks: ResumableMap) -> Iterator[Tensor]:
-    """The images of all chunks that kept theirs, one by one, uint8 (C, H, W)."""
+    """Yield the stored images of all chunks one by one, uint8 (C, H, W)."""
     return (image for values in chunks.read("images") for image in values.get("images", ()))

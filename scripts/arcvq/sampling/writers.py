@@ -1,11 +1,10 @@
-"""Samples on disk: uint8 images, labels => PNG files, an npz as ADM's evaluator reads it, or tar shards.
+"""Write samples to disk: uint8 images, labels => PNG files, an npz for ADM's evaluator, or tar shards.
 
-Each is there under its name only when it is complete, and the same bytes whenever it is written.
+All are written atomically, and the same images always give the same bytes.
 """
 
 import io
 import json
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,24 +16,24 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
+from arcvq.compute.atomic_files import atomic_file, atomic_folder
+
 IMAGES_PER_SHARD = 5000
 
 
 def write_pngs(folder: Path, images: Iterable[Tensor], labels: Tensor) -> None:
-    """PNG files named by index and class, from images uint8 (C, H, W) and labels (n,)."""
-    unfinished = _empty(folder)
-    for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        (unfinished / f"{index:08d}-class-{label:04d}.png").write_bytes(png(image))
-    _finish(unfinished, folder)
+    """Write PNG files named by index and class, from images uint8 (C, H, W) and labels (n,)."""
+    with atomic_folder(folder) as unfinished:
+        for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            (unfinished / f"{index:08d}-class-{label:04d}.png").write_bytes(png(image))
 
 
 def write_npz(file: Path, images: Iterable[Tensor], labels: Tensor) -> None:
-    """Images uint8 (C, H, W) and their labels as ADM's evaluator reads them: arr_0 uint8 (N, H, W, 3), arr_1 (N,).
+    """Write an npz for ADM's evaluator: arr_0 uint8 (N, H, W, 3), arr_1 (N,), from images uint8 (C, H, W) and labels.
 
-    One image at a time: 50,000 of them never sit in memory.
+    Images are written one by one, so that 50,000 of them need no memory.
     """
-    unfinished = file.with_name(f".{file.name}.tmp")
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with atomic_file(file) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
         with _member(archive, "arr_0.npy") as member:
             for index, image in enumerate(images):
                 pixels = np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
@@ -44,25 +43,19 @@ def write_npz(file: Path, images: Iterable[Tensor], labels: Tensor) -> None:
                 member.write(pixels.tobytes())
         with _member(archive, "arr_1.npy") as member:
             npy.write_array(member, labels.numpy(), allow_pickle=False)
-    unfinished.replace(file)
 
 
 def write_webdataset(folder: Path, images: Iterable[Tensor], labels: Tensor, seeds: Sequence[int]) -> None:
-    """Tar shards `samples-000000.tar` and on, of IMAGES_PER_SHARD samples: .png, .cls (label) and .json (label, seed).
+    """Write WebDataset shards `samples-000000.tar` and on, of IMAGES_PER_SHARD samples each.
 
-    Any reader of WebDataset takes them, and so does `data.name` with `data.streaming`.
+    A sample has a .png, a .cls (label) and a .json (label, seed). `data.name` with `data.streaming` reads them too.
     """
-    unfinished, samples = _empty(folder), zip(images, labels.tolist(), seeds, strict=True)
-    for start in range(0, len(labels), IMAGES_PER_SHARD):
-        with tarfile.open(unfinished / f"samples-{start // IMAGES_PER_SHARD:06d}.tar", "w") as shard:
-            for index in range(start, min(start + IMAGES_PER_SHARD, len(labels))):
-                image, label, seed = next(samples)
-                facts = json.dumps({"label": label, "seed": seed})
-                for ending, content in (("cls", str(label).encode()), ("json", facts.encode()), ("png", png(image))):
-                    member = tarfile.TarInfo(f"{index:08d}.{ending}")
-                    member.size = len(content)
-                    shard.addfile(member, io.BytesIO(content))
-    _finish(unfinished, folder)
+    samples = zip(images, labels.tolist(), seeds, strict=True)
+    with atomic_folder(folder) as unfinished:
+        for start in range(0, len(labels), IMAGES_PER_SHARD):
+            with tarfile.open(unfinished / f"samples-{start // IMAGES_PER_SHARD:06d}.tar", "w") as shard:
+                for index in range(start, min(start + IMAGES_PER_SHARD, len(labels))):
+                    _add_sample(shard, index, *next(samples))
 
 
 FORMATS: dict[str, tuple[str, Callable[[Path, Iterator[Tensor], Tensor, Sequence[int]], None]]] = {
@@ -73,10 +66,14 @@ FORMATS: dict[str, tuple[str, Callable[[Path, Iterator[Tensor], Tensor, Sequence
 
 
 def claim(target: Path, chunks: Path) -> None:
-    """Notes in the folder of the chunks that `target` is written from them, so that only such a one is written over.
+    """Mark `target` as written from these chunks, so that nothing else is ever overwritten.
+
+    Args:
+        target: the file or folder that will be written.
+        chunks: the folder of the chunks, which holds the mark.
 
     Raises:
-        ValueError: `target` is there, and not from these chunks.
+        ValueError: `target` exists, but was not written from these chunks.
     """
     mark = chunks / f"writes-{target.name}"
     if target.exists() and not mark.exists():
@@ -86,25 +83,21 @@ def claim(target: Path, chunks: Path) -> None:
 
 
 def png(image: Tensor) -> bytes:
-    """A uint8 image (C, H, W) as a PNG file."""
+    """Encode a uint8 image (C, H, W) as PNG."""
     content = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(content, "PNG")  # (H, W, 3), or (H, W) in grey
     return content.getvalue()
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    """Opened for writing, under one date: an archive of the same images is the same file."""
+    """Open an archive's member for writing, with a fixed date, so that the same images give the same bytes."""
     return archive.open(zipfile.ZipInfo(name), "w", force_zip64=True)
 
 
-def _empty(folder: Path) -> Path:
-    """An empty folder beside `folder`, to be renamed."""
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    return unfinished
-
-
-def _finish(unfinished: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.replace(folder)
+def _add_sample(shard: tarfile.TarFile, index: int, image: Tensor, label: int, seed: int) -> None:
+    """Append one sample to a shard, as three members that share a name."""
+    facts = json.dumps({"label": label, "seed": seed})
+    for ending, content in (("cls", str(label).encode()), ("json", facts.encode()), ("png", png(image))):
+        member = tarfile.TarInfo(f"{index:08d}.{ending}")
+        member.size = len(content)
+        shard.addfile(member, io.BytesIO(content))

@@ -1,13 +1,14 @@
-"""Trains the latent diffusion prior: a tokenizer's latents => runs/<name>/pipeline, an ArcVQLDMPipeline.
+"""Train the latent diffusion prior: a tokenizer's latents => runs/<name>/pipeline, an ArcVQLDMPipeline.
 
 accelerate launch scripts/train_ldm.py
 accelerate launch scripts/train_ldm.py --config configs/mnist/ldm.yaml
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
@@ -15,27 +16,66 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from arcvq.cli.parser import ScriptParser
-from arcvq.planning.dry_run import DryReport, dry_run
-from arcvq.planning.dry_training import DryRun, DryTraining
-from arcvq.planning.planned_data import PlannedEncodedData
 from arcvq.runs.options import check_run, check_share
 from arcvq.runs.results import load_tokenizer
 from arcvq.runs.run import Run
-from arcvq.sampling.options import save_preview
 from arcvq.training.latent_cache import EncodedData
 from arcvq.training.memory_check import check_memory
-from arcvq.training.prior import PriorTraining, add_prior_options, finish, plan_prior, start
+from arcvq.training.preview import save_preview
+from arcvq.training.prior import PriorTraining, add_prior_options, finish, start
 from pipelines import ArcVQLDMPipeline
 from priors.diffusion import diffusion_loss, make_scheduler
-from priors.unet import make_unet, null_label
-from tokenizer.data.facts import DatasetInfo
+from priors.unet import UNet, make_unet, null_label
 
 # DDIM steps of the pictures made during training; the final ones take the pipeline's default.
 PREVIEW_STEPS = 50
 
 
+def main(args: Sequence[str] | None = None) -> None:
+    """Train with the options of a command line; see `train`."""
+    parser = make_parser()
+    config = parser.parse(args)
+    train(config, parser.settings(config))
+
+
+def train(config: Namespace, settings: dict[str, Any]) -> None:
+    """Train, or resume, until `optim.max_steps`, and write the pipeline.
+
+    Args:
+        config: the parsed options.
+        settings: the same as plain values, to be stored in the run folder.
+    """
+    # --- data: latents of the tokenizer, and the run that encodes them ---
+    check(config)
+    tokenizer = load_tokenizer(config.tokenizer)
+    with torch.device("meta"):  # sizes that do not fit are an error before encoding
+        make_unet(tokenizer.latent_shape, 1, **config.unet.as_dict())
+    run, encoded = start(config, settings, tokenizer)
+
+    # --- networks ---
+    check_memory(run, partial(make_prior, config, encoded), "unet.channels or unet.num_blocks")
+    training = set_up(run, config, encoded)
+    averaged, id2label = training.averaged, dict(enumerate(encoded.class_names))
+    pipeline = ArcVQLDMPipeline(tokenizer, averaged, training.scheduler, id2label, encoded.latent_scale)
+    pipeline.to(run.device)
+
+    # --- steps ---
+    for batch in run.steps():
+        loss = training.step(batch)
+        run.log(loss=loss)
+        if run.is_due(run.config.sample_every):
+            run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
+        if run.is_main and run.is_due(run.config.sample_every):
+            run.write({"test_loss": held_out_loss(pipeline, encoded.held_out)})
+            save_preview(pipeline, run.picture("step"), num_inference_steps=PREVIEW_STEPS)
+
+    # --- result ---
+    run.average.load_into(averaged)
+    finish(run, pipeline)
+
+
 def make_parser() -> ScriptParser:
-    """The options of this script."""
+    """Declare the options."""
     parser = ScriptParser("Train a class-conditional latent diffusion prior.", digits_config="ldm.yaml")
     parser.add_function_arguments(make_unet, "unet", skip={"latent_shape", "num_classes"})
     parser.add_function_arguments(make_scheduler, "diffusion")
@@ -47,7 +87,7 @@ def make_parser() -> ScriptParser:
 
 
 def check(config: Namespace) -> None:
-    """Raises ValueError for options that cannot work, before time is spent."""
+    """Raise ValueError for options that cannot work, before time is spent."""
     check_run(config)
     check_share("ema_decay", config.ema_decay)
     check_share("label_dropout", config.label_dropout)
@@ -55,72 +95,45 @@ def check(config: Namespace) -> None:
         raise ValueError(f"min_snr_gamma must be above 0, or None, got {config.min_snr_gamma}")
 
 
+def make_prior(config: Namespace, encoded: EncodedData) -> UNet:
+    """Build the UNet for the latents and classes of the data."""
+    return make_unet(encoded.tokenizer.latent_shape, len(encoded.class_names), **config.unet.as_dict())
+
+
 @dataclass(frozen=True)
 class LDMTraining(PriorTraining):
-    """A UNet in training, and the `scheduler` of its noise."""
+    """A UNet in training, and the noise schedule of its diffusion.
+
+    Attributes:
+        scheduler: the noise schedule.
+    """
 
     scheduler: DDIMScheduler
 
 
-def set_up(run: Run, config: Namespace, stage_one: EncodedData | PlannedEncodedData) -> LDMTraining:
-    """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
-    shape, classes = stage_one.tokenizer.latent_shape, len(stage_one.class_names)
-    make = partial(make_unet, shape, classes, **config.unet.as_dict())
-    check_memory(run, make, "unet.channels or unet.num_blocks")
-    unet = make()
+def set_up(run: Run, config: Namespace, encoded: EncodedData) -> LDMTraining:
+    """Build the networks and the optimizer, and load the newest checkpoint.
+
+    Raises:
+        ValueError: options that cannot work.
+    """
+    unet = make_prior(config, encoded)
     scheduler = make_scheduler(**config.diffusion.as_dict())
     averaged = copy.deepcopy(unet).requires_grad_(False)
-    num_workers, null, scale = config.data.num_workers, null_label(unet), stage_one.latent_scale
-    model = run.prepare(unet, stage_one.train, stage_one.fingerprints, num_workers, config.ema_decay)
+    num_workers, null, scale = config.data.num_workers, null_label(unet), encoded.latent_scale
+    model = run.prepare(unet, encoded.train, encoded.fingerprints, num_workers, config.ema_decay)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         latents = batch["latents"] * scale  # (B, D, h, w), unit variance
         options = (config.label_dropout, config.min_snr_gamma)
         return diffusion_loss(model, scheduler, latents, batch["labels"], null, *options)
 
-    return LDMTraining(unet, averaged, loss, scheduler)
-
-
-def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
-    """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
-    check(config)
-    return plan_prior(config, "UNet", set_up)
-
-
-def main(args: Sequence[str] | None = None) -> DryReport | None:
-    """Trains, or resumes, until `optim.max_steps`, and writes the pipeline; or says what that takes."""
-    parser = make_parser()
-    config = parser.parse(args)
-    if config.dry_run is not None:
-        return dry_run(parser, config, *plan(config))
-    check(config)
-    tokenizer = load_tokenizer(config.tokenizer)
-    with torch.device("meta"):  # sizes that do not fit are an error before encoding
-        make_unet(tokenizer.latent_shape, 1, **config.unet.as_dict())
-    run, stage_one = start(parser, config, tokenizer)
-    training = set_up(run, config, stage_one)
-    averaged, id2label = training.averaged, dict(enumerate(stage_one.class_names))
-    pipeline = ArcVQLDMPipeline(tokenizer, averaged, training.scheduler, id2label, stage_one.latent_scale)
-    pipeline.to(run.device)
-
-    for batch in map(stage_one.encode, run.steps()):
-        loss = training.loss(batch)
-        run.update(loss)
-        run.log(loss=loss)
-        if run.is_due(run.config.sample_every):
-            run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
-        if run.is_main and run.is_due(run.config.sample_every):
-            run.write({"test_loss": held_out_loss(pipeline, stage_one.held_out)})
-            save_preview(pipeline, run.picture("step"), num_inference_steps=PREVIEW_STEPS)
-
-    run.average.load_into(averaged)
-    finish(run, pipeline)
-    return None
+    return LDMTraining(run, encoded, "UNet", unet, averaged, loss, scheduler)
 
 
 @torch.no_grad()
 def held_out_loss(pipeline: ArcVQLDMPipeline, held_out: dict[str, Tensor]) -> float:
-    """The diffusion loss of held-out latents, all timesteps alike, under noise that is the same at every call."""
+    """Measure the diffusion loss of held-out latents: all timesteps alike, the same noise at every call."""
     latents = held_out["latents"] * pipeline.config.latent_scale
     null, total = null_label(pipeline.unet), 0.0
     with torch.random.fork_rng():

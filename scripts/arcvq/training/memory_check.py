@@ -8,7 +8,6 @@ import psutil
 import torch
 from torch import nn
 
-from arcvq.planning.dry_training import DryRun
 from arcvq.runs.run import Run
 
 # Bytes of a parameter in training, in float32: itself, its gradient and AdamW's two averages.
@@ -16,14 +15,21 @@ _TRAINED, _FROZEN = 16, 4
 
 
 def check_memory(run: Run, make: Callable[[], nn.Module], options: str) -> None:
-    """Raises ValueError where the model that `make` builds cannot be trained here; it is built without any weights.
+    """Check that this machine can train the model that `make` builds; build it without memory for that.
 
-    A dry run takes no memory, and tells of a model of any size. `options` are those that make the model smaller.
+    Args:
+        run: says on which device, and with how many processes.
+        make: builds the model.
+        options: names the options that make the model smaller.
+
+    Raises:
+        ValueError: the model needs more memory than the machine has.
     """
-    if isinstance(run, DryRun):
-        return
-    with torch.device("meta"):
-        parameters = list(make().parameters())
+    try:
+        with torch.device("meta"):
+            parameters = list(make().parameters())
+    except RuntimeError as error:  # more bytes in one tensor than a 64-bit integer counts
+        raise ValueError(f"the model cannot be built ({str(error).splitlines()[0]}): lower {options}") from error
     refuse_beyond(
         sum(parameter.numel() for parameter in parameters),
         sum(parameter.numel() * (_TRAINED if parameter.requires_grad else _FROZEN) for parameter in parameters),

@@ -1,4 +1,4 @@
-"""Trains the PixelCNN prior: a tokenizer's codes => runs/<name>/pipeline, an ArcVQPixelCNNPipeline.
+"""Train the PixelCNN prior: a tokenizer's codes => runs/<name>/pipeline, an ArcVQPixelCNNPipeline.
 
 accelerate launch scripts/train_pixelcnn.py
 accelerate launch scripts/train_pixelcnn.py --config configs/mnist/pixelcnn.yaml
@@ -6,32 +6,70 @@ accelerate launch scripts/train_pixelcnn.py --config configs/mnist/pixelcnn.yaml
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
 from arcvq.cli.parser import ScriptParser
-from arcvq.planning.dry_run import DryReport, dry_run
-from arcvq.planning.dry_training import DryRun, DryTraining
-from arcvq.planning.planned_data import PlannedEncodedData
 from arcvq.runs.options import check_run, check_share
 from arcvq.runs.results import load_tokenizer
 from arcvq.runs.run import Run
-from arcvq.sampling.options import save_preview
 from arcvq.training.latent_cache import EncodedData
 from arcvq.training.memory_check import check_memory
-from arcvq.training.prior import PriorTraining, add_prior_options, finish, plan_prior, start
+from arcvq.training.preview import save_preview
+from arcvq.training.prior import PriorTraining, add_prior_options, finish, start
 from pipelines import ArcVQPixelCNNPipeline
 from priors.pixelcnn import PixelCNN, code_grid, code_nll
 from tokenizer import VQTokenizer
-from tokenizer.data.facts import DatasetInfo
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Train with the options of a command line; see `train`."""
+    parser = make_parser()
+    config = parser.parse(args)
+    train(config, parser.settings(config))
+
+
+def train(config: Namespace, settings: dict[str, Any]) -> None:
+    """Train, or resume, until `optim.max_steps`, and write the pipeline.
+
+    Args:
+        config: the parsed options.
+        settings: the same as plain values, to be stored in the run folder.
+    """
+    # --- data: codes of the tokenizer, and the run that encodes them ---
+    check(config)
+    tokenizer = load_tokenizer(config.tokenizer)
+    code_grid(tokenizer)  # a tokenizer that cannot be modelled is an error before encoding
+    run, encoded = start(config, settings, tokenizer)
+
+    # --- networks ---
+    check_memory(run, partial(make_prior, config, encoded), "prior.channels or prior.num_layers")
+    training = set_up(run, config, encoded)
+    averaged = training.averaged
+    pipeline = ArcVQPixelCNNPipeline(tokenizer, averaged, dict(enumerate(encoded.class_names))).to(run.device)
+
+    # --- steps ---
+    for batch in run.steps():
+        loss = training.step(batch)
+        run.log(loss=loss, bits_per_code=loss.detach() / math.log(2))
+        if run.is_due(run.config.sample_every):
+            run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
+        if run.is_main and run.is_due(run.config.sample_every):
+            run.write(held_out_bits(averaged, encoded.held_out, pixel_values(tokenizer)))
+            save_preview(pipeline, run.picture("step"))
+
+    # --- result ---
+    run.average.load_into(averaged)
+    finish(run, pipeline)
 
 
 def make_parser() -> ScriptParser:
-    """The options of this script."""
+    """Declare the options."""
     parser = ScriptParser("Train a class-conditional PixelCNN prior.", digits_config="pixelcnn.yaml")
     parser.add_class_arguments(PixelCNN, "prior", skip={"codebook_size", "num_classes", "grid_size"})
     add_prior_options(parser, "pixelcnn", ema_decay=0.999)
@@ -39,78 +77,48 @@ def make_parser() -> ScriptParser:
 
 
 def check(config: Namespace) -> None:
-    """Raises ValueError for options that cannot work, before time is spent."""
+    """Raise ValueError for options that cannot work, before time is spent."""
     check_run(config)
     check_share("ema_decay", config.ema_decay)
     if config.run.gradient_checkpointing:
         raise ValueError("the PixelCNN has no gradient checkpointing; leave out run.gradient_checkpointing")
 
 
-def set_up(run: Run, config: Namespace, stage_one: EncodedData | PlannedEncodedData) -> PriorTraining:
-    """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
-    make = partial(
-        PixelCNN,
-        codebook_size=stage_one.tokenizer.config.codebook_size,
-        num_classes=len(stage_one.class_names),
-        grid_size=code_grid(stage_one.tokenizer),
+def make_prior(config: Namespace, encoded: EncodedData) -> PixelCNN:
+    """Build the PixelCNN for the codes and classes of the data."""
+    return PixelCNN(
+        codebook_size=encoded.tokenizer.config.codebook_size,
+        num_classes=len(encoded.class_names),
+        grid_size=code_grid(encoded.tokenizer),
         **config.prior.as_dict(),
     )
-    check_memory(run, make, "prior.channels or prior.num_layers")
-    prior = make()
+
+
+def set_up(run: Run, config: Namespace, encoded: EncodedData) -> PriorTraining:
+    """Build the networks and the optimizer, and load the newest checkpoint.
+
+    Raises:
+        ValueError: options that cannot work.
+    """
+    prior = make_prior(config, encoded)
     averaged = copy.deepcopy(prior).requires_grad_(False)
-    inputs, num_workers = stage_one.fingerprints, config.data.num_workers
-    model = run.prepare(prior, stage_one.train, inputs, num_workers, config.ema_decay)
+    model = run.prepare(prior, encoded.train, encoded.fingerprints, config.data.num_workers, config.ema_decay)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         codes = batch["codes"]  # (B, h, w)
         return code_nll(model(codes, batch["labels"]), codes).mean()
 
-    return PriorTraining(prior, averaged, loss)
-
-
-def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
-    """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
-    check(config)
-    return plan_prior(config, "PixelCNN", set_up)
-
-
-def main(args: Sequence[str] | None = None) -> DryReport | None:
-    """Trains, or resumes, until `optim.max_steps`, and writes the pipeline; or says what that takes."""
-    parser = make_parser()
-    config = parser.parse(args)
-    if config.dry_run is not None:
-        return dry_run(parser, config, *plan(config))
-    check(config)
-    tokenizer = load_tokenizer(config.tokenizer)
-    code_grid(tokenizer)  # a tokenizer that cannot be modelled is an error before encoding
-    run, stage_one = start(parser, config, tokenizer)
-    training = set_up(run, config, stage_one)
-    averaged = training.averaged
-    pipeline = ArcVQPixelCNNPipeline(tokenizer, averaged, dict(enumerate(stage_one.class_names))).to(run.device)
-
-    for batch in map(stage_one.encode, run.steps()):
-        loss = training.loss(batch)
-        run.update(loss)
-        run.log(loss=loss, bits_per_code=loss.detach() / math.log(2))
-        if run.is_due(run.config.sample_every):
-            run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
-        if run.is_main and run.is_due(run.config.sample_every):
-            run.write(held_out_bits(averaged, stage_one.held_out, pixel_values(tokenizer)))
-            save_preview(pipeline, run.picture("step"))
-
-    run.average.load_into(averaged)
-    finish(run, pipeline)
-    return None
+    return PriorTraining(run, encoded, "PixelCNN", prior, averaged, loss)
 
 
 @torch.no_grad()
 def held_out_bits(prior: PixelCNN, held_out: dict[str, Tensor], values: int) -> dict[str, float]:
-    """Bits of the codes of held-out images: per code, and per value of an image that has so many."""
+    """Measure the bits of held-out images' codes: per code, and per each of the image's `values`."""
     codes = held_out["codes"]
     per_code = prior.bits_per_code(codes.to(prior.device), held_out["labels"].to(prior.device)).mean().item()
     return {"test_bits_per_code": per_code, "test_bits_per_dim": per_code * codes[0].numel() / values}
 
 
 def pixel_values(tokenizer: VQTokenizer) -> int:
-    """Pixels times channels of an image."""
+    """Count an image's values: pixels times channels."""
     return tokenizer.config.in_channels * tokenizer.config.image_size**2

@@ -1,4 +1,4 @@
-"""Trains a tokenizer: images => runs/<name>/tokenizer.
+"""Train a tokenizer: images => runs/<name>/tokenizer.
 
 accelerate launch scripts/train_tokenizer.py
 accelerate launch scripts/train_tokenizer.py --config configs/mnist/arcvq.yaml
@@ -7,38 +7,36 @@ accelerate launch scripts/train_tokenizer.py --config configs/mnist/arcvq.yaml
 import copy
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
-from arcvq.planning.dry_run import DryReport, add_dry_run, dry_run
-from arcvq.planning.dry_training import DryRun, DryTraining
 from arcvq.runs.options import OptimConfig, RunConfig, check_run, check_share
 from arcvq.runs.run import Run
-from arcvq.runs.trained_module import on_device
 from arcvq.training.adversary import AdversarialConfig, Adversary
 from arcvq.training.collapse import CollapseConfig
 from arcvq.training.memory_check import check_memory
+from arcvq.training.parts import TrainingParts
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
-from arcvq.training.tokenizer_step import Seen, TokenizerUpdate
+from arcvq.training.tokenizer_step import StepOutput, TokenizerUpdate
 from tokenizer import VQTokenizer
 from tokenizer.codebook_file import load_codebook_file
 from tokenizer.data import DataConfig, ImageDataset, StreamedImages, load_into_memory, pixel_batches
 from tokenizer.data.bad_images import report_bad_images
-from tokenizer.data.facts import DatasetInfo, dataset_info
-from tokenizer.data.in_memory import bytes_held, pixel_variance
+from tokenizer.data.in_memory import pixel_variance
 from tokenizer.data.subsets import evenly_spaced_images
 from tokenizer.functional.usage import perplexity, usage
-from tokenizer.losses.lpips import RandomWeights, WeightFiles
+from tokenizer.losses.lpips import WeightFiles
 from tokenizer.networks import network_options
 from tokenizer.quantizers import quantizer_options
 
@@ -46,8 +44,57 @@ from tokenizer.quantizers import quantizer_options
 PREVIEW_IMAGES = 512
 
 
+def main(args: Sequence[str] | None = None) -> None:
+    """Train with the options of a command line; see `train`."""
+    parser = make_parser()
+    config = parser.parse(args)
+    train(config, parser.settings(config))
+
+
+def train(config: Namespace, settings: dict[str, Any]) -> None:
+    """Train, or resume, until `optim.max_steps`, and write the tokenizer.
+
+    Args:
+        config: the parsed options.
+        settings: the same as plain values, to be stored in the run folder.
+    """
+    # --- data and run ---
+    check(config)
+    splits = announced_splits(config.data)
+    run = Run(config.run, config.optim, settings)
+    run.data = str(splits)
+
+    # --- networks ---
+    check_memory(run, partial(make_tokenizer, config, splits.train), "model.hidden_channels or model.codebook_size")
+    training = set_up(run, config, splits.train)
+    progress = partial(tqdm, desc="decoding train", disable=not run.is_main)
+    run.dataset = load_into_memory(splits.train, config.data, progress)
+    if config.recon_norm and config.loss.pixel == "mse":
+        training.reconstruction_loss.pixel_variance = variance_of(run.dataset, config.data)
+    preview = Subset(splits.held_out, evenly_spaced_images(splits.held_out, PREVIEW_IMAGES))
+    used_codes = run.counter("used codes", training.tokenizer.bottleneck.codebook_size)
+
+    # --- steps ---
+    for batch in run.steps(whole=True):
+        output = training.step(batch)
+        run.log(**output.terms)
+        if output.counts is not None:
+            used_codes += output.counts
+        if run.is_due(run.config.log_every):
+            log_quantizer(training, used_codes)
+            used_codes.zero_()
+        if run.is_main and run.is_due(run.config.sample_every):
+            log_preview(training, preview, config.collapse)
+
+    # --- result ---
+    training.load_average()
+    folder = run.export("tokenizer", training.averaged.save_pretrained)
+    if run.is_main:
+        print(f"tokenizer: {folder}")
+
+
 def make_parser() -> ScriptParser:
-    """The options of this script."""
+    """Declare the options."""
     parser = ScriptParser("Train an image tokenizer.", digits_config="tokenizer.yaml")
     parser.add_class_arguments(VQTokenizer, "model", skip={"in_channels", "image_size"})
     parser.names_within = {
@@ -76,13 +123,12 @@ def make_parser() -> ScriptParser:
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(RunConfig, "run")
-    add_dry_run(parser)
     parser.set_defaults({"run.name": "tokenizer"})
     return parser
 
 
 def check(config: Namespace) -> None:
-    """Raises ValueError for options that cannot work, before time is spent."""
+    """Raise ValueError for options that cannot work, before time is spent."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ValueError("FSDP shards the UNet of train_ldm.py; launch this with configs/accelerate/eight_gpus.yaml")
     check_run(config)
@@ -93,39 +139,67 @@ def check(config: Namespace) -> None:
         check_share("ema_decay", config.ema_decay)
 
 
+def make_tokenizer(config: Namespace, images: ImageDataset | StreamedImages) -> VQTokenizer:
+    """Build the tokenizer for images of this size and number of channels."""
+    return VQTokenizer(in_channels=images.channels, image_size=images.image_size, **config.model.as_dict())
+
+
 @dataclass(frozen=True)
-class Training:
-    """A tokenizer in training, and what its step is made of.
+class TokenizerTraining:
+    """A tokenizer in training.
 
     Attributes:
-        averaged: what is saved: the tokenizer's average, or itself.
-        adversary: what it trains against, if anything.
+        run: the run that trains it.
+        tokenizer: the tokenizer whose weights the optimizer updates.
+        averaged: the tokenizer that is saved: a copy with averaged weights, or the same one.
+        reconstruction_loss: the loss on its reconstructions.
+        adversary: the discriminator that it trains against, or None.
+        update: makes the tokenizer's part of a step.
     """
 
+    run: Run
     tokenizer: VQTokenizer
     averaged: VQTokenizer
     reconstruction_loss: ReconstructionLoss
     adversary: Adversary | None
     update: TokenizerUpdate
 
-    def step(self, images: Sequence[Tensor], seed: int) -> tuple[Seen, dict[str, Tensor]]:
-        """Both updates on a batch, in parts (B, C, H, W) of one size; what the second one logs."""
-        seen = self.update(images, seed)
-        return seen, self.adversary.update(images, seen.reconstructions) if self.adversary else {}
+    def step(self, batch: dict[str, Tensor]) -> StepOutput:
+        """Update the tokenizer, then the discriminator, on `images` (B, C, H, W) in [-1, 1] of a batch."""
+        parts = batch["images"].chunk(self.run.optim.accumulation)
+        output = self.update(parts, self.run.noise_seed)
+        if self.adversary is not None:
+            terms = self.adversary.update(parts, output.reconstructions)
+            output = replace(output, terms=output.terms | terms)
+        self.run.end_step(output.updated)
+        return output
+
+    def parts(self) -> TrainingParts:
+        """Name the networks."""
+        tokenizer = self.tokenizer
+        trained = {"encoder": tokenizer.encoder, "quantizer": tokenizer.bottleneck, "decoder": tokenizer.decoder}
+        if self.adversary is not None:
+            trained["discriminator"] = self.adversary.discriminator
+        averages = [] if self.averaged is tokenizer else [self.averaged]
+        return TrainingParts(trained, self.reconstruction_loss.networks, averages)
+
+    def load_average(self) -> None:
+        """Bring `averaged` up to date, where it is a copy."""
+        if self.averaged is self.tokenizer:
+            return
+        self.run.average.load_into(self.averaged)
+        # Buffers have no average: they are counters, or tables that are means already.
+        for buffer, current in zip(self.averaged.buffers(), self.tokenizer.buffers(), strict=True):
+            buffer.copy_(current)
 
 
-def set_up(
-    run: Run,
-    config: Namespace,
-    images: ImageDataset | StreamedImages | DatasetInfo,
-    weights: WeightFiles,
-) -> Training:
-    """Builds what is trained, and takes up the newest checkpoint. Raises ValueError for options that cannot work."""
-    loss, adversarial = config.loss, config.adversarial
-    sizes = (images.channels, images.image_size)
-    make = partial(VQTokenizer, *sizes, **config.model.as_dict())
-    check_memory(run, make, "model.hidden_channels or model.codebook_size")
-    tokenizer = make()
+def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -> TokenizerTraining:
+    """Build the networks and the optimizers, and load the newest checkpoint.
+
+    Raises:
+        ValueError: options that cannot work.
+    """
+    tokenizer = make_tokenizer(config, images)
     inputs = {"data": images.fingerprint()}
     if config.codebook_file is not None:
         inputs["codebook_file"] = load_codebook_file(tokenizer.bottleneck, Path(config.codebook_file))
@@ -134,122 +208,55 @@ def set_up(
     processes = run.accelerator.num_processes
     tokenizer.bottleneck.check_batch(run.optim.batch_size // processes * tokens, processes)
     averaged = tokenizer if config.ema_decay is None else copy.deepcopy(tokenizer).to(run.device)
-    adversary = Adversary(run, adversarial, *sizes) if adversarial.weight else None
-    reconstruction_loss = ReconstructionLoss(loss, weights, images.image_size, run.device)
+    adversary = None
+    if config.adversarial.weight:
+        adversary = Adversary(run, config.adversarial, images.channels, images.image_size)
+    reconstruction_loss = ReconstructionLoss(config.loss, config.weights, images.image_size, run.device)
     if adversary:  # of a longer training a share is a later step: the adversary would fall silent again
-        inputs["step of adversarial.disc_start"] = str(adversarial.start(run.optim.max_steps))
+        inputs["step of adversarial.disc_start"] = str(config.adversarial.start(run.optim.max_steps))
     run.prepare(tokenizer, images, inputs, config.data.num_workers, config.ema_decay)
     if adversary:
         adversary.take_up()
     update = TokenizerUpdate(run.accelerator, run.main, reconstruction_loss, adversary)
-    return Training(tokenizer, averaged, reconstruction_loss, adversary, update)
+    return TokenizerTraining(run, tokenizer, averaged, reconstruction_loss, adversary, update)
 
 
-def make_dry_training(run: DryRun, config: Namespace, images: DatasetInfo) -> DryTraining:
-    """The same with random weights of LPIPS's network, and on images of no contents."""
-    training = set_up(run, config, images, RandomWeights())
-    batch = on_device(torch.empty(run.images_here, images.channels, images.image_size, images.image_size), run.device)
-    adversarial = config.adversarial
-
-    def step() -> None:
-        run.step = adversarial.fullest_step(run.optim.max_steps)
-        seen, _ = training.step(batch.chunk(run.optim.accumulation), run.noise_seed)
-        run.end_step(seen.updated)
-
-    tokenizer = training.tokenizer
-    parts = {"encoder": tokenizer.encoder, "quantizer": tokenizer.bottleneck, "decoder": tokenizer.decoder}
-    if training.adversary is not None:
-        parts["discriminator"] = training.adversary.discriminator
-    return DryTraining(
-        step,
-        parts,
-        batch=[batch],
-        frozen=training.reconstruction_loss.networks,
-        averaged=[] if training.averaged is tokenizer else [training.averaged],
-        tokens_per_image=math.prod(tokenizer.latent_shape[1:]),
-        source=f"images of {images.name}",
-        bytes_per_epoch=images.encoded_bytes,
-        bytes_held=bytes_held(images, config.data),
-    )
+def variance_of(images: Dataset, data: DataConfig) -> float:
+    """Measure the variance of the training pixels. Raises ValueError where all of them are equal."""
+    variance = pixel_variance(pixel_batches(images, data.num_workers))
+    if not variance > 0:
+        raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
+    return variance
 
 
-def plan(config: Namespace) -> tuple[Callable[[DryRun, Namespace], DryTraining], DatasetInfo]:
-    """What a dry run needs: how the training is set up, and its images. Raises ValueError as that does."""
-    check(config)
-    images = dataset_info(config.data)
-    return partial(make_dry_training, images=images), images
+def log_quantizer(training: TokenizerTraining, used_codes: Tensor) -> None:
+    """Log the quantizer's diagnostics, and how this process's counts (K,) since the last time use the codebook."""
+    run, tokenizer = training.run, training.tokenizer
+    numbers = tokenizer.bottleneck.diagnostics()
+    if tokenizer.has_codes:
+        counts = run.accelerator.reduce(used_codes, "sum")
+        numbers |= {"train_usage": usage(counts), "train_perplexity": perplexity(counts)}
+    if numbers:
+        values = torch.stack([value.float() for value in numbers.values()]).tolist()  # one wait for the device
+        run.write(dict(zip(numbers, values, strict=True)))
 
 
-def main(args: Sequence[str] | None = None) -> DryReport | None:
-    """Trains, or resumes, until `optim.max_steps`, and writes the tokenizer; or says what that takes."""
-    parser = make_parser()
-    config = parser.parse(args)
-    if config.dry_run is not None:
-        return dry_run(parser, config, *plan(config))
-    check(config)
-    data, optim = config.data, config.optim
-    splits = announced_splits(data)
-    train_set, test_set = splits.train, splits.held_out
-    run = Run(config.run, optim, parser.settings(config))
-    run.data = str(splits)
-    training = set_up(run, config, train_set, config.weights)
-    tokenizer, averaged = training.tokenizer, training.averaged
-    run.dataset = load_into_memory(train_set, data, partial(tqdm, desc="decoding train", disable=not run.is_main))
-    if config.recon_norm and config.loss.pixel == "mse":
-        variance = pixel_variance(pixel_batches(run.dataset, data.num_workers))
-        if not variance > 0:
-            raise ValueError(f"all pixels of {data.name!r} are equal: there is nothing to learn from them")
-        training.reconstruction_loss.pixel_variance = variance
-    quantizer, collapse = tokenizer.bottleneck, config.collapse
-    preview = Subset(test_set, evenly_spaced_images(test_set, PREVIEW_IMAGES))
-    used = run.counter("used codes", quantizer.codebook_size)
+def log_preview(training: TokenizerTraining, images: Subset, collapse: CollapseConfig) -> None:
+    """Measure the reconstructions of held-out images, draw them and the codebook, and warn where it collapses."""
+    # diffusers' pipelines take seconds to import, which --help need not wait for.
+    from arcvq.sampling.reconstructions import reconstruct
+    from pipelines.figures.grids import plot_codebook, save_comparison
 
-    for batch in run.steps(whole=True):
-        parts = batch["images"].chunk(optim.accumulation)  # each (B, C, H, W)
-        seen, against = training.step(parts, run.noise_seed)
-        run.end_step(seen.updated)
-
-        run.log(**seen.terms, **against)
-        if tokenizer.has_codes:
-            used += seen.counts
-        if run.is_due(run.config.log_every):
-            numbers = quantizer.diagnostics()
-            if tokenizer.has_codes:
-                counts = run.accelerator.reduce(used, "sum")
-                numbers |= {"train_usage": usage(counts), "train_perplexity": perplexity(counts)}
-            if numbers:
-                values = torch.stack([value.float() for value in numbers.values()]).tolist()  # one wait for the device
-                run.write(dict(zip(numbers, values, strict=True)))
-            used.zero_()
-        if run.is_main and run.is_due(run.config.sample_every):
-            # diffusers' pipelines take seconds to import, which --help need not wait for.
-            from arcvq.sampling.options import reconstruct
-            from pipelines.figures.grids import plot_codebook, save_comparison
-
-            load_average(run, tokenizer, averaged)
-            originals, reconstructions, metrics = reconstruct(averaged, preview)
-            if report := report_bad_images(test_set):
-                run.warn(f"test split: {report}")
-            numbers = metrics.result()
-            run.write({f"test_{name}": value for name, value in numbers.items() if name != "images"})
-            save_comparison(originals[:32], reconstructions[:32], run.picture("step"))
-            if tokenizer.has_codes:
-                codes = (numbers["usage"], numbers["perplexity"], quantizer.codebook_size)
-                if warning := collapse.warning(run.counts, *codes):
-                    run.warn(warning)
-                plot_codebook(averaged.codebook.detach().cpu(), metrics.counts, run.picture("codebook"))
-
-    load_average(run, tokenizer, averaged)
-    folder = run.export("tokenizer", averaged.save_pretrained)
-    if run.is_main:
-        print(f"tokenizer: {folder}")
-    return None
-
-
-def load_average(run: Run, tokenizer: VQTokenizer, averaged: VQTokenizer) -> None:
-    """Brings `averaged` up to date with the tokenizer in training, where it is another."""
-    if averaged is not tokenizer:
-        run.average.load_into(averaged)
-        # What is no parameter has no average: counters, and tables that are means already.
-        for buffer, current in zip(averaged.buffers(), tokenizer.buffers(), strict=True):
-            buffer.copy_(current)
+    run, averaged = training.run, training.averaged
+    training.load_average()
+    originals, reconstructions, metrics = reconstruct(averaged, images)
+    if report := report_bad_images(images.dataset):
+        run.warn(f"test split: {report}")
+    numbers = metrics.result()
+    run.write({f"test_{name}": value for name, value in numbers.items() if name != "images"})
+    save_comparison(originals[:32], reconstructions[:32], run.picture("step"))
+    if averaged.has_codes:
+        codes = (numbers["usage"], numbers["perplexity"], averaged.bottleneck.codebook_size)
+        if warning := collapse.warning(run.counts, *codes):
+            run.warn(warning)
+        plot_codebook(averaged.codebook.detach().cpu(), metrics.counts, run.picture("codebook"))

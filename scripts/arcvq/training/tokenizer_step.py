@@ -22,7 +22,7 @@ from tokenizer.model import TokenizerOutput
 
 
 @dataclass(frozen=True)
-class Seen:
+class StepOutput:
     """What an update has seen of its batch.
 
     Attributes:
@@ -67,7 +67,7 @@ class TokenizerUpdate:
         if adversary is not None and adversary.config.adaptive:
             self._tokenizer.decoder.last_layer.register_forward_pre_hook(self._keep)
 
-    def __call__(self, parts: Sequence[Tensor], seed: int) -> Seen:
+    def __call__(self, parts: Sequence[Tensor], seed: int) -> StepOutput:
         """The update on a batch of images, in parts (B, C, H, W) of one size.
 
         `seed` is that of the quantizer's noise in this step, one for all processes.
@@ -91,7 +91,7 @@ class TokenizerUpdate:
         # All terms: the adaptive weight takes a generator's loss out of the sum where it is not finite.
         updated = self._trained.optimizer_step(torch.stack([term.detach().float() for term in terms.values()]).sum())
         self._after_update(updated, outputs)
-        return Seen(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
+        return StepOutput(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
 
     def _after_update(self, updated: Tensor, outputs: Sequence[TokenizerOutput]) -> None:
         """Lets the quantizer follow, and takes it back where the update was not made: the host does not know yet."""

@@ -20,6 +20,7 @@ from arcvq.cli.parser import ScriptParser
 from arcvq.cli.safe_yaml import LARGEST_FILE, read_yaml
 from arcvq.evaluation import command as evaluate
 from arcvq.evaluation import schedulers as compare_schedulers
+from arcvq.planning.dry_run import train_or_plan
 from arcvq.runs.settings import read_settings
 from arcvq.training import ldm as train_ldm
 from arcvq.training import memory_check as model_memory
@@ -335,7 +336,7 @@ def test_a_dry_run_reckons_with_a_model_beyond_the_machine(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model_memory, "machine_memory", lambda device: 2**30)
     large = ["--optim.batch_size", "4", "--model.codebook_size", "64", "--model.hidden_channels", "32768"]
-    report = train_tokenizer.main([*large, "--dry_run", "1"])
+    report = train_or_plan(train_tokenizer)([*large, "--dry_run", "1"])
     assert report.memory.total > 2**38
 
 

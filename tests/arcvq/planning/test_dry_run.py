@@ -5,7 +5,7 @@ import torch
 from accelerate.state import AcceleratorState
 from places import ROOT
 
-from arcvq.planning.dry_run import in_units
+from arcvq.planning.dry_run import format_bytes, make_parser, train_or_plan
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer
@@ -40,7 +40,7 @@ def parameters(module):
 
 @pytest.mark.slow
 def test_imagenet_without_imagenet(tmp_path, capsys):
-    report = train_tokenizer.main([*IMAGENET, "--dry_run", "8"])
+    report = train_or_plan(train_tokenizer)([*IMAGENET, "--dry_run", "8"])
     # The reference's networks, and their two 1 x 1 convolutions.
     assert report.parameters["encoder"] == 27_453_072 + 16 * 16 + 16
     assert report.parameters["decoder"] == 40_309_251 + 16 * 16 + 16
@@ -67,7 +67,9 @@ def test_imagenet_without_imagenet(tmp_path, capsys):
 @pytest.mark.slow
 def test_what_saves_memory_is_seen_to():
     def others(*options):
-        memory = train_tokenizer.main([*IMAGENET, *SMALL, "--run.mixed_precision", "no", *options, "--dry_run"]).memory
+        memory = train_or_plan(train_tokenizer)(
+            [*IMAGENET, *SMALL, "--run.mixed_precision", "no", *options, "--dry_run"]
+        ).memory
         return memory.tensors["activations and temporaries"]
 
     plain = others()
@@ -81,7 +83,7 @@ def test_what_saves_memory_is_seen_to():
 def test_the_step_is_the_fullest_of_the_training():
     def others(*options):
         # A tokenizer so small that the discriminator's side decides.
-        report = train_tokenizer.main(["--model.hidden_channels", "4", *ADVERSARIAL, *options, "--dry_run"])
+        report = train_or_plan(train_tokenizer)(["--model.hidden_channels", "4", *ADVERSARIAL, *options, "--dry_run"])
         return report.memory.tensors["activations and temporaries"]
 
     whole = others()
@@ -92,12 +94,12 @@ def test_the_step_is_the_fullest_of_the_training():
 def test_processes_are_those_of_the_launcher(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    report = train_tokenizer.main(["--dry_run"])
+    report = train_or_plan(train_tokenizer)(["--dry_run"])
     assert report.others["processes"] == "4, each 16 of 64 images a step"
     assert report.others["precision"] == "bf16"
     capsys.readouterr()
     monkeypatch.setenv("RANK", "3")
-    assert train_tokenizer.main(["--dry_run"]) is None
+    assert train_or_plan(train_tokenizer)(["--dry_run"]) is None
     assert capsys.readouterr().out == ""
 
 
@@ -105,7 +107,7 @@ def test_a_prior_takes_a_tokenizer_that_is_trained_or_planned(tmp_path):
     tokenizer = VQTokenizer(in_channels=1, image_size=32, hidden_channels=8)
     tokenizer.save_pretrained("trained/tokenizer")
     reports = {
-        place: train_pixelcnn.main(["--tokenizer", place, "--dry_run"])
+        place: train_or_plan(train_pixelcnn)(["--tokenizer", place, "--dry_run"])
         for place in ("runs/tokenizer", str(ROOT / "configs" / "digits" / "tokenizer.yaml"), "trained")
     }
     planned, named, trained = reports.values()
@@ -120,15 +122,15 @@ def test_a_prior_takes_a_tokenizer_that_is_trained_or_planned(tmp_path):
 
 @pytest.mark.slow
 def test_a_diffusion_prior_from_the_cache_or_on_the_fly():
-    cached = train_ldm.main(["--dry_run"])
-    encoded = train_ldm.main(["--latents.mode", "on_the_fly", "--optim.accumulation", "2", "--dry_run"])
+    cached = train_or_plan(train_ldm)(["--dry_run"])
+    encoded = train_or_plan(train_ldm)(["--latents.mode", "on_the_fly", "--optim.accumulation", "2", "--dry_run"])
     unet = make_unet((64, 8, 8), 10, num_blocks=1)
     assert cached.parameters == encoded.parameters
     assert cached.parameters["UNet"] == parameters(unet)
     # Latents float32, codes and labels int64; images float32 and labels.
     assert cached.memory.tensors["batch"] == 64 * (4 * 64 * 64 + 8 * 64 + 8)
     assert encoded.memory.tensors["batch"] == 64 * (4 * 32 * 32 + 8)
-    read = in_units(1437 * 64 * (64 * 4 + 4))  # float32 latents, int32 codes
+    read = format_bytes(1437 * 64 * (64 * 4 + 4))  # float32 latents, int32 codes
     assert cached.others["read from disk"] == f"in an epoch {read} of latents and codes of digits"
     assert "images of digits" in encoded.others["read from disk"]
 
@@ -180,7 +182,7 @@ def test_what_cannot_work_is_refused_as_the_training_refuses_it(script, options,
         torch.manual_seed(0)
         VQTokenizer(in_channels=1, image_size=32, hidden_channels=8).save_pretrained("runs/tokenizer")
     with pytest.raises(ValueError) as dry:
-        script.main([*options, "--dry_run"])
+        train_or_plan(script)([*options, "--dry_run"])
     with pytest.raises(ValueError) as real:
         script.main(options)
     assert str(dry.value) == str(real.value)
@@ -191,7 +193,7 @@ def test_a_tokenizer_is_not_sharded(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for options in ([], ["--dry_run"]):
         with pytest.raises(ValueError, match=r"FSDP shards the UNet of train_ldm\.py"):
-            train_tokenizer.main(options)
+            train_or_plan(train_tokenizer)(options)
 
 
 @pytest.mark.parametrize(
@@ -211,11 +213,11 @@ def test_a_tokenizer_is_not_sharded(monkeypatch):
 )
 def test_what_the_dry_run_alone_is_asked(script, options, text):
     with pytest.raises(ValueError, match=text):
-        script.main(options)
+        train_or_plan(script)(options)
 
 
 def test_a_run_does_not_know_that_there_are_dry_ones(tmp_path):
-    parser = train_tokenizer.make_parser()
-    assert "dry_run" not in parser.settings(parser.parse(["--dry_run", "2"]))
+    assert "dry_run" not in train_tokenizer.make_parser().parse([])
+    parser = make_parser(train_tokenizer)
     assert parser.parse([]).dry_run is None
     assert (parser.parse(["--dry_run"]).dry_run, parser.parse(["--dry_run", "2"]).dry_run) == (0, 2)

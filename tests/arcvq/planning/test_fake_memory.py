@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.profiler import ProfilerActivity, profile
 
-from arcvq.planning.fake_memory import Unallocated
+from arcvq.planning.fake_memory import FakeAllocation
 from priors.unet import make_unet
 from tokenizer import VQTokenizer
 
@@ -17,10 +17,10 @@ def adamw(module):
 
 def tensors(make, step):
     """The estimate of two steps of what `make` gives: module, inputs."""
-    with Unallocated() as memory:
+    with FakeAllocation() as memory:
         module, *inputs = make()
         optimizer = adamw(module)
-        memory.trained(module, optimizer)
+        memory.assign_training(module, optimizer)
         memory.assign("batch", inputs)
         for _ in range(2):
             step(module, optimizer, *inputs)
@@ -149,7 +149,7 @@ def test_autocast_and_checkpoints_take_less_as_they_do_in_truth(has_bfloat16):
 
 
 def test_what_is_kept_adds_to_every_moment():
-    with Unallocated() as memory:
+    with FakeAllocation() as memory:
         memory.add("kept", 1000)
         torch.empty(100)  # freed at once
         memory.assign("kept", [held := torch.empty(50)])
@@ -160,7 +160,7 @@ def test_what_is_kept_adds_to_every_moment():
 
 
 def test_nothing_is_allocated():
-    with Unallocated() as memory:
+    with FakeAllocation() as memory:
         layer = nn.Linear(1 << 17, 1 << 17)  # 69 GB
         memory.assign("weights", layer.parameters())
         assert memory.peak().tensors["weights"] == 4 * ((1 << 34) + (1 << 17))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from arcvq.checkpoints.changed_parts import ChangedParts
+from arcvq.runs.changed_parts import ChangedParts
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.run import Run
 from tokenizer import VQTokenizer

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from arcvq.sampling import command as sample
+from arcvq.sampling import labels
 from pipelines.class_conditional import ClassConditionalPipeline
 
 
@@ -22,7 +23,7 @@ class Classes(ClassConditionalPipeline):
 def wanted(tmp_path, content, *options):
     (tmp_path / "labels.txt").write_bytes(content)
     config = sample.make_parser().parse([f"--labels={tmp_path / 'labels.txt'}", *options])
-    return sample.wanted_labels(Classes(), config)
+    return labels.wanted_labels(Classes(), config)
 
 
 def test_ids_and_names_are_labels_in_order_and_blank_lines_are_not(tmp_path):
@@ -62,4 +63,4 @@ def test_a_file_of_many_bytes_is_not_read(tmp_path, monkeypatch):
         file.truncate(2**40)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(ValueError, match=r"has 1,099,511,627,776 bytes, more than 67,108,864"):
-        sample.label_lines(tmp_path / "labels.txt")
+        labels.label_lines(tmp_path / "labels.txt")

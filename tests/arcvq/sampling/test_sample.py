@@ -14,11 +14,11 @@ import torch
 from places import ROOT
 from quantizer_cases import small_tokenizer
 
+from arcvq.compute import atomic_files
 from arcvq.compute.resumable import ResumableMap
 from arcvq.evaluation.image_sources import FolderImages, NpzImages
 from arcvq.faults import forked_process
 from arcvq.sampling import command as sample
-from arcvq.sampling import writers
 from arcvq.sampling.writers import write_webdataset
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
 from priors import PixelCNN
@@ -208,13 +208,13 @@ def test_a_set_that_is_there_is_neither_sampled_again_nor_overwritten(home):
     assert (home / "foreign/images/mine.png").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("moment", ["claim", "_finish", "save_class_samples", "provenance", "remove"])
+@pytest.mark.parametrize("moment", ["claim", "all_to_disk", "save_class_samples", "provenance", "remove"])
 def test_an_end_in_the_middle_of_writing_loses_nothing(home, monkeypatch, moment):
     monkeypatch.chdir(home)
     options = ["pixelcnn", "--num_images=9", "--batch_size=4"]
     sample.main([*options, f"--output={moment}-whole"])
     with pytest.MonkeyPatch.context() as patch:
-        place = {"_finish": writers, "remove": ResumableMap}.get(moment, sample)
+        place = {"all_to_disk": atomic_files, "remove": ResumableMap}.get(moment, sample)
         patch.setattr(place, moment, killed_after_the_first if moment == "claim" else killed)
         with pytest.raises(KeyboardInterrupt):
             sample.main([*options, f"--output={moment}-killed"])
@@ -311,9 +311,9 @@ def test_schedulers_and_speed_are_options(home):
 
 def test_the_grid_shows_every_class_alike():
     labels = torch.arange(3000) % 20
-    shown = sample.shown_of_each_class(labels)
+    shown = sample.first_of_each_class(labels)
     assert labels[shown].bincount().tolist() == [10] * 20 and shown == sorted(shown)
-    many = sample.shown_of_each_class(torch.arange(1000))
+    many = sample.first_of_each_class(torch.arange(1000))
     assert len(many) == 1000  # one of each
 
 

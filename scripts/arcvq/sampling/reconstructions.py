@@ -1,0 +1,57 @@
+"""Reconstruct images with a trained tokenizer, through its codes: images => images."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipelines.metrics import ReconstructionMetrics, to_uint8
+from tokenizer import VQTokenizer
+from tokenizer.data import evaluation_batches
+
+# The number of images that `reconstruct` returns.
+SHOWN = 64
+# Pixels per channel of a batch: 16 images of 256 px fit into the memory that a training leaves.
+PIXELS_AT_ONCE = 2**20
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: VQTokenizer, images: Dataset) -> tuple[Tensor, Tensor, ReconstructionMetrics]:
+    """Reconstruct all images, and return the first 64 of them with the metrics over all.
+
+    Returns:
+        originals and reconstructions, uint8 (n, C, H, W), and the metrics.
+    """
+    tokenizer.eval()
+    metrics = ReconstructionMetrics(number_of_codes(tokenizer))
+    shown: list[tuple[Tensor, Tensor]] = []
+    batch_size = max(1, min(SHOWN, PIXELS_AT_ONCE // tokenizer.config.image_size**2))
+    for batch in evaluation_batches(images, batch_size=batch_size):
+        decoded, codes = round_trip(tokenizer, batch["images"].to(tokenizer.device))
+        originals, reconstructions = to_uint8(batch["images"]), to_uint8(decoded.cpu())
+        metrics.update(originals, reconstructions, codes)
+        if len(shown) * batch_size < SHOWN:
+            shown.append((originals, reconstructions))
+    originals, reconstructions = (torch.cat(side)[:SHOWN] for side in zip(*shown, strict=True))
+    return originals, reconstructions, metrics
+
+
+def number_of_codes(tokenizer: VQTokenizer) -> int:
+    """Return the codebook size K, or 0 if the quantizer is continuous."""
+    return tokenizer.config.codebook_size if tokenizer.has_codes else 0
+
+
+@torch.no_grad()
+def round_trip(tokenizer: VQTokenizer, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Encode images to codes, or to latents if the tokenizer has no codes, and decode them.
+
+    Args:
+        tokenizer: in eval mode.
+        images: (B, C, H, W) in [-1, 1].
+
+    Returns:
+        reconstructions, (B, C, H, W), and the codes; None without codes.
+    """
+    if not tokenizer.has_codes:
+        return tokenizer.decode(tokenizer.encode(images).latents).sample, None
+    codes = tokenizer.encode_codes(images)
+    return tokenizer.decode_codes(codes), codes
