@@ -74,8 +74,10 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     eigenvalues of C_a C_b are the same numbers, but an eigenvalue that is 0 up to rounding would have a root of 1e-8.
 
     Args:
-        mean_a, mean_b: (D,), real.
-        covariance_a, covariance_b: (D, D), symmetric and positive semi-definite up to the rounding of float32.
+        mean_a: (D,), real.
+        covariance_a: (D, D), symmetric and positive semi-definite up to the rounding of float32.
+        mean_b: as mean_a.
+        covariance_b: as covariance_a.
 
     Raises:
         ValueError: shapes that do not fit, complex or non-finite values, or a matrix that is no covariance.

@@ -7,8 +7,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import PIL.Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from tokenizer.data.config import DataConfig
 from tokenizer.data.decoding import BICUBIC, DataError, reason_of
@@ -185,6 +183,9 @@ def _what_else(listing: FoundFiles) -> str:
 
 def digit_tables() -> dict[str, datasets.Dataset]:
     """Load scikit-learn's 1,797 digits of 8x8, enlarged to 32x32, in a fixed stratified split of 1,437 and 360."""
+    from sklearn.datasets import load_digits  # takes a second, and only the digits need it
+    from sklearn.model_selection import train_test_split
+
     images, targets = load_digits(return_X_y=True)
     pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     # PPM is uncompressed: fast to decode, and the fingerprint does not depend on the version of zlib.
