@@ -32,23 +32,22 @@ from tokenizer.model import VQTokenizer
 class ArcVQLDMPipeline(ClassConditionalPipeline):
     """Class-conditional latent diffusion over an ArcVQ tokenizer.
 
+    `id2label` and `latent_scale` are noted on the UNet, and go with it if a pipeline is built from another's
+    components.
+
     Args:
         vqvae: the tokenizer; its `decode` quantises the latents, then decodes them.
-        unet: of either kind of `make_unet`; predicts the noise, or v, in scaled latents; the last row of its class
-            embedding is the null class.
+        unet: a UNet of either kind of `make_unet`; predicts the noise, or v, in scaled latents; the last row of its
+            class embedding is the null class.
         scheduler: DDIM, or any diffusers scheduler made from its config.
-        id2label: class id -> name, for every class but the null class; None: those of the pipeline that the UNet comes
-            from, or else the numbers.
-        latent_scale: what the UNet's latents were multiplied by, 1 / standard deviation of the training latents; None:
-            that of the pipeline that the UNet comes from.
-
-    Both are noted on the UNet, and go with it where a pipeline is made of another's components.
+        id2label: class id -> name, for every class but the null class; None: the names noted on the UNet, else the ids.
+        latent_scale: factor that multiplied the UNet's training latents, 1 / their standard deviation; None: the factor
+            noted on the UNet.
 
     Raises:
         TypeError: a component of another class, or a latent_scale that is no number.
-        ValueError: components that do not fit to each other, a scheduler of another process than a diffusion, names
-            that are not those of all classes; or a latent_scale that is not given where the UNet comes from no
-            pipeline, or from several that differ in it.
+        ValueError: components that do not fit each other, a scheduler of another process than diffusion, names that do
+            not cover the classes; or no latent_scale is given, and the UNet has none or several noted.
     """
 
     model_cpu_offload_seq = "unet->vqvae"
@@ -67,44 +66,44 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         super().__init__()
         components = {"vqvae": vqvae, "unet": unet, "scheduler": scheduler}
         classes = self.check_components(components)
-        said = {"id2label": settled(unet, "id2label", id2label)}
-        names = check_id2label(said["id2label"], classes)
-        said["latent_scale"] = settled(unet, "latent_scale", latent_scale)
-        if said["latent_scale"] is None:
+        known = {"id2label": settled(unet, "id2label", id2label)}
+        names = check_id2label(known["id2label"], classes)
+        known["latent_scale"] = settled(unet, "latent_scale", latent_scale)
+        if known["latent_scale"] is None:
             raise ValueError(
                 "latent_scale is missing, and this UNet comes from no pipeline that says it: pass what its latents "
                 "were multiplied by in training, as model_index.json of its pipeline has it, or 1.0 where by nothing"
             )
-        scale = as_number("latent_scale", said["latent_scale"])
+        scale = as_number("latent_scale", known["latent_scale"])
         if not 0 < scale < math.inf:
             raise ValueError(f"latent_scale must be above 0 and finite, got {scale}")
         options = {"id2label": names, "latent_scale": scale}
-        self.register(components, options, [name for name, value in said.items() if value is not None])
+        self.register(components, options, [name for name, value in known.items() if value is not None])
 
     @classmethod
     def _fitting_classes(cls, components: Mapping[str, Any]) -> int:
         unet, vqvae = components["unet"], components["vqvae"]
         if unet.config.in_channels != vqvae.latent_shape[0]:
-            theirs, ours = unet.config.in_channels, vqvae.latent_shape[0]
-            raise ValueError(f"the UNet takes latents of {theirs} channels, the tokenizer's have {ours}")
+            expected, channels = unet.config.in_channels, vqvae.latent_shape[0]
+            raise ValueError(f"the UNet takes latents of {expected} channels, the tokenizer's have {channels}")
         return null_label(unet)
 
     def optimize(
         self, dtype: torch.dtype | None = None, channels_last: bool = False, compile: bool = False
     ) -> "ArcVQLDMPipeline":
-        """Makes the UNet faster, in place; to be called after the pipeline has been moved to its device.
+        """Make the UNet faster, in place; call it after moving the pipeline to its device.
 
         Args:
-            dtype: of the UNet, such as torch.bfloat16; the latents between steps and the tokenizer stay as they are.
-            channels_last: the layout that convolutions on GPUs want.
-            compile: through torch.compile at its first call for each number of images, which takes a minute or so.
+            dtype: dtype of the UNet, such as torch.bfloat16; the latents between steps and the tokenizer keep theirs.
+            channels_last: use the memory layout that convolutions on GPUs prefer.
+            compile: compile with torch.compile at the first call for each number of images, which takes about a minute.
 
         Raises:
-            TypeError: a dtype that is none of torch's of floating point.
+            TypeError: a dtype that is no floating-point dtype of torch.
         """
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype must be one of floating point such as torch.bfloat16, got {described(dtype)}")
-        # Module's own methods: diffusers' warn of layers to be kept in float32, of which there are none.
+        # Not diffusers' own `to`, which warns about layers to keep in float32, although the UNet has none.
         torch.nn.Module.to(self.unet, dtype=dtype)
         if channels_last:
             torch.nn.Module.to(self.unet, memory_format=torch.channels_last)
@@ -115,11 +114,11 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
     def check_sampling(
         self, guidance_scale: float, num_inference_steps: int, eta: float, guidance_interval: tuple[float, float]
     ) -> tuple[float, int, float, tuple[float, float]]:
-        """The options of `__call__` as Python's own numbers.
+        """Check options of `__call__`, and return them as Python numbers.
 
         Raises:
-            TypeError: one that is no number.
-            ValueError: one that cannot work.
+            TypeError: an option is no number.
+            ValueError: an option is out of range.
         """
         guidance_scale = as_number("guidance_scale", guidance_scale)
         if not math.isfinite(guidance_scale):
@@ -149,37 +148,37 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Samples one image per class label.
+        """Sample one image per class label.
 
-        The host does not wait for the device between steps, but where a step of the scheduler itself does, as
-        diffusers' UniPC solves a small system there, and noise from generators on the CPU (`eta` above 0) is copied; or
-        where a callback replaces the latents, which are looked at.
+        The host does not wait for the device between steps, with three exceptions: a scheduler step that synchronises
+        itself (diffusers' UniPC solves a small system), noise from CPU generators (`eta` above 0), and a callback that
+        replaces the latents, which are then checked.
 
-        Several threads may call one pipeline at once, each with generators of its own, unless it is offloaded. A call
-        works on a copy of the scheduler and leaves that of the pipeline as it was set: in a callback
-        `pipe.scheduler.timesteps` are not those of the call, whose timestep is the third argument.
+        Several threads may call one pipeline at once, each with its own generators, unless it is offloaded. A call uses
+        a copy of the scheduler and leaves the pipeline's own unchanged: in a callback, `pipe.scheduler.timesteps` are
+        not those of the call; its timestep is the third argument.
 
         Args:
             class_labels: class ids, one per image.
             guidance_scale: s in u + s (c - u), both in one pass of twice the batch; 1 is no guidance and costs half.
             num_inference_steps: scheduler steps.
             eta: DDIM's noise, 0 (deterministic) to 1; schedulers without it ignore it.
-            generator: one per image (a batch then equals its singles, up to the rounding of batched kernels), or one.
-            latents: initial noise (B, D, h, w) of unit variance, of any float type and on any device, instead of
-                drawing it.
+            generator: one per image (a batch then equals single calls, up to rounding in batched kernels), or one for
+                all.
+            latents: initial noise (B, D, h, w) of unit variance, any floating dtype and device; None: drawn.
             output_type: `pil`, `np` (B, H, W, C) in [0, 1] or `pt` (B, C, H, W) in [0, 1].
             return_dict: False returns `(images,)`.
             callback_on_step_end: called as f(pipeline, step index, timestep, {"latents": latents}) after every step;
-                the latents it returns, in a dict as well, replace the present ones. It may return None.
-            guidance_interval: the timesteps that are guided, as shares of the training's, from the first to the last
-                of the two; the others are not and cost half (Kynkäänniemi et al. 2024).
-            callback_on_step_end_tensor_inputs: names of what the callback is given, `latents` or nothing.
+                latents in the dict that it returns replace the current ones. It may return None.
+            guidance_interval: timesteps that are guided, as two shares of the training's timesteps, lower then upper
+                limit; the others are not guided and cost half (Kynkäänniemi et al. 2024).
+            callback_on_step_end_tensor_inputs: names of the tensors for the callback, `latents` or nothing.
 
         Raises:
-            TypeError: an option of another type, or a component that has been replaced by another thing.
-            ValueError: labels, generators, latents or an option that do not fit, or a UNet in training mode that has
-                dropout. Either comes before anything is sampled, but for what a callback returns, and for latents or
-                images that are not finite, which of type `pt` are NaN.
+            TypeError: an option of another type, or a replaced component of another class.
+            ValueError: labels, generators, latents or an option that do not fit, or a UNet in training mode with
+                dropout. All these errors come before sampling. During sampling: an unusable result of a callback, or
+                latents or images that are not finite (for `pt` they are NaN instead).
         """
         null = self.check_ready()
         check_evaluating("unet", self.unet)
@@ -204,7 +203,7 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         finite = latents.isfinite().flatten(1).all(dim=1)[:, None, None, None]
         latents = (latents / self.config.latent_scale).to(self.vqvae.dtype)
         images = self.in_slices(lambda part: self.vqvae.decode(part).sample, latents)
-        # A tokenizer takes NaN for some code of its codebook, and would hide that there are no latents.
+        # A tokenizer quantises NaN to some code, which would hide that the latents are not finite.
         output = self.to_output(images.where(finite, torch.nan), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=output) if return_dict else (output,)
@@ -220,7 +219,7 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         guidance_interval: tuple[float, float],
         on_step: Callable[[int, Tensor, Tensor], Tensor] | None,
     ) -> Tensor:
-        """Noise (B, D, h, w) of unit variance -> scaled latents (B, D, h, w), float32."""
+        """Denoise unit-variance noise (B, D, h, w) to scaled latents (B, D, h, w), float32."""
         device, dtype, null = self._execution_device, self.unet.dtype, null_label(self.unet)
         scheduler = self._own_scheduler(num_inference_steps)
         timesteps = scheduler.timesteps
@@ -229,7 +228,7 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         most = scheduler.config.num_train_timesteps
         guided = [low <= timestep / most <= high for timestep in timesteps.tolist()]
         labels_twice = torch.cat([torch.full_like(labels, null), labels])
-        # The latents stay float32 between steps whatever the UNet computes in: their sum would keep every rounding.
+        # The latents stay float32 between steps for any dtype of the UNet, or rounding errors would accumulate.
         latents = noise.to(device, torch.float32) * scheduler.init_noise_sigma
         accepted = inspect.signature(scheduler.step).parameters
         options = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
@@ -247,15 +246,15 @@ class ArcVQLDMPipeline(ClassConditionalPipeline):
         return latents
 
     def _own_scheduler(self, num_inference_steps: int) -> SchedulerMixin:
-        """A copy of the scheduler with its timesteps set, for one call.
+        """Copy the scheduler and set its timesteps, for one call.
 
-        At which of its steps it is, is its state, and several threads may call a pipeline at once.
+        A scheduler stores its current step, and several threads may call a pipeline at once.
         """
         scheduler = copy.deepcopy(self.scheduler)
         try:
-            # It looks its timesteps up and compares them: on the CPU no step of it waits for the device.
+            # Schedulers look up and compare timesteps; on the CPU this does not synchronise with the device.
             scheduler.set_timesteps(num_inference_steps, device="cpu")
-        except Exception as error:  # of whatever kind diffusers' many schedulers raise for what they cannot do
+        except Exception as error:  # diffusers' schedulers raise errors of many classes
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
                 f"{type(scheduler).__name__} cannot take num_inference_steps {num_inference_steps}: {reason:.200}; "

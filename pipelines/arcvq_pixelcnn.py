@@ -22,13 +22,13 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
     Args:
         vqvae: the tokenizer.
         prior: the PixelCNN over its code grid.
-        id2label: class id -> name, for every class; None: those of the pipeline that the prior comes from, or else the
-            numbers. They are noted on the prior, and go with it where a pipeline is made of another's components.
+        id2label: class id -> name, for every class; None: the names noted on the prior, else the ids. They are noted on
+            the prior, and go with it if a pipeline is built from another's components.
 
     Raises:
         TypeError: a component of another class.
-        ValueError: a prior with another number of codes or another grid than the tokenizer, or a tokenizer that has
-            no codes, or several for each token; names that are not those of all classes.
+        ValueError: a prior with another number of codes or another grid than the tokenizer, a tokenizer without codes
+            or with several per token, or names that do not cover the classes.
     """
 
     model_cpu_offload_seq = "prior->vqvae"
@@ -40,38 +40,38 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         super().__init__()
         components = {"vqvae": vqvae, "prior": prior}
         classes = self.check_components(components)
-        said = settled(prior, "id2label", id2label)
-        options = {"id2label": check_id2label(said, classes)}
-        self.register(components, options, options if said is not None else ())
+        names = settled(prior, "id2label", id2label)
+        options = {"id2label": check_id2label(names, classes)}
+        self.register(components, options, options if names is not None else ())
         self._compiled = False
 
     @classmethod
     def _fitting_classes(cls, components: Mapping[str, Any]) -> int:
         prior, vqvae = components["prior"], components["vqvae"]
-        theirs = (prior.config.codebook_size, *prior.config.grid_size)
-        ours = (vqvae.config.codebook_size, *code_grid(vqvae))
-        if theirs != ours:
-            raise ValueError(f"the prior models (K, h, w) = {theirs}, the tokenizer has {ours}")
+        modelled = (prior.config.codebook_size, *prior.config.grid_size)
+        given = (vqvae.config.codebook_size, *code_grid(vqvae))
+        if modelled != given:
+            raise ValueError(f"the prior models (K, h, w) = {modelled}, the tokenizer has {given}")
         return prior.config.num_classes
 
     def optimize(self, compile: bool = False) -> "ArcVQPixelCNNPipeline":
-        """Makes the sampling faster, in place.
+        """Make the sampling faster, in place.
 
         Args:
-            compile: a position's step through torch.compile, at the first call for each number of images.
+            compile: compile a position's step with torch.compile, at the first call for each number of images.
         """
         self._compiled = compile
         return self
 
     def check_sampling(self, temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float) -> None:
-        """Raises TypeError or ValueError for options of the call that cannot work; they are those of `__call__`."""
+        """Check options of `__call__`; raise TypeError or ValueError for those that cannot work."""
         self.prior.check_sampler(CodeSampler(guidance_scale, temperature, top_k, top_p))
 
     @torch.no_grad()
     def bits_per_dimension(self, images: Tensor, class_labels: int | Sequence[int] | Tensor) -> Tensor:
         """Compute the prior's code length of each image, in bits per pixel and channel, (B,) float32.
 
-        It is a rate and no likelihood of the pixels, of which the tokenizer loses some.
+        It is a rate, not a likelihood of the pixels, because the tokenizer is lossy.
 
         Args:
             images: (B, C, H, W) in [-1, 1].
@@ -79,7 +79,7 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
 
         Raises:
             TypeError: images that are no tensor.
-            ValueError: labels that do not fit, or a prior in training mode that has dropout.
+            ValueError: labels that do not fit, or a prior in training mode with dropout.
         """
         labels = self.check_labels(class_labels, self.check_ready())
         if not isinstance(images, Tensor):
@@ -105,31 +105,32 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         codes: Tensor | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Samples one image per class label.
+        """Sample one image per class label.
 
-        Several threads may call one pipeline at once, each with generators of its own, unless it is offloaded.
+        Several threads may call one pipeline at once, each with its own generators, unless it is offloaded.
 
         Args:
             class_labels: class ids, one per image.
             temperature: divides the logits, > 0; below 1 is safer, above 1 more varied.
-            top_k: only the k most likely codes.
-            top_p: only the smallest set of codes that holds the probability p.
-            generator: one per image (a batch then equals its singles), or one.
+            top_k: keep the k most likely codes.
+            top_p: keep the smallest set of codes whose probability reaches p.
+            generator: one per image (a batch then equals single calls), or one for all.
             output_type: `pil`, `np` (B, H, W, C) in [0, 1] or `pt` (B, C, H, W) in [0, 1].
             return_dict: False returns `(images,)`.
             callback_on_step_end: called as f(pipeline, position, position, {"codes": codes (B, h, w)}) after every
-                position; of the codes it returns, in a dict as well, that of this position replaces the one that was
-                drawn. It may return None.
-            guidance_scale: s in u + s (c - u) of the logits; 1 is no guidance, others cost twice and need a prior
+                position; the code at this position in the dict that it returns replaces the drawn one. It may return
+                None.
+            guidance_scale: s in u + s (c - u) of the logits; 1 is no guidance, other values cost twice and need a prior
                 trained with label dropout.
-            codes: (B, h, w) int64 to be completed, -1 where one is to be drawn: `vqvae.encode_codes(images)` with its
-                lower rows at -1 completes images.
-            callback_on_step_end_tensor_inputs: names of what the callback is given, `codes` or nothing.
+            codes: (B, h, w) int64 to complete, -1 for each code to draw: `vqvae.encode_codes(images)` with its lower
+                rows set to -1 completes images.
+            callback_on_step_end_tensor_inputs: names of the tensors for the callback, `codes` or nothing.
 
         Raises:
-            TypeError: an option of another type, or a component that has been replaced by another thing.
-            ValueError: labels, generators or an option that do not fit. Either comes before anything is sampled, but
-                for what a callback returns, and for images that are not finite, which of type `pt` are NaN.
+            TypeError: an option of another type, or a replaced component of another class.
+            ValueError: labels, generators or an option that do not fit. All these errors come before sampling. During
+                sampling: an unusable result of a callback, or images that are not finite (for `pt` they are NaN
+                instead).
         """
         labels = self.check_labels(class_labels, self.check_ready())
         generator = self.check_generators(generator, len(labels))
@@ -158,10 +159,10 @@ class ArcVQPixelCNNPipeline(ClassConditionalPipeline):
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
     def _checked(self, codes: Tensor, drawn: Tensor, position: int) -> Tensor:
-        """The codes a callback gave, if at this position they are codes. Raises ValueError for others."""
+        """Check the code that a callback returned at this position; raise ValueError if it is none."""
         if codes is not drawn:
-            here, last = codes.flatten(1)[:, position], self.prior.config.codebook_size - 1
-            if here.min() < 0 or here.max() > last:
-                found = f"{here.min().item()} to {here.max().item()} at position {position}"
-                raise ValueError(f"callback_on_step_end has returned codes {found}; return codes 0 to {last}")
+            returned, last = codes.flatten(1)[:, position], self.prior.config.codebook_size - 1
+            if returned.min() < 0 or returned.max() > last:
+                values = f"{returned.min().item()} to {returned.max().item()} at position {position}"
+                raise ValueError(f"callback_on_step_end has returned codes {values}; return codes 0 to {last}")
         return codes

@@ -13,17 +13,17 @@ from priors.number_arguments import as_number, described
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
-# Of what a scheduler's step is given here.
+# Arguments that the pipeline passes to a scheduler's step.
 _STEP = ("model_output", "timestep", "sample")
 
-# They go as many timesteps in each step as the whole number of (all timesteps / steps).
+# These schedulers advance floor(all timesteps / steps) timesteps in each step.
 _STRIDES = (DDIMScheduler, DDIMParallelScheduler, CogVideoXDDIMScheduler, PNDMScheduler)
 
 
 def check_component(name: str, component: Any, classes: tuple[type, ...]) -> None:
-    """Raises TypeError for a component of a pipeline that is of none of these classes; it may be compiled."""
+    """Raise TypeError if a pipeline's component is of none of these classes; it may be compiled."""
     if not isinstance(getattr(component, "_orig_mod", component), classes):
-        wanted = " or ".join(one.__name__ for one in classes)
+        wanted = " or ".join(allowed.__name__ for allowed in classes)
         loader = "from_config(pipe.scheduler.config)" if name == "scheduler" else "from_pretrained(folder)"
         raise TypeError(
             f"{name} must be a {wanted}, got {described(component)}; pass one, as {loader} of its class makes it"
@@ -31,13 +31,17 @@ def check_component(name: str, component: Any, classes: tuple[type, ...]) -> Non
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Raises ValueError for a scheduler that does not go from the noise of a variance-preserving diffusion to data.
+    """Raise ValueError for a scheduler that does not run a variance-preserving diffusion from noise to data.
 
-    Those of flow matching or of EDM scale latents and timesteps otherwise; inverse ones go to the noise.
+    Schedulers of flow matching or of EDM scale latents and timesteps differently; inverse ones run towards the noise.
     """
     prediction = scheduler.config.get("prediction_type", "epsilon")
     parameters = inspect.signature(getattr(scheduler, "step", lambda: None)).parameters.values()
-    needed = [one.name for one in parameters if one.default is one.empty and one.kind == one.POSITIONAL_OR_KEYWORD]
+    needed = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+    ]
     timesteps = getattr(scheduler, "timesteps", None)
     if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
         reason = "has no noise schedule of a diffusion, as flow matching has none"
@@ -62,7 +66,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
 
 
 def check_whole_way(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
-    """Raises ValueError where so many steps of equal whole strides end far from the data."""
+    """Raise ValueError if this number of equal whole strides ends far from the data."""
     most = scheduler.config.num_train_timesteps
     undone = most % num_inference_steps
     if isinstance(scheduler, _STRIDES) and undone > most / 20:
@@ -73,11 +77,11 @@ def check_whole_way(scheduler: SchedulerMixin, num_inference_steps: int) -> None
 
 
 def as_interval(name: str, value: Any) -> tuple[float, float]:
-    """Two shares, 0 <= low <= high <= 1.
+    """Convert to two shares, 0 <= low <= high <= 1.
 
     Raises:
-        TypeError: no sequence, or not of numbers.
-        ValueError: not two, or others.
+        TypeError: no sequence of numbers.
+        ValueError: not two shares, or out of order or range.
     """
     if not isinstance(value, Sequence | np.ndarray | Tensor) or isinstance(value, str | bytes):
         raise TypeError(f"{name} takes two shares such as (0.2, 0.8), got {described(value)}")
@@ -90,11 +94,11 @@ def as_interval(name: str, value: Any) -> tuple[float, float]:
 
 
 def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
-    """Checks initial noise.
+    """Check initial noise.
 
     Raises:
         TypeError: no tensor.
-        ValueError: of another shape, not of floating point, or NaN or infinity in it.
+        ValueError: another shape, no floating dtype, or NaN or infinity in it.
     """
     if not isinstance(latents, Tensor):
         raise TypeError(f"latents must be a Tensor, got {described(latents)}; take torch.from_numpy of an array")
@@ -102,18 +106,18 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"latents for these labels have shape {shape}, got {tuple(latents.shape)}; draw them so")
     if not latents.is_floating_point() or latents.is_meta or latents.layout != torch.strided:
         raise ValueError(f"latents must be floating point, got {described(latents)} on {latents.device}; draw floats")
-    if not latents.float().isfinite().all():  # as they are taken, and as those of 8 bits can be asked
+    if not latents.float().isfinite().all():  # float8 has no isfinite of its own
         raise ValueError("latents hold NaN or infinity; draw noise of unit variance, as torch.randn does")
 
 
 def check_evaluating(name: str, prior: nn.Module) -> None:
-    """Raises ValueError where dropout would leave out units at random: in a prior in training mode."""
+    """Raise ValueError for a prior in training mode with dropout, which would zero units at random."""
     if any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in prior.modules()):
         raise ValueError(f"the {name} is in training mode, and has dropout; call pipe.{name}.eval() before")
 
 
 def check_finite(images: np.ndarray) -> None:
-    """Raises ValueError for images that are NaN, which would be painted black."""
+    """Raise ValueError for images with NaN, which would be drawn black."""
     if not np.isfinite(images).all():
         raise ValueError(
             "images that are not finite: lower guidance_scale if it is large, take dtype=torch.bfloat16 or float32 if "
@@ -122,16 +126,16 @@ def check_finite(images: np.ndarray) -> None:
 
 
 def check_output_type(output_type: Any) -> None:
-    """Raises ValueError for a type of image that does not exist."""
+    """Raise ValueError for an unknown output type."""
     if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is one of {', '.join(OUTPUT_TYPES)}, got {described(output_type)}")
 
 
 def check_callback(callback: Any, tensor_inputs: Any, allowed: Collection[str]) -> None:
-    """Checks a callback, and the names of the tensors that it is given, as diffusers does.
+    """Check a callback and the names of its tensors, as diffusers does.
 
     Raises:
-        TypeError: it cannot be called, or they are no list of names.
+        TypeError: the callback is not callable, or the names are no list.
         ValueError: a name that is not allowed.
     """
     if callback is not None and not callable(callback):
@@ -141,15 +145,15 @@ def check_callback(callback: Any, tensor_inputs: Any, allowed: Collection[str]) 
     name = "callback_on_step_end_tensor_inputs"
     if not isinstance(tensor_inputs, list | tuple):
         raise TypeError(f"{name} must be a list of names out of {list(allowed)}, got {described(tensor_inputs)}")
-    if unknown := [one for one in tensor_inputs if one not in allowed]:
+    if unknown := [tensor for tensor in tensor_inputs if tensor not in allowed]:
         raise ValueError(f"{name} must be a list of names out of {list(allowed)}, got {described(unknown[0])} in it")
 
 
 def replaced(name: str, returned: Any, present: Tensor, allowed: Collection[str]) -> Tensor:
-    """Return the tensor that a callback puts in the place of `name`, or the present one.
+    """Return the tensor `name` that a callback returned, or the current one.
 
     Raises:
-        TypeError: it has returned neither a dict of tensors nor None.
+        TypeError: the callback returned neither a dict of tensors nor None.
         ValueError: another name, or a tensor of another shape or kind.
     """
     remedy = f"return a dict such as {{{name!r}: {name}}}, or None"
@@ -157,7 +161,7 @@ def replaced(name: str, returned: Any, present: Tensor, allowed: Collection[str]
         return present
     if not isinstance(returned, Mapping):
         raise TypeError(f"callback_on_step_end has returned {described(returned)}; {remedy}")
-    if unknown := [one for one in returned if one not in allowed]:
+    if unknown := [key for key in returned if key not in allowed]:
         raise ValueError(f"callback_on_step_end has returned {described(unknown[0])} among its names; {remedy}")
     value = returned.get(name, present)
     if value is present:

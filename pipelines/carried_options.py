@@ -1,8 +1,8 @@
-"""Carry the options that images depend on, such as the latent scale, along with the prior from pipeline to pipeline.
+"""Carry options that images depend on, such as the latent scale, along with the prior from pipeline to pipeline.
 
-A pipeline is also put together from the components of another, as diffusers' `components` gives them. These options,
-which are saved in model_index.json, are therefore noted on the prior too, outside of its config and its weights; a copy
-of it takes them along.
+A pipeline can be built from the components of another one, as diffusers' `components` gives them. These options, which
+are saved in model_index.json, are therefore also noted on the prior, outside of its config and weights; a copy of the
+prior keeps them.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,30 +19,32 @@ _NOTES = "_pipeline_options"
 
 @dataclass(frozen=True)
 class Preset:
-    """An option's value that is not given but found, in a folder or a pipeline: what a prior says comes before it."""
+    """An option's value from a folder or another pipeline, not from the caller: values noted on the prior take
+    precedence.
+    """
 
     value: Any
 
 
 def note(prior: nn.Module, name: str, value: Any) -> None:
-    """Notes an option of a pipeline on its prior, beside those of other pipelines of the same prior."""
+    """Note an option of a pipeline on its prior, next to those of other pipelines of the same prior."""
     values = noted(prior, name)
     if value not in values:
         setattr(prior, _NOTES, getattr(prior, _NOTES, {}) | {name: [*values, value]})
 
 
 def noted(prior: Any, name: str) -> list[Any]:
-    """All values of an option in the pipelines that have had this prior."""
+    """Return all values of an option in the pipelines that have had this prior."""
     return list(getattr(prior, _NOTES, {}).get(name, ()))
 
 
 def settled(prior: Any, name: str, given: Any) -> Any:
-    """An option as it is given, or else as it is noted on the prior; None where neither says it.
+    """Return the given value of an option, or else the one noted on the prior; None if neither exists.
 
-    A `Preset` counts where nothing is noted on the prior, or where it is among what is noted.
+    A `Preset` is used if nothing is noted on the prior, or if it is one of the noted values.
 
     Raises:
-        ValueError: it is not given, and pipelines of this prior differ in it.
+        ValueError: the option is not given, and pipelines of this prior differ in it.
     """
     preset = given.value if isinstance(given, Preset) else None
     if given is not None and not isinstance(given, Preset):
@@ -59,8 +61,8 @@ def settled(prior: Any, name: str, given: Any) -> Any:
 
 
 def _as_saved(value: Any) -> Any:
-    """As JSON has it, whose keys are text."""
-    return {str(key): one for key, one in value.items()} if isinstance(value, Mapping) else value
+    """Convert keys of a mapping to text, as JSON stores them."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 class CarryingPipeline(DiffusionPipeline):
@@ -72,22 +74,22 @@ class CarryingPipeline(DiffusionPipeline):
     _prior: str
     _carried: tuple[str, ...]
 
-    def register(self, components: dict[str, Any], options: dict[str, Any], said: Collection[str]) -> None:
-        """Registers components and options, and notes the options that are `said`, and no default, on the prior."""
+    def register(self, components: dict[str, Any], options: dict[str, Any], known: Collection[str]) -> None:
+        """Register components and options; note the options in `known`, those that are no defaults, on the prior."""
         self.register_modules(**components)
         self.register_to_config(**options)
-        for name in said:
+        for name in known:
             note(components[self._prior], name, options[name])
-        self.set_progress_bar_config()  # here, and not by whichever call comes first
+        self.set_progress_bar_config()  # now, and not at the first call, which may be in any thread
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute; a prior that takes the place of another brings the options along that are noted on it.
+        """Set an attribute; a prior that replaces another one brings its noted options along.
 
         Raises:
-            ValueError: pipelines of this prior differ in one, and this pipeline's is not among them.
+            ValueError: pipelines of this prior differ in an option, and this pipeline's value is not among them.
         """
-        made = self._carried[0] in getattr(self, "_internal_dict", {})
-        if name != self._prior or not made or not isinstance(value, nn.Module):
+        is_built = self._carried[0] in getattr(self, "_internal_dict", {})
+        if name != self._prior or not is_built or not isinstance(value, nn.Module):
             super().__setattr__(name, value)
             return
         brought = {option: settled(value, option, Preset(self.config[option])) for option in self._carried}
@@ -98,9 +100,9 @@ class CarryingPipeline(DiffusionPipeline):
 
     @property
     def components(self) -> dict[str, Any]:
-        """The components by name, of which `type(pipe)(**components)` makes a pipeline of the same images and names.
+        """The components by name; `type(pipe)(**components)` builds a pipeline of the same images and names.
 
-        Options are among them where they are not clear from the prior, as it is in pipelines that differ in them.
+        Options are included if the prior does not determine them, because its pipelines differ.
         """
         components = super().components
         for name in self._carried:
@@ -111,38 +113,37 @@ class CarryingPipeline(DiffusionPipeline):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The options by name, but for those among the components."""
+        """The options by name, except those included in the components."""
         components = self.components
         return {name: value for name, value in super().parameters.items() if name not in components}
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "CarryingPipeline":
-        """Makes a pipeline of another's components and options, as diffusers does: cast to `dtype`, float32 by default.
+        """Build a pipeline of another's components and options, as diffusers does: cast to `dtype`, float32 by default.
 
         Args:
-            pipeline: of this class.
-            kwargs: components and options to be replaced; a prior brings the options along that are noted on it.
+            pipeline: a pipeline with the components of this class.
+            kwargs: components and options to replace; a prior brings its noted options along.
 
         Raises:
             TypeError: no pipeline.
-            ValueError: one that lacks components of this class, which are not passed either.
+            ValueError: the pipeline lacks components of this class, and they are not passed either.
         """
         if not isinstance(pipeline, DiffusionPipeline):
             raise TypeError(f"from_pipe takes a pipeline, got {described(pipeline)}; load one with from_pretrained")
-        needed = [
-            one for one in cls._get_signature_keys(cls)[0] if one not in pipeline.components and one not in kwargs
-        ]
-        if needed:
-            names = f"{', '.join(sorted(needed))} of a {cls.__name__}"
+        expected = cls._get_signature_keys(cls)[0]
+        missing = [name for name in expected if name not in pipeline.components and name not in kwargs]
+        if missing:
+            names = f"{', '.join(sorted(missing))} of a {cls.__name__}"
             raise ValueError(f"a {type(pipeline).__name__} has no {names}; pass them as well, or load that pipeline")
-        found = {name: Preset(pipeline.config[name]) for name in cls._carried if name in pipeline.config}
-        return super().from_pipe(pipeline, **found | kwargs)
+        presets = {name: Preset(pipeline.config[name]) for name in cls._carried if name in pipeline.config}
+        return super().from_pipe(pipeline, **presets | kwargs)
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], ...]:
         """Mark a folder's options as presets, so that a prior that is passed keeps its own."""
-        made_of, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
-        return made_of | {name: Preset(made_of[name]) for name in cls._carried if name in made_of}, unused, hidden
+        arguments, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        return arguments | {name: Preset(arguments[name]) for name in cls._carried if name in arguments}, unused, hidden
 
     @classmethod
     def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:

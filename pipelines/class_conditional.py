@@ -1,4 +1,4 @@
-"""Check class labels, make one generator per image, and load from a folder or the Hub, for both pipelines."""
+"""Base of both pipelines: check class labels and generators, load from a folder or the Hub, convert the output."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from tokenizer.loading.model_folder import local_folder
 from tokenizer.loading.result_folders import result_folder
 from tokenizer.loading.safe_mixin import only_safetensors
 
-# A decoder's activations are some hundred times its images: 16 images of 256 px take a few GB.
+# A decoder's activations are about a hundred times its images: 16 images of 256 px take a few GB.
 DECODED_AT_ONCE = 2**20
 
 
@@ -28,30 +28,30 @@ class ClassConditionalPipeline(CarryingPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "ClassConditionalPipeline":
-        """Loads a folder written by `save_pretrained`, or a Hub id: its files are fetched, then the folder loads.
+        """Load a folder written by `save_pretrained`, or a Hub id, whose files are fetched first.
 
         Args:
-            pretrained_model_name_or_path: folder, the run folder that it lies in, or Hub id as `name/model`.
-            kwargs: of `DiffusionPipeline.from_pretrained`; `revision`, `token`, `cache_dir`, `force_download` and
-                `local_files_only` concern the Hub. Components and options replace the folder's; a prior brings its own
-                options along.
+            pretrained_model_name_or_path: the folder, the run folder around it, or a Hub id such as `name/model`.
+            kwargs: arguments of `DiffusionPipeline.from_pretrained`; `revision`, `token`, `cache_dir`, `force_download`
+                and `local_files_only` concern the Hub. Components and options replace the folder's; a prior brings its
+                own options along.
 
         Raises:
-            ValueError: a folder that does not hold this pipeline, or not its weights; nothing in it is executed.
+            ValueError: the folder does not hold this pipeline or its weights. Nothing in it is executed.
         """
         hub = {
             name: kwargs.pop(name)
             for name in ("revision", "token", "cache_dir", "force_download", "local_files_only")
             if name in kwargs
         }
-        # Components of this project are not diffusers' own: their classes are found from a local folder alone.
+        # diffusers finds component classes outside of its own library only for local folders.
         patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
         folder = result_folder(local_folder(pretrained_model_name_or_path, patterns, **hub), "pipeline", cls.__name__)
         only_safetensors(kwargs)
         check_pipeline_folder(cls, folder, kwargs.keys())
         try:
             return super().from_pretrained(folder, **kwargs)
-        except (OSError, LookupError) as error:  # files that are not there, or that diffusers does not understand
+        except (OSError, LookupError) as error:  # missing files, or files that diffusers cannot read
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{folder} cannot be loaded: {reason}") from error
 
@@ -61,18 +61,18 @@ class ClassConditionalPipeline(CarryingPipeline):
 
         diffusers would read pickles for a UNet2DModel, and leave missing weights at random.
         """
-        made_of, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
-        if tuple(made_of.get("unet") or ()) == ("diffusers", "UNet2DModel"):
-            made_of["unet"] = (CompleteUNet2DModel.__module__, CompleteUNet2DModel.__name__)
-        return made_of, unused, hidden
+        arguments, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        if tuple(arguments.get("unet") or ()) == ("diffusers", "UNet2DModel"):
+            arguments["unet"] = (CompleteUNet2DModel.__module__, CompleteUNet2DModel.__name__)
+        return arguments, unused, hidden
 
     @classmethod
     def check_components(cls, components: Mapping[str, Any]) -> int:
-        """The number of classes of a pipeline of these components.
+        """Check the components of a pipeline, and return its number of classes.
 
         Raises:
-            TypeError: one is of another class.
-            ValueError: they do not fit to each other, or the scheduler is of another process than a diffusion.
+            TypeError: a component of another class.
+            ValueError: components that do not fit each other, or a scheduler of another process than diffusion.
         """
         for name, classes in component_classes(cls).items():
             check_component(name, components[name], classes)
@@ -82,11 +82,13 @@ class ClassConditionalPipeline(CarryingPipeline):
 
     @classmethod
     def _fitting_classes(cls, components: Mapping[str, Any]) -> int:
-        """The prior's number of classes; ValueError where tokenizer and prior do not fit to each other."""
+        """Return the prior's number of classes; raise ValueError if tokenizer and prior do not fit each other."""
         raise NotImplementedError
 
     def check_ready(self) -> int:
-        """The number of classes; raises as `check_components` does, where components have been replaced by others."""
+        """Return the number of classes; raise as `check_components` does if components have been replaced by unfit
+        ones.
+        """
         classes = self.check_components({name: getattr(self, name) for name in component_classes(type(self))})
         if len(self.config.id2label) != classes:
             raise ValueError(
@@ -97,15 +99,15 @@ class ClassConditionalPipeline(CarryingPipeline):
 
     @property
     def class_names(self) -> dict[int, str]:
-        """Class id -> name. The folder's JSON has turned the ids into text; here they are numbers again."""
+        """Class id -> name. The folder's JSON stores the ids as text; here they are integers."""
         return {int(label): name for label, name in (self.config.id2label or {}).items()}
 
     def get_label_ids(self, names: str | Sequence[str]) -> list[int]:
-        """Class names -> class ids; of a name with commas, as ImageNet's, each part is a name too.
+        """Return the class ids of class names; of a name with commas, as in ImageNet, each part is a name too.
 
         Raises:
-            TypeError: no names.
-            ValueError: a name that is no class of this pipeline, or that several have.
+            TypeError: the names are no text.
+            ValueError: a name of no class of this pipeline, or of several.
         """
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, Sequence | np.ndarray) or not all(isinstance(name, str) for name in names):
@@ -115,8 +117,8 @@ class ClassConditionalPipeline(CarryingPipeline):
             whole[name.strip()].append(label)
             for part in dict.fromkeys(part.strip() for part in name.split(",")):
                 parts[part].append(label)
-        found = [whole.get(name) or parts.get(name, []) for name in names]  # a synonym never hides a whole name
-        for name, ids in zip(names, found, strict=True):
+        ids_by_name = [whole.get(name) or parts.get(name, []) for name in names]  # whole names come before synonyms
+        for name, ids in zip(names, ids_by_name, strict=True):
             if not ids:
                 shown = ", ".join(list(self.class_names.values())[:10])
                 raise ValueError(
@@ -126,13 +128,13 @@ class ClassConditionalPipeline(CarryingPipeline):
                 raise ValueError(
                     f"{described(name)} names several classes, {ids}; pass the id of the one that is meant"
                 )
-        return [ids[0] for ids in found]
+        return [ids[0] for ids in ids_by_name]
 
     def check_labels(self, class_labels: int | Sequence[int] | Tensor, num_classes: int) -> Tensor:
-        """Class ids as (B,) int64 on the pipeline's device.
+        """Convert class ids to (B,) int64 on the pipeline's device.
 
         Raises:
-            ValueError: no label, one that is no integer, or one outside [0, num_classes).
+            ValueError: no label, a label that is no integer, or a label outside [0, num_classes).
         """
         wrong = (
             f"class_labels must be one or more integers, got {described(class_labels)}; "
@@ -148,14 +150,14 @@ class ClassConditionalPipeline(CarryingPipeline):
     def check_generators(
         self, generator: torch.Generator | Sequence[torch.Generator] | None, num_images: int
     ) -> torch.Generator | list[torch.Generator] | None:
-        """One generator for all, one per image, or None.
+        """Return one generator for all images, a list of one per image, or None.
 
         Raises:
             ValueError: a list whose length is not the number of images.
         """
         if generator is None or isinstance(generator, torch.Generator):
             return generator
-        if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+        if not isinstance(generator, Sequence) or not all(isinstance(item, torch.Generator) for item in generator):
             raise ValueError(
                 f"generator is a torch.Generator or a list of them, got {described(generator)}; "
                 "torch.Generator().manual_seed(seed) makes one"
@@ -165,18 +167,20 @@ class ClassConditionalPipeline(CarryingPipeline):
         return list(generator)
 
     def in_slices(self, decode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """Decodes a batch of codes or latents into images, at most DECODED_AT_ONCE pixels at a time."""
+        """Decode a batch of codes or latents into images, at most DECODED_AT_ONCE pixels at a time."""
         images = max(1, DECODED_AT_ONCE // self.vqvae.config.image_size**2)
         return torch.cat([decode(part) for part in batch.split(images)])
 
     @staticmethod
     def to_output(images: Tensor, output_type: str) -> Any:
-        """Images (B, C, H, W) about [-1, 1] -> PIL images, or NHWC numpy or NCHW torch arrays in [0, 1], float32.
+        """Convert images (B, C, H, W) about [-1, 1] to PIL images, or NHWC numpy or NCHW torch arrays in [0, 1],
+        float32.
 
         Raises:
-            ValueError: NaN or infinity in them; but in torch arrays, for which the device is not waited.
+            ValueError: images with NaN or infinity; not for torch arrays, which would need to synchronise with the
+                device.
         """
-        images = images.float().nan_to_num(torch.nan, torch.nan, torch.nan)  # infinity would pass for white
+        images = images.float().nan_to_num(torch.nan, torch.nan, torch.nan)  # clamp would turn infinity into white
         images = (images / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
@@ -186,25 +190,25 @@ class ClassConditionalPipeline(CarryingPipeline):
 
 
 def _whole_numbers(value: Any) -> list[int] | None:
-    """One whole number or several in a row, of Python, numpy or torch; None for anything else, truth values too."""
+    """Convert one integer, or a sequence of them, of Python, numpy or torch to a list; None for anything else."""
     if isinstance(value, Tensor):
         if value.is_meta or value.is_nested or value.is_quantized or value.layout != torch.strided:
             return None
         value = value.detach().cpu().numpy() if value.dtype != torch.bfloat16 else None
-    elif hasattr(value, "__array__"):  # of pandas as well
+    elif hasattr(value, "__array__"):  # also pandas
         value = np.asarray(value)
     if isinstance(value, np.ndarray) and value.dtype != object:
         return np.atleast_1d(value).tolist() if value.dtype.kind in "iu" and value.ndim < 2 else None
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes | bytearray):
         try:
-            return [as_whole_number("a label", one) for one in value]
+            return [as_whole_number("a label", item) for item in value]
         except TypeError:
             return None
     return [value] if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def check_id2label(id2label: Mapping[int | str, str] | None, num_classes: int) -> dict[int, str]:
-    """Class ids 0 to `num_classes` - 1 with their names; without names, the numbers are the names."""
+    """Check that id2label names the classes 0 to `num_classes` - 1; without names, the ids are the names."""
     if id2label is not None and not isinstance(id2label, Mapping):
         raise ValueError(f"id2label maps class ids to names, got {id2label!r:.80}")
     names = {}

@@ -1,4 +1,4 @@
-"""Features that generation metrics compare images in; the code is in `pipelines.metrics.extractors`."""
+"""Feature extractors of generation metrics; the code is in `pipelines.metrics.extractors`."""
 
 from pipelines.metrics.extractors import Extractor, ExtractorConfig, make_extractor, register_extractor
 

@@ -56,28 +56,28 @@ def component_classes(pipeline: type[DiffusionPipeline]) -> dict[str, tuple[type
     """Return the classes that each component may have; a scheduler may be any of diffusers'."""
     classes = {}
     for name, hint in get_type_hints(pipeline.__init__).items():
-        models = tuple(one for one in (get_args(hint) or (hint,)) if isinstance(one, type))
+        models = tuple(model for model in (get_args(hint) or (hint,)) if isinstance(model, type))
         if name == "scheduler":
             classes[name] = (SchedulerMixin,)
-        elif models and all(issubclass(one, ModelMixin) for one in models):
+        elif models and all(issubclass(model, ModelMixin) for model in models):
             classes[name] = models
     return classes
 
 
 def _options(pipeline: type[DiffusionPipeline], components: Collection[str]) -> dict[str, str]:
-    """List the options that the index holds beside the components, with the type of each."""
+    """List the options that the index holds in addition to the components, with the type of each."""
     parameters = list(inspect.signature(pipeline).parameters.values())
-    return {one.name: str(one.annotation) for one in parameters if one.name not in components}
+    return {option.name: str(option.annotation) for option in parameters if option.name not in components}
 
 
 def _chosen(value: Any, allowed: tuple[type, ...], name: str, index: Path) -> type:
     """Return the class that the index names, if it is an allowed one."""
-    known = {(_library(one), one.__name__): one for one in allowed if one is not SchedulerMixin}
+    known = {(_library(model), model.__name__): model for model in allowed if model is not SchedulerMixin}
     if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
         if SchedulerMixin in allowed and value[0] == "diffusers":
-            found = getattr(schedulers, value[1], None)
-            if isinstance(found, type) and issubclass(found, SchedulerMixin):
-                return found
+            scheduler = getattr(schedulers, value[1], None)
+            if isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin):
+                return scheduler
         if tuple(value) in known:
             return known[tuple(value)]
     wanted = " or ".join(f"{class_name} of {library}" for library, class_name in known) or "a scheduler of diffusers"
@@ -90,12 +90,12 @@ def _library(component: type) -> str:
 
 
 def _check_component(component: type, folder: Path, name: str) -> None:
-    """Raise ValueError where the component's folder is missing, or its scheduler does not load."""
-    place = folder / name
-    if not place.is_dir():  # diffusers would take the pipeline's own folder for it
+    """Raise ValueError if the component's folder is missing, or its scheduler does not load."""
+    component_folder = folder / name
+    if not component_folder.is_dir():  # diffusers would use the pipeline's own folder instead
         raise ValueError(f"{folder} has no folder {name}; get it anew, or pass the {name}")
     if issubclass(component, SchedulerMixin):
-        file = place / "scheduler_config.json"
+        file = component_folder / "scheduler_config.json"
         config = read_json(file)
         try:
             component.from_config(config)

@@ -44,8 +44,8 @@ def load_codebook_file(quantizer: Quantizer, file: Path) -> str:
         raise ValueError(f"codebook_file {file} is no safetensors file: {error}; make it anew") from error
     table = tensors.get(NAME)
     if table is None or table.ndim != 2 or table.dtype.kind != "f":
-        found = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in tensors.items())
-        raise ValueError(f"codebook_file {file} should hold `{NAME}`, floating point (K, F), but holds {found}")
+        contents = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in tensors.items())
+        raise ValueError(f"codebook_file {file} should hold `{NAME}`, floating point (K, F), but holds {contents}")
     if not np.isfinite(table).all():
         raise ValueError(f"codebook_file {file} holds NaN or infinity; make it anew")
     try:

@@ -186,7 +186,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
             `.quantized` (B, D, h, w) with a straight-through gradient, `.codes`, `.losses`, `.usage`, `.perplexity`.
 
         Raises:
-            ValueError: the quantizer needs the whole encoder output, of which the latents are a part.
+            ValueError: the quantizer needs the whole encoder output, not only the latents.
         """
         if self.bottleneck.encoder_channels != self.bottleneck.latent_channels or self.bottleneck.downsampling > 1:
             raise ValueError(

@@ -1,1 +1,1 @@
-"""Pictures: grids, plots, tables, the paper's figures, the HTML report."""
+"""Draw pictures: grids, plots, tables, the paper's figures, the HTML report."""

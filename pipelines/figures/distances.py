@@ -21,19 +21,22 @@ from pipelines.figures.tokenizers import (
 from tokenizer.data.subsets import evenly_spaced_indices
 
 MAX_CODES = 512  # in a distance matrix
-MAX_PAIRED = 4096  # codes whose pairwise distances are all taken
+MAX_PAIRED = 4096  # codes in the histogram of pairs
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BINS = 60
-# Largest distances of two tokenizers that differ by more would leave one of them a single colour.
+# Largest ratio of two tokenizers' largest distances on one scale; beyond it, one of them would have a single colour.
 COMPARABLE = 4.0
 
 
 def plot_distances(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> dict[str, Any]:
-    """Figure 3: for each tokenizer the matrix of its codes' Euclidean distances, below it those of all used pairs.
+    """Draw figure 3: for each tokenizer the matrix of its codes' Euclidean distances, and a histogram of used pairs.
 
-    The matrix has the codes by use, the most used first; of more than 512, as many, evenly taken of that order. The
-    histogram has all pairs of used codes, of more than 4096 of them as many, evenly taken. The matrices have one scale
-    of colours, and the histograms one axis, unless largest distances differ by more than a factor of 4.
+    The matrix has the codes sorted by use, most used first; of more than 512 codes, 512 evenly spaced in that order.
+    The histogram has all pairs of used codes; of more than 4096 codes, of 4096 evenly spaced ones. The matrices share
+    one colour scale and the histograms one axis, unless largest distances differ by more than a factor of 4.
+
+    Returns:
+        The drawn numbers by tokenizer, as stored in JSON.
 
     Raises:
         NotDrawable: a tokenizer without codes.
@@ -43,9 +46,9 @@ def plot_distances(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> 
     for tokenizer in tokenizers:
         codebook, order = tokenizer.codebook.double(), tokenizer.counts.argsort(descending=True, stable=True)
         orders.append(order[evenly_spaced_indices(len(order), MAX_CODES)])
-        # Not by matrix product, which rounds the distance of a code to itself or to its copy away from 0.
-        chosen = codebook[orders[-1]]
-        matrices.append(torch.cdist(chosen, chosen, compute_mode="donot_use_mm_for_euclid_dist"))
+        # Not with a matrix product, whose rounding gives a code a distance to itself or its copies.
+        codes = codebook[orders[-1]]
+        matrices.append(torch.cdist(codes, codes, compute_mode="donot_use_mm_for_euclid_dist"))
         used = codebook[tokenizer.counts > 0]
         pairs.append(torch.pdist(used[evenly_spaced_indices(len(used), MAX_PAIRED)]))
     ranges = [_range(matrix) for matrix in matrices]
@@ -62,8 +65,8 @@ def plot_distances(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> 
     for i, tokenizer in enumerate(tokenizers):
         heat, below = panels[i]
         drawn.append(heat.imshow(matrices[i].numpy(), vmin=ranges[i][0], vmax=ranges[i][1] or 1.0, cmap="viridis"))
-        taken = f", {len(orders[i])} of {len(tokenizer.counts):,}" if len(orders[i]) < len(tokenizer.counts) else ""
-        heat.set(xlabel=f"code, most used first{taken}", ylabel="code, most used first")
+        selection = f", {len(orders[i])} of {len(tokenizer.counts):,}" if len(orders[i]) < len(tokenizer.counts) else ""
+        heat.set(xlabel=f"code, most used first{selection}", ylabel="code, most used first")
         heat.set_title(f"{textwrap.fill(tokenizer.name, TITLE)}\n{described_use(tokenizer.counts)}")
         for axis in (heat.xaxis, heat.yaxis):
             axis.set_major_locator(MaxNLocator(5, integer=True))
@@ -91,6 +94,6 @@ def plot_distances(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> 
 
 
 def _range(matrix: Tensor) -> tuple[float, float]:
-    """Smallest and largest distance of two codes; the diagonal's zeros would take half the colours."""
+    """Return the smallest and largest distance of two codes; zeros of the diagonal would take half the colours."""
     others = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
     return (others.min().item(), others.max().item()) if len(others) else (0.0, 0.0)

@@ -1,8 +1,8 @@
-"""Images and numbers -> pictures: grids, samples by class, the codebook, training curves.
+"""Draw images and numbers: grids, samples by class, the codebook, training curves.
 
-Images are uint8 (n, C, H, W) with 1 or 3 channels, and no pixel of them is changed: grids are tiled without scaling or
-by a whole factor, and every picture is a PNG. Figures are drawn on their own canvas: matplotlib's backend and pyplot
-stay as the caller has them.
+Images are uint8 (n, C, H, W) with 1 or 3 channels, and their pixels are never changed: grids are tiled without scaling
+or enlarged by a whole factor, and all pictures are PNGs. Figures have their own canvas: matplotlib's backend and pyplot
+state are not touched.
 """
 
 import json
@@ -20,18 +20,18 @@ from torch import Tensor
 
 from tokenizer.functional.usage import perplexity, usage
 
-GREY = 128  # of the gaps and of the places that a ragged row leaves empty
+GREY = 128  # of gaps and empty cells
 COMPARISON_COLUMNS = 16
 MAX_CLASSES = 20
 MAX_CODES = 1024  # in the distance matrix
-LINEAR_NAMES = ("lr", "usage", "perplexity", "psnr", "ssim", "images")  # last words of metrics that are no losses
+LINEAR_NAMES = ("lr", "usage", "perplexity", "psnr", "ssim", "images")  # last words of metrics drawn on a linear scale
 USED, UNUSED = "#2563a8", "#d1541f"
 
 
 def image_grid(images: Tensor, columns: int) -> Image.Image:
-    """Images row by row, unscaled, with a gap of one grey pixel between them; the last row may be shorter.
+    """Tile images row by row, unscaled, with a gap of one grey pixel; the last row may be shorter.
 
-    `images`: uint8 (n, C, H, W), n > 0, C 1 or 3. Fewer than `columns` of them make a narrower picture.
+    `images`: uint8 (n, C, H, W), n > 0, C 1 or 3. Fewer images than `columns` give a narrower picture.
 
     Raises:
         ValueError: the images are not such a tensor, or `columns` is below 1.
@@ -43,7 +43,7 @@ def image_grid(images: Tensor, columns: int) -> Image.Image:
 
 
 def save_comparison(originals: Tensor, reconstructions: Tensor, path: str | Path) -> None:
-    """A PNG with rows in pairs: up to 16 originals, their reconstructions right below. Both uint8 (n, C, H, W).
+    """Save a PNG of row pairs: up to 16 originals, their reconstructions below; both uint8 (n, C, H, W).
 
     Raises:
         ValueError: the two are not image batches of one shape.
@@ -58,7 +58,7 @@ def save_comparison(originals: Tensor, reconstructions: Tensor, path: str | Path
 
 
 def save_samples(images: Tensor, path: str | Path, columns: int = 10) -> None:
-    """`image_grid(images, columns)` as a PNG."""
+    """Save `image_grid(images, columns)` as a PNG."""
     image_grid(images, columns).save(path, format="PNG")
 
 
@@ -69,14 +69,14 @@ def save_class_samples(
     path: str | Path,
     per_class: int = 10,
 ) -> None:
-    """A PNG with one row per class that occurs, by label, the class's name to its left.
+    """Save a PNG with one row per occurring class, in the order of the labels, with the class's name on the left.
 
     Args:
-        images: uint8 (n, C, H, W), n > 0, C 1 or 3; shown enlarged by a whole factor if they are small.
+        images: uint8 (n, C, H, W), n > 0, C 1 or 3; small images are enlarged by a whole factor.
         labels: int64 (n,), the class of each image.
-        class_names: the name of class `label` is `class_names[label]`; of names with commas the first is shown.
-        path: where the PNG is written.
-        per_class: images per row, the first ones of the class. Only the first 20 classes are drawn, which a note says.
+        class_names: `class_names[label]` names a class; of names with commas the first part is shown.
+        path: path of the PNG.
+        per_class: images per row, the first ones of the class. Only the first 20 classes are drawn; a note says so.
 
     Raises:
         ValueError: no such images, other than one label per image, a class without a name, or `per_class` below 1.
@@ -101,7 +101,7 @@ def save_class_samples(
     factor = max(1, round(64 / images.shape[2]))
     grid = grid.resize((grid.width * factor, grid.height * factor), Image.Resampling.NEAREST)
     row_height = (images.shape[2] + 1) * factor
-    # matplotlib's own font, which has more letters than Pillow's.
+    # matplotlib's font has more glyphs than Pillow's.
     font_path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     font = ImageFont.truetype(font_path, size=max(15, row_height // 8))
     margin = int(font.size) // 2
@@ -117,20 +117,20 @@ def save_class_samples(
 
 
 def plot_codebook(codebook: Tensor, counts: Tensor, path: str | Path) -> None:
-    """A PNG of two panels: each code's norm against its use, and the codes' Euclidean distances, most used first.
+    """Save a PNG of two panels: each code's norm against its use, and the codes' Euclidean distances by use.
 
     Args:
-        codebook: float (K, D), finite; K may be any number, the distances are those of at most 1024 codes.
-        counts: int64 (K,), how often each code occurs on the held-out split; at least one does.
-        path: where the PNG is written.
+        codebook: float (K, D), finite, any K; distances are those of the at most 1024 most used codes.
+        counts: int64 (K,), how often each code occurs on the held-out split; not all zero.
+        path: path of the PNG.
 
     Raises:
         ValueError: the shapes do not fit, a code is not finite, a count is negative, or no code occurs.
     """
     codebook, counts = codebook.detach().cpu(), counts.cpu()
     if codebook.ndim != 2 or not codebook.is_floating_point() or counts.shape != codebook.shape[:1]:
-        found = f"{codebook.dtype} {tuple(codebook.shape)} with counts {tuple(counts.shape)}"
-        raise ValueError(f"codebook is {found}, not floating point (K, D) with counts (K,)")
+        shapes = f"{codebook.dtype} {tuple(codebook.shape)} with counts {tuple(counts.shape)}"
+        raise ValueError(f"codebook is {shapes}, not floating point (K, D) with counts (K,)")
     if not torch.isfinite(codebook).all() or (counts < 0).any() or not counts.any():
         raise ValueError("the codebook holds NaN or infinity, or counts are negative or all zero")
     codebook = codebook.float()
@@ -142,9 +142,9 @@ def plot_codebook(codebook: Tensor, counts: Tensor, path: str | Path) -> None:
     scatter.set_title(f"usage {100 * usage(counts):.1f} %, perplexity {perplexity(counts):.1f} of {size:,}")
 
     order = counts.argsort(descending=True, stable=True)[:MAX_CODES]
-    # Not by matrix product, which rounds the distance of a code to itself or to its copy away from 0.
+    # Not with a matrix product, whose rounding gives a code a distance to itself or its copies.
     distances = torch.cdist(codebook[order], codebook[order], compute_mode="donot_use_mm_for_euclid_dist")
-    others = distances[~torch.eye(len(order), dtype=torch.bool)]  # the diagonal's zeros would take half the colours
+    others = distances[~torch.eye(len(order), dtype=torch.bool)]  # zeros of the diagonal would take half the colours
     lowest, highest = (others.min().item(), others.max().item()) if len(others) else (0.0, 1.0)
     drawn = matrix.imshow(distances.numpy(), vmin=lowest, vmax=highest, cmap="viridis")
     figure.colorbar(drawn, ax=matrix, extend="min" if lowest > 0 else "neither", label="Euclidean distance")
@@ -156,14 +156,14 @@ def plot_codebook(codebook: Tensor, counts: Tensor, path: str | Path) -> None:
 
 
 def draw_norms(panel: Axes, norms: Tensor, counts: Tensor) -> None:
-    """Norms of codes, (K,), against how often each is used, int64 (K,), on a scale that is logarithmic from 1 up."""
+    """Draw norms of codes, (K,), against their counts, int64 (K,), on a scale that is logarithmic above 1."""
     used = counts > 0
-    for name, colour, chosen in (("used", USED, used), ("unused", UNUSED, ~used)):
-        if chosen.any():
-            label = f"{int(chosen.sum()):,} {name}"
-            x, y = norms[chosen].numpy(), counts[chosen].numpy()
+    for name, colour, mask in (("used", USED, used), ("unused", UNUSED, ~used)):
+        if mask.any():
+            label = f"{int(mask.sum()):,} {name}"
+            x, y = norms[mask].numpy(), counts[mask].numpy()
             panel.scatter(x, y, s=14, alpha=0.6, linewidths=0, color=colour, label=label)
-    panel.set_yscale("symlog", linthresh=1, linscale=0.5)  # and 0 is still on it
+    panel.set_yscale("symlog", linthresh=1, linscale=0.5)  # symlog, so that 0 can be shown
     panel.set_ylim(-0.3, 5.0 * int(counts.max()))  # room for the legend
     panel.set(xlabel="norm of the code", ylabel="times used on the held-out split")
     panel.legend(loc="upper center", ncols=2)
@@ -171,12 +171,12 @@ def draw_norms(panel: Axes, norms: Tensor, counts: Tensor) -> None:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The records of a metrics.jsonl, {"step": ..., name: value, ...}, in their order.
+    """Read the records of a metrics.jsonl, {"step": ..., name: value, ...}, in order.
 
-    The last line may be incomplete, as a stopped process leaves it; it is left out.
+    An incomplete last line, as a killed process leaves it, is ignored.
 
     Raises:
-        ValueError: any other line is no record with a step; its number is named.
+        ValueError: any other line is no record with a step; the message gives its number.
     """
     records = []
     lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -194,17 +194,17 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 
 
 def plot_curves(metrics: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """A PNG of small panels, one per name, of its values against the step; lr is the last.
+    """Save a PNG of small panels, one per name, with its values against the step; lr is the last.
 
-    A loss, all positive, that spans more than a factor of 10 is on a logarithmic scale. NaN and infinity are gaps, and
-    the panel's title says how many there are.
+    A positive loss that spans more than a factor of 10 gets a logarithmic scale. NaN and infinity are gaps; the panel's
+    title counts them.
 
     Args:
-        metrics: records {"step": step, name: value, ...} as `read_metrics` gives; each may hold other names.
-        path: where the PNG is written.
+        metrics: records {"step": step, name: value, ...} as from `read_metrics`; each may hold other names.
+        path: path of the PNG.
 
     Raises:
-        ValueError: a record has no step, or there is no name but step.
+        ValueError: a record has no step, or no record has another name.
     """
     if stepless := [record for record in metrics if "step" not in record]:
         raise ValueError(f"a record of metrics has no step: {stepless[0]}")
@@ -227,8 +227,13 @@ def plot_curves(metrics: Sequence[Mapping[str, float]], path: str | Path) -> Non
         panel.plot(steps.numpy(), values.where(finite, torch.nan).numpy(), color=USED, linewidth=1.3, marker=marker)
         lost = int((~finite).sum())
         panel.set_title(f"{name} ({lost} of {len(values)} not finite)" if lost else name, fontsize=11)
-        seen = values[finite]
-        if name.split("_")[-1] not in LINEAR_NAMES and len(seen) and seen.min() > 0 and seen.max() > 10 * seen.min():
+        drawn = values[finite]
+        if (
+            name.split("_")[-1] not in LINEAR_NAMES
+            and len(drawn)
+            and drawn.min() > 0
+            and drawn.max() > 10 * drawn.min()
+        ):
             panel.set_yscale("log")
         panel.set_xlim(-0.03 * last_step, max(1.03 * last_step, 1))
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
@@ -242,12 +247,12 @@ def plot_curves(metrics: Sequence[Mapping[str, float]], path: str | Path) -> Non
 
 def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-        found = f"{images.dtype} {tuple(images.shape)}"
-        raise ValueError(f"images are {found}, not uint8 (n, C, H, W) with C 1 or 3 and n above 0")
+        kind = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"images are {kind}, not uint8 (n, C, H, W) with C 1 or 3 and n above 0")
 
 
 def _tile(rows: Sequence[Tensor]) -> Image.Image:
-    """Rows of images, each uint8 (1 to columns, C, H, W), on one canvas."""
+    """Tile rows of images, each uint8 (1 to columns, C, H, W), on one canvas."""
     _, channels, height, width = rows[0].shape
     columns = max(len(row) for row in rows)
     shape = (channels, len(rows) * (height + 1) - 1, columns * (width + 1) - 1)

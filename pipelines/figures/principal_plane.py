@@ -1,4 +1,4 @@
-"""The plane in which points vary the most: principal component analysis."""
+"""Principal component analysis: the plane in which points vary most."""
 
 import torch
 from torch import Tensor
@@ -6,14 +6,14 @@ from torch.nn.functional import pad
 
 
 def principal_plane(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (N, C) -> their mean (C,), their two first principal axes (2, C), the variance's share on each (2,).
+    """Compute the mean (C,), the first two principal axes (2, C), and their variance shares (2,) of tokens (N, C).
 
-    float64. An axis points to where the token that lies furthest out on it is. With one channel the second axis is 0.
+    All float64. An axis points towards the token farthest out on it. With one channel the second axis is 0.
     """
     tokens = tokens.double()
     mean = tokens.mean(dim=0)
     centred = tokens - mean
-    # The triangular factor has the singular values and right vectors of the tokens, which may be many.
+    # The triangular factor has the same singular values and right vectors as the tokens, but few rows.
     _, lengths, directions = torch.linalg.svd(torch.linalg.qr(centred, mode="r").R)
     axes = pad(directions[:2], (0, 0, 0, 2 - len(directions[:2])))
     coordinates = centred @ axes.T

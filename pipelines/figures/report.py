@@ -1,4 +1,4 @@
-"""Pictures, numbers and commands -> one self-contained HTML page: nothing is loaded from anywhere."""
+"""Write pictures, numbers and commands to one self-contained HTML page, which loads nothing else."""
 
 import base64
 import html
@@ -18,7 +18,7 @@ class Picture:
     Args:
         image: a PIL image, or the path of an image file.
         caption: the line below it.
-        pixelated: whether each pixel is shown as a square, enlarged by a whole factor where the page has room.
+        pixelated: whether pixels are shown as squares, enlarged by a whole factor if the page has room.
     """
 
     image: Image.Image | str | Path
@@ -28,14 +28,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report; what is left empty does not appear.
+    """A part of the report; empty fields do not appear.
 
     Args:
         title: its heading.
-        text: paragraphs, with an empty line between two.
+        text: paragraphs, separated by an empty line.
         pictures: shown one below the other.
-        numbers: a table of names and values; text stands as it is, numbers are rounded.
-        commands: shown as lines to be copied.
+        numbers: a table of names and values; text is shown unchanged, numbers are rounded.
+        commands: shown as lines to copy.
     """
 
     title: str
@@ -46,10 +46,10 @@ class Section:
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> None:
-    """One HTML file that holds everything it shows, for a wide or narrow, light or dark screen.
+    """Write one HTML file that contains everything it shows, for wide or narrow, light or dark screens.
 
-    Pictures are embedded without loss and all text is escaped. The file is replaced as a whole: whatever fails, an
-    earlier report stays as it was.
+    Pictures are embedded losslessly, and all text is escaped. The file is replaced as a whole: after a failure, an
+    earlier report is unchanged.
 
     Raises:
         OSError: a picture cannot be read (the message names it) or the report cannot be written.
@@ -129,10 +129,10 @@ def _figure(picture: Picture) -> str:
     png = io.BytesIO()
     image.save(png, format="PNG")
     data = base64.b64encode(png.getvalue()).decode("ascii")
-    # The page scrolls a picture sideways rather than let its text get too small, or its pixels below one of the screen.
+    # Wide pictures scroll sideways, so that text stays readable and a pixel is at least one screen pixel.
     if picture.pixelated:
         width, narrowest = image.width * max(1, min(8, (PAGE_WIDTH - 32) // image.width)), image.width
-    else:  # the size that its resolution gives: plots are drawn finer than a screen's 96 dots per inch
+    else:  # the size given by its resolution: plots have more than a screen's 96 dots per inch
         width = narrowest = round(image.width * min(1.0, 96 / image.info.get("dpi", (96,))[0]))
     caption = html.escape(picture.caption)
     shape = f'width="{width}" style="min-width: min({narrowest}px, 36rem)"' + ' class="pixelated"' * picture.pixelated

@@ -1,4 +1,4 @@
-"""Quality against steps, for each scheduler and guidance scale."""
+"""Plot sample quality against steps, for each scheduler and guidance scale."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 @dataclass(frozen=True)
 class SchedulerPoint:
-    """The distance of samples that a scheduler made in a number of steps, at a guidance scale."""
+    """The distance of samples that a scheduler produced in a number of steps, at a guidance scale."""
 
     scheduler: str
     guidance_scale: float
@@ -19,12 +19,12 @@ class SchedulerPoint:
 
 
 def plot_schedulers(points: Sequence[SchedulerPoint], metric: str, path: str | Path) -> None:
-    """A panel per guidance scale, a line per scheduler, both axes logarithmic, written as a PNG.
+    """Save a PNG with a panel per guidance scale and a line per scheduler, both axes logarithmic.
 
     Args:
-        points: in any order.
-        metric: what the distance is, as the axis says.
-        path: where the PNG is written.
+        points: points in any order.
+        metric: name of the distance, for the axis.
+        path: path of the PNG.
 
     Raises:
         ValueError: no points.

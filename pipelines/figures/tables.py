@@ -1,4 +1,4 @@
-"""A table of results -> pictures: each metric's numbers of our runs by row, the paper's beside them; and over steps."""
+"""Draw a table of results: each metric of our runs and of the paper by row; and metrics over steps."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,20 +20,20 @@ def plot_table(
     paper: Mapping[str, Mapping[str, float]],
     path: str | Path,
 ) -> None:
-    """A PNG with a panel per metric, in it a line per row: our mean as a dot, the paper's number as a hollow mark.
+    """Save a PNG with a panel per metric and a line per row: our mean as a dot, the paper's number as a hollow mark.
 
-    The bar at a dot goes from the smallest to the largest seed. Ours are on the lower axis, the paper's on an upper
-    one of its own, so that orders can be compared where protocols differ. A row is left out of a panel where there is
-    no finite number of ours, and a metric where there is none in any row.
+    The bar at a dot spans the smallest to the largest seed. Our numbers use the lower axis, the paper's a separate
+    upper one, so that rankings can be compared although protocols differ. Rows without a finite number of ours are left
+    out of a panel; metrics without any are left out.
 
     Args:
-        rows: names of the rows, the first on top.
-        metrics: metrics[metric][row]: the numbers of the seeds; other rows than those of `rows` are not drawn.
-        paper: paper[metric][row]: the paper's number, where it has one.
-        path: where the PNG is written.
+        rows: names of the rows, from top to bottom.
+        metrics: metrics[metric][row]: the numbers of the seeds; only the given `rows` are drawn.
+        paper: paper[metric][row]: the paper's number, if any.
+        path: path of the PNG.
 
     Raises:
-        ValueError: there is no number of ours at all.
+        ValueError: no finite number of ours at all.
     """
     panels_of = {}
     for metric, by_row in metrics.items():
@@ -54,7 +54,7 @@ def plot_table(
         means = [sum(values) / len(values) for values in shown.values()]
         below = [mean - min(values) for mean, values in zip(means, shown.values(), strict=True)]
         above = [max(values) - mean for mean, values in zip(means, shown.values(), strict=True)]
-        # The mean of equal numbers may round to beyond them, and a bar has no negative length.
+        # The mean of equal numbers may round to outside their range, but a bar's length must not be negative.
         bars = [[max(0.0, length) for length in side] for side in (below, above)]
         panel.errorbar(means, range(len(shown)), xerr=bars, fmt="o", markersize=6, capsize=3, color=USED)
         panel.set_yticks(range(len(shown)), list(shown))
@@ -62,8 +62,10 @@ def plot_table(
         panel.set_title(metric, fontsize=11)
         panel.margins(x=0.08)
         axes = [(panel, USED)]
-        found = paper.get(metric, {})
-        marks = [(found[row], place) for place, row in enumerate(shown) if math.isfinite(found.get(row, math.nan))]
+        published = paper.get(metric, {})
+        marks = [
+            (published[row], index) for index, row in enumerate(shown) if math.isfinite(published.get(row, math.nan))
+        ]
         if marks:
             upper = panel.twiny()
             upper.plot(*zip(*marks, strict=True), "D", markersize=9, markerfacecolor="none", color=UNUSED)
@@ -87,15 +89,15 @@ def plot_table(
 def plot_histories(
     histories: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]], metrics: Sequence[str], path: str | Path
 ) -> None:
-    """A PNG with a panel per metric: its number over the steps of each row's training, a thin line per seed.
+    """Save a PNG with a panel per metric: its value over the steps of each row's training, a thin line per seed.
 
     Args:
-        histories: histories[row][seed]: entries with a `step` and numbers, of which some may lack the metric.
-        metrics: which numbers.
-        path: where the PNG is written.
+        histories: histories[row][seed]: entries with a `step` and numbers; some may lack the metric.
+        metrics: names of the metrics.
+        path: path of the PNG.
 
     Raises:
-        ValueError: there is no metric to show.
+        ValueError: no metric to show.
     """
     if not metrics:
         raise ValueError("metrics is empty; name at least one")
@@ -103,14 +105,14 @@ def plot_histories(
     panels = figure.subplots(1, len(metrics), squeeze=False).flatten()
     colours = colormaps["tab20"].colors
     for panel, metric in zip(panels, metrics, strict=True):
-        for place, seeds in enumerate(histories.values()):
+        for index, seeds in enumerate(histories.values()):
             for entries in seeds.values():
                 points = [(entry["step"], entry[metric]) for entry in entries if metric in entry]
                 if points:
-                    panel.plot(*zip(*points, strict=True), color=colours[place % len(colours)], marker=".", linewidth=1)
+                    panel.plot(*zip(*points, strict=True), color=colours[index % len(colours)], marker=".", linewidth=1)
         panel.set_title(metric, fontsize=11)
         panel.set_xlabel("step")
         panel.grid(alpha=0.25)
-    rows = [Line2D([], [], color=colours[place % len(colours)], label=row) for place, row in enumerate(histories)]
+    rows = [Line2D([], [], color=colours[index % len(colours)], label=row) for index, row in enumerate(histories)]
     figure.legend(handles=rows, loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(path, format="png")

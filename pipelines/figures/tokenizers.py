@@ -1,7 +1,7 @@
-"""Trained tokenizers -> figures 1 and 2 of the paper (ArcVQ-VAE, arXiv 2605.13517), for any list of tokenizers.
+"""Draw figures 1 and 2 of the paper (ArcVQ-VAE, arXiv 2605.13517), for any list of trained tokenizers.
 
-Each function writes one PNG and returns the numbers that it has drawn, by tokenizer, as JSON holds them. Everything is
-computed in float64. Figures are drawn on their own canvas: matplotlib's backend and pyplot stay as the caller has them.
+Each function writes one PNG and returns the drawn numbers by tokenizer, as stored in JSON. Everything is computed in
+float64. Figures have their own canvas: matplotlib's backend and pyplot state are not touched.
 """
 
 import math
@@ -22,25 +22,25 @@ from tokenizer.data.subsets import evenly_spaced_indices
 from tokenizer.functional.usage import perplexity, usage
 
 TOKENS = "#a7aeb8"
-COLUMNS = 3  # tokenizers beside each other, at most
-MAX_POINTS = 20_000  # of a kind in a plane
-TITLE = 40  # letters of a name in a line
+COLUMNS = 3  # most tokenizers next to each other
+MAX_POINTS = 20_000  # most points of a kind in a plane
+TITLE = 40  # characters of a name per line
 
 
 class NotDrawable(ValueError):
-    """A figure that cannot be had of one of the tokenizers."""
+    """A figure that one of the tokenizers does not allow."""
 
 
 @dataclass(frozen=True)
 class TokenizerTensors:
-    """Hold the data that figures 1 to 3 are drawn of.
+    """Data of a tokenizer for figures 1 to 3.
 
     Attributes:
-        name: of the tokenizer.
+        name: name of the tokenizer.
         tokens: float (N, C), the latent tokens of held-out images, before quantisation; N > 0.
-        codebook: float (K, D), the effective table; None without codes.
-        counts: int64 (K,), how often each code occurs on these images; at least one does. None without codes.
-        radius: of the ball that bounds the codes; infinite without one.
+        codebook: float (K, D), the effective table; None for a continuous tokenizer.
+        counts: int64 (K,), how often each code occurs on these images, not all zero; None for a continuous tokenizer.
+        radius: radius of the ball that bounds the codes; infinite without a ball.
 
     Raises:
         ValueError: tensors that do not fit together, or that hold NaN or infinity.
@@ -58,20 +58,21 @@ class TokenizerTensors:
         if self.codebook is None:
             return
         if self.codebook.ndim != 2 or self.counts is None or self.counts.shape != self.codebook.shape[:1]:
-            found = None if self.counts is None else tuple(self.counts.shape)
-            raise ValueError(f"codebook of {self.name} is {tuple(self.codebook.shape)} with counts {found}")
+            shape = None if self.counts is None else tuple(self.counts.shape)
+            raise ValueError(f"codebook of {self.name} is {tuple(self.codebook.shape)} with counts {shape}")
         if not torch.isfinite(self.codebook).all() or not self.counts.any():
             raise ValueError(f"codebook of {self.name} holds NaN or infinity, or none of its codes is used")
 
 
 def plot_planes(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> dict[str, Any]:
-    """Figure 1: tokens and codes in the plane of the tokens' two first principal components, for each tokenizer.
+    """Draw figure 1: tokens and codes in the plane of the tokens' first two principal components, for each tokenizer.
 
-    A code's area grows with its use. Below is the same plane about the codes alone, which may lie closer together than
-    the tokens by far. Of more than 20,000 tokens, used or unused codes as many are drawn, evenly taken.
+    A code's area grows with its use. A second panel shows the same plane around the codes alone, which may lie much
+    closer together than the tokens. Of more than 20,000 tokens, used codes or unused codes, 20,000 evenly spaced ones
+    are drawn.
 
     Raises:
-        NotDrawable: codes of another size than the tokens, which have no place in their plane.
+        NotDrawable: codes of another size than the tokens, which have no position in their plane.
     """
     for tokenizer in tokenizers:
         if tokenizer.codebook is not None and tokenizer.codebook.shape[1] != tokenizer.tokens.shape[1]:
@@ -91,12 +92,12 @@ def plot_planes(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> dic
         if tokenizer.codebook is not None:
             counts = tokenizer.counts
             codes = (tokenizer.codebook.double() - mean) @ axes.T
-            largest = 110 * min(1.0, 300 / int((counts > 0).sum()))  # or many would hide each other
+            largest = 110 * min(1.0, 300 / int((counts > 0).sum()))  # smaller if many would hide each other
             areas = 10 + largest * counts / counts.max()
             kinds += [
-                (kind, codes[chosen], colour, areas[chosen], 0.75)
-                for kind, chosen, colour in (("unused codes", counts == 0, UNUSED), ("used codes", counts > 0, USED))
-                if chosen.any()
+                (kind, codes[mask], colour, areas[mask], 0.75)
+                for kind, mask, colour in (("unused codes", counts == 0, UNUSED), ("used codes", counts > 0, USED))
+                if mask.any()
             ]
             numbers[tokenizer.name] |= {"codes": codes.tolist()} | numbers_of_use(counts)
             title = described_use(counts)
@@ -122,9 +123,9 @@ def plot_planes(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> dic
 
 
 def plot_norms(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> dict[str, Any]:
-    """Figure 2: each code's norm against how often it is used, and the ball's radius as a line, one panel each.
+    """Draw figure 2: each code's norm against its use, and the ball's radius as a line, one panel per tokenizer.
 
-    A radius above 1.5 times the largest norm is said and not drawn: the line would press the codes together.
+    A radius above 1.5 times the largest norm is only named in the legend, because the line would compress the codes.
 
     Raises:
         NotDrawable: a tokenizer without codes.
@@ -153,14 +154,14 @@ def plot_norms(tokenizers: Sequence[TokenizerTensors], path: str | Path) -> dict
 
 
 def refuse_continuous(tokenizers: Sequence[TokenizerTensors]) -> None:
-    """Raises NotDrawable where one has no codes."""
+    """Raise NotDrawable if a tokenizer has no codes."""
     for tokenizer in tokenizers:
         if tokenizer.codebook is None:
             raise NotDrawable(f"tokenizer {tokenizer.name!r} has no codes, of which this figure is; leave it out")
 
 
 def numbers_of_use(counts: Tensor) -> dict[str, Any]:
-    """Counts (K,), the share of the codes used and their perplexity, as JSON holds them."""
+    """Return the counts (K,), the share of used codes and the perplexity, as stored in JSON."""
     return {
         "counts": counts.tolist(),
         "share_used": usage(counts).item(),
@@ -169,19 +170,19 @@ def numbers_of_use(counts: Tensor) -> dict[str, Any]:
 
 
 def described_use(counts: Tensor) -> str:
-    """The share of the codes used, in words."""
+    """Describe the share of used codes in words."""
     return f"{100 * usage(counts):.1f} % of {len(counts):,} codes used"
 
 
 def panel_grid(number: int, width: float, height: float, parts: int = 1) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of `number` blocks, each of `parts` panels one below the other; sizes of a panel in inches."""
+    """Create a figure of `number` blocks, each of `parts` panels one below the other; panel sizes in inches."""
     rows = math.ceil(number / COLUMNS)
     columns = math.ceil(number / rows)
     size = (width * columns + 0.4, height * rows * parts + 0.3)
     figure = Figure(figsize=size, dpi=160, layout="constrained")
     panels = figure.subplots(rows * parts, columns, squeeze=False)
-    places = [divmod(i, columns) for i in range(rows * columns)]
-    blocks = [[panels[row * parts + part, column] for part in range(parts)] for row, column in places]
+    cells = [divmod(i, columns) for i in range(rows * columns)]
+    blocks = [[panels[row * parts + part, column] for part in range(parts)] for row, column in cells]
     for block in blocks[number:]:
         for panel in block:
             panel.remove()
@@ -196,7 +197,7 @@ def _scatter(panel: Axes, kind: str, points: Tensor, colour: str, areas: Tensor,
 
 
 def _look_at(panel: Axes, points: Tensor) -> None:
-    """Shows the smallest square, and a margin, about the points (N, 2)."""
+    """Show the smallest square around the points (N, 2), with a margin."""
     low, high = points.amin(dim=0), points.amax(dim=0)
     centre, half = ((low + high) / 2).tolist(), 0.55 * (high - low).max().item() or 1.0
     panel.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half))

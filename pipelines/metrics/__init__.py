@@ -1,4 +1,4 @@
-"""Images -> numbers: PSNR, SSIM, L1 and LPIPS of pairs; Frechet distance, Inception score, precision and recall."""
+"""Measure images: PSNR, SSIM, L1, LPIPS of pairs; Frechet distance, Inception score, precision, recall of sets."""
 
 from pipelines.metrics.codebook import codebook_geometry
 from pipelines.metrics.distributions import (

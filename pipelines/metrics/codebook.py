@@ -1,4 +1,4 @@
-"""A codebook -> what its geometry is: norms, distances between codes, effective rank, share on the ball."""
+"""Measure the geometry of a codebook: norms, distances between codes, effective rank, share on the ball."""
 
 import math
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 def codebook_geometry(codebook: Tensor, radius: float | None = None) -> dict[str, float]:
-    """Facts about a table of codes, (K, D), floating point; computed in float64.
+    """Compute geometric statistics of a codebook (K, D), floating point, in float64.
 
     Args:
         codebook: the effective table.
-        radius: of the ball that bounds it; None, or infinite: none.
+        radius: radius of the ball that bounds it; None or infinite: no ball.
 
     Returns:
         norm_mean, norm_min, norm_max: Euclidean lengths of the codes. distance_mean, distance_min: over all pairs of
-        codes (nan for a single code). effective_rank: exp of the entropy of the singular values of the centred table
-        divided by their sum, from 1 to min(K - 1, D) (Roy and Vetterli 2007); 0 where all codes are equal.
-        share_on_ball: the share of codes whose norm is the radius, only with one.
+            codes (nan for a single code). effective_rank: exp of the entropy of the singular values of the centred
+            table divided by their sum, from 1 to min(K - 1, D) (Roy and Vetterli 2007); 0 if all codes are equal.
+            share_on_ball: share of codes whose norm is the radius, only with a ball.
 
     Raises:
-        ValueError: not such a table, or one that is not finite.
+        ValueError: a codebook of another shape or dtype, or with values that are not finite.
     """
     if codebook.ndim != 2 or not codebook.is_floating_point() or codebook.numel() == 0:
         raise ValueError(f"the codebook is {codebook.dtype} {tuple(codebook.shape)}, not floating point (K, D)")
@@ -38,13 +38,13 @@ def codebook_geometry(codebook: Tensor, radius: float | None = None) -> dict[str
         "effective_rank": effective_rank(table - table.mean(dim=0), rounding=_rounding(table)),
     }
     if radius is not None and math.isfinite(radius):
-        # The table is float32, and a norm that was set to the radius is off by its rounding.
+        # The table is float32, so a norm that was set to the radius deviates by rounding.
         result["share_on_ball"] = (norms >= radius * (1 - 1e-6)).double().mean().item()
     return result
 
 
 def effective_rank(matrix: Tensor, rounding: float = 0.0) -> float:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007); 0 if none is above `rounding`."""
+    """Compute exp of the entropy of normalised singular values (Roy and Vetterli 2007); 0 if all <= `rounding`."""
     values = torch.linalg.svdvals(matrix.double())
     if values.max() <= rounding:
         return 0.0
@@ -53,12 +53,12 @@ def effective_rank(matrix: Tensor, rounding: float = 0.0) -> float:
 
 
 def _rounding(table: Tensor) -> float:
-    """Bound the rounding that subtracting the mean leaves of a table of equal codes."""
+    """Bound the rounding error that remains when the mean is subtracted from a table of equal codes."""
     return torch.finfo(torch.float64).eps * table.numel() * table.abs().max().item()
 
 
 def _distances(table: Tensor) -> tuple[float, float]:
-    """Mean and smallest distance over all pairs of rows; a few rows against all at a time, never all pairs at once."""
+    """Compute the mean and smallest distance over all pairs of rows, a block of rows at a time."""
     total, smallest = 0.0, math.inf
     for start in range(0, len(table), 256):
         rows = table[start : start + 256]

@@ -1,4 +1,4 @@
-"""A small classifier of the embedded digits: features and class readings for generated digits, nothing downloaded."""
+"""A small classifier of the embedded digits, trained here: features and class predictions for generated digits."""
 
 import copy
 import hashlib
@@ -17,7 +17,7 @@ from tokenizer.data import DataConfig, load_images
 
 NAME = "digits-classifier"
 IMAGE_SIZE = 32
-RECIPE = "1"  # names the cached file: count it up when the network, its training or the digits change
+RECIPE = "1"  # part of the cached file's name; increase it when the network, its training or the digits change
 TRAINING_STEPS = 600
 BATCH_SIZE = 64
 MAX_LEARNING_RATE = 3e-3
@@ -25,7 +25,7 @@ MAX_SHIFT = 2  # pixels
 
 
 class DigitClassifier(nn.Module):
-    """Grey digits -> features and logits; the same in training and evaluation mode, and for any batch size."""
+    """Classifier of grey digits with features and logits; independent of training mode and batch size."""
 
     def __init__(self):
         super().__init__()
@@ -38,28 +38,28 @@ class DigitClassifier(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features float32 (B, 64) and logits float32 (B, 10) of images float32 (B, 1, 32, 32) in [-1, 1]."""
+        """Compute features float32 (B, 64) and logits float32 (B, 10) of images float32 (B, 1, 32, 32) in [-1, 1]."""
         features = self.trunk(images)
         return features, self.head(features)
 
 
 def train_digit_classifier(seed: int = 0, steps: int = TRAINING_STEPS) -> DigitClassifier:
-    """A classifier trained on the train split of the digits, shifted by up to 2 pixels; a few seconds on one core.
+    """Train a classifier on the train split of the digits, shifted by up to 2 pixels; a few seconds on one core.
 
-    The weights are a function of `seed` and `steps`, up to what the processor's rounding adds. Neither the global
-    random state nor the number of threads is another one afterwards.
+    The weights are a function of `seed` and `steps`, up to rounding that depends on the processor. The global random
+    state and the number of threads are restored.
     """
     dataset = load_images(DataConfig(name="digits"), "train")
     items = [dataset[index] for index in range(len(dataset))]
     images = torch.stack([item["images"] for item in items])
     labels = torch.stack([item["labels"] for item in items])
-    images = F.pad(images, (MAX_SHIFT,) * 4, value=-1.0)  # room to shift, in the background's black
+    images = F.pad(images, (MAX_SHIFT,) * 4, value=-1.0)  # room for shifts, filled with the black background
     generator = torch.Generator().manual_seed(seed)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # how sums are split over threads changes their rounding, and with it the weights
+    torch.set_num_threads(1)  # the number of threads would change the rounding of sums, and so the weights
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset the accelerators' state too
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the accelerators
             classifier = DigitClassifier()
             optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=1e-2)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LEARNING_RATE, total_steps=steps)
@@ -78,7 +78,7 @@ def train_digit_classifier(seed: int = 0, steps: int = TRAINING_STEPS) -> DigitC
 
 
 def digit_classifier(cache_dir: str | Path) -> DigitClassifier:
-    """The classifier cached in `cache_dir`, trained and written there if it is not.
+    """Load the classifier cached in `cache_dir`; train and store it first if missing.
 
     Raises:
         ValueError: the cached file is damaged or of another network.
@@ -98,7 +98,7 @@ def digit_classifier(cache_dir: str | Path) -> DigitClassifier:
             Path(temporary).unlink(missing_ok=True)
             raise
         return classifier
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, though none is kept
+    with torch.random.fork_rng(devices=[]):  # the discarded initial weights consume random numbers
         classifier = DigitClassifier()
     try:
         classifier.load_state_dict(safetensors.torch.load_file(path))
@@ -119,10 +119,10 @@ class DigitExtractor(Extractor):
             digest.update(name.encode() + values.cpu().numpy().tobytes())
         text = "mean of the channels, x / 127.5 - 1"
         super().__init__(NAME, digest.hexdigest(), smallest=IMAGE_SIZE, input_text=text, resize=resize)
-        self.classifier = copy.deepcopy(classifier)  # it is moved and converted, the given one is not
+        self.classifier = copy.deepcopy(classifier)  # only the copy is moved and converted
 
     def check_size(self, height: int, width: int) -> None:
-        """ValueError for images of another size than 32 pixels."""
+        """Raise ValueError for images of another size than 32 pixels."""
         if (self.resize or height, self.resize or width) != (IMAGE_SIZE, IMAGE_SIZE):
             size = f"{height}x{width}" if self.resize is None else f"{self.resize} pixels"
             raise ValueError(
@@ -138,7 +138,8 @@ register_extractor(NAME, lambda config: DigitExtractor(digit_classifier(config.c
 
 
 def class_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share in [0, 1] of the images whose largest logit is that of their label: (N, classes) and int64 (N,).
+    """Compute the share in [0, 1] of images whose largest logit is their label's: logits (N, classes), labels int64
+    (N,).
 
     Raises:
         ValueError: no images, or another number of labels.

@@ -1,6 +1,6 @@
-"""Features, logits -> how close two sets of images are: Frechet distance, Inception score, with precision and recall.
+"""Compare two sets of images by their features and logits: Frechet distance, Inception score, precision and recall.
 
-The last two, which look at neighbours, are in neighbours.py. All sums are float64.
+Precision and recall, which are based on neighbours, are in neighbours.py. All sums are float64.
 """
 
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ INCEPTION_SCORE_SEED = 2020  # torch-fidelity's
 
 @dataclass
 class FeatureMoments:
-    """Mean and covariance of features, batch by batch; any order and batch size give one result up to rounding.
+    """Mean and covariance of features, accumulated batch by batch; independent of order and batch size up to rounding.
 
-    `count` is the number of features, `mean` float64 (D,), `scatter` float64 (D, D) the sum of the outer products of
-    the deviations from the mean.
+    `count` is the number of features, `mean` float64 (D,), `scatter` float64 (D, D) the sum of outer products of the
+    deviations from the mean.
     """
 
     count: int = 0
@@ -29,7 +29,7 @@ class FeatureMoments:
     scatter: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
 
     def update(self, features: Tensor) -> None:
-        """Adds features, (B, D), floating point.
+        """Add features (B, D), floating point.
 
         Raises:
             ValueError: features of another shape or that are not finite.
@@ -48,30 +48,30 @@ class FeatureMoments:
         self.merge(FeatureMoments(len(features), mean, deviations.T @ deviations))
 
     def merge(self, other: "FeatureMoments") -> None:
-        """Adds what another one has seen, of other images (Chan et al. 1983, the pairwise update)."""
+        """Add the features of another accumulator (Chan et al. 1983, the pairwise update)."""
         if self.count == 0 or other.count == 0:
             if other.count:
                 self.count, self.mean, self.scatter = other.count, other.mean.clone(), other.scatter.clone()
             return
         count = self.count + other.count
-        apart = other.mean - self.mean
-        self.scatter += other.scatter + torch.outer(apart, apart) * (self.count * other.count / count)
-        self.mean = self.mean + apart * (other.count / count)
+        difference = other.mean - self.mean
+        self.scatter += other.scatter + torch.outer(difference, difference) * (self.count * other.count / count)
+        self.mean = self.mean + difference * (other.count / count)
         self.count = count
 
     @property
     def covariance(self) -> Tensor:
-        """With count - 1 in the denominator, float64 (D, D). ValueError for fewer than 2 features."""
+        """Covariance normalised by count - 1, float64 (D, D). Raises ValueError for fewer than 2 features."""
         if self.count < 2:
             raise ValueError(f"a covariance needs 2 images or more, got {self.count}")
         return self.scatter / (self.count - 1)
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two Gaussians (Heusel et al. 2017, arXiv 1706.08500).
+    """Compute |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two Gaussians (Heusel et al. 2017).
 
-    The trace of the root is the sum of the singular values of C_a^(1/2) C_b^(1/2). The eigenvalues of C_a C_b have the
-    same roots, but the root of an eigenvalue that is 0 up to rounding is 1e-8 and not 0.
+    arXiv 1706.08500. The trace of the root is the sum of the singular values of C_a^(1/2) C_b^(1/2). The roots of the
+    eigenvalues of C_a C_b are the same numbers, but an eigenvalue that is 0 up to rounding would have a root of 1e-8.
 
     Args:
         mean_a: (D,), real.
@@ -80,7 +80,7 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
         covariance_b: as covariance_a.
 
     Raises:
-        ValueError: shapes that do not fit, values that are complex or not finite, or what is no covariance.
+        ValueError: shapes that do not fit, complex or non-finite values, or a matrix that is no covariance.
     """
     values = [_as_float64(value) for value in (mean_a, covariance_a, mean_b, covariance_b)]
     dims = len(values[0]) if values[0].ndim == 1 else 0
@@ -99,17 +99,17 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
 
 
 def covariance_problem(matrix: Tensor, eigenvalues: Tensor | None = None) -> str | None:
-    """Why a finite float64 (D, D) is no covariance; None where it is one up to the rounding of float32.
+    """Describe why a finite float64 (D, D) is no covariance; None if it is one up to the rounding of float32.
 
-    `eigenvalues` are those of its lower triangle, where they are known.
+    `eigenvalues` are those of its lower triangle, if known.
     """
-    # Stored in float32, each number is off by up to eps / 2 of itself, and so an eigenvalue by up to sqrt(D) eps / 2 of
-    # the largest (Weyl's bound, by the Frobenius norm of the roundings). Where the sums were of float32 as well, it is
-    # several times that: 16 times are allowed, 4e-5 of the largest for Inception's 2048 features.
+    # Stored in float32, each number has a relative error of up to eps / 2, so an eigenvalue has an error of up to
+    # sqrt(D) eps / 2 of the largest (Weyl's bound by the errors' Frobenius norm). If the sums were float32 too,
+    # the error is several times larger: 16 times is allowed, 4e-5 of the largest for Inception's 2048 features.
     tolerance = 8 * len(matrix) ** 0.5 * torch.finfo(torch.float32).eps
-    apart = (matrix - matrix.T).abs()
-    if apart.max() > tolerance * matrix.abs().max():
-        row, column = divmod(int(apart.argmax()), len(matrix))
+    asymmetry = (matrix - matrix.T).abs()
+    if asymmetry.max() > tolerance * matrix.abs().max():
+        row, column = divmod(int(asymmetry.argmax()), len(matrix))
         pair = f"{matrix[row, column]:.4g} and {matrix[column, row]:.4g}"
         return f"is not symmetric: ({row}, {column}) and ({column}, {row}) are {pair}"
     values = torch.linalg.eigvalsh(matrix) if eigenvalues is None else eigenvalues
@@ -121,14 +121,15 @@ def covariance_problem(matrix: Tensor, eigenvalues: Tensor | None = None) -> str
 def inception_score(
     logits: Tensor, splits: int = INCEPTION_SCORE_SPLITS, seed: int | None = INCEPTION_SCORE_SEED
 ) -> tuple[float, float]:
-    """exp of the mean divergence of p(y|x) from p(y), mean and standard deviation over splits (arXiv 1606.03498).
+    """Compute exp of the mean KL of p(y|x) from p(y): mean and standard deviation over splits (arXiv 1606.03498).
 
-    Samples come sorted by class, and a split of one class has score 1: they are shuffled first, as torch-fidelity does.
+    Samples usually come sorted by class, and a split of one class has score 1, so they are shuffled first, as in
+    torch-fidelity.
 
     Args:
         logits: (N, classes), floating point, N at least `splits`.
-        splits: parts of equal size up to one.
-        seed: of the shuffle; None: none.
+        splits: number of parts, equal in size up to one sample.
+        seed: seed of the shuffle; None: no shuffle.
 
     Raises:
         ValueError: logits of another shape or that are not finite, or fewer than `splits`.
@@ -139,12 +140,12 @@ def inception_score(
     if number < splits or splits < 1:
         raise ValueError(f"{number} images are too few for {splits} splits of the Inception score; pass more")
     if seed is not None:
-        order = np.random.RandomState(seed).permutation(number)  # the legacy generator: torch-fidelity's
+        order = np.random.RandomState(seed).permutation(number)  # the legacy generator, as in torch-fidelity
         logits = logits[torch.from_numpy(order).to(logits.device)]
     scores = []
     for index in range(splits):
         part = logits[index * number // splits : (index + 1) * number // splits].double().log_softmax(dim=1)
-        marginal = part.logsumexp(dim=0) - np.log(len(part))  # the log of a mean, finite where every p(y|x) underflows
+        marginal = part.logsumexp(dim=0) - np.log(len(part))  # log of the mean, finite even if all p(y|x) underflow
         divergence = (part.exp() * (part - marginal)).sum(dim=1).mean()
         scores.append(divergence.exp().item())
     return float(np.mean(scores)), float(np.std(scores))
@@ -153,13 +154,13 @@ def inception_score(
 def distribution_metrics(
     features: Tensor, logits: Tensor | None, reference: Tensor | None, moments: FeatureMoments | None = None
 ) -> dict[str, float]:
-    """frechet_distance, precision and recall (k = 3) and, where there are logits, inception_score (10 splits).
+    """Compute frechet_distance, precision and recall (k = 3), and with logits inception_score (10 splits).
 
     Args:
-        features: of the samples, (N, D), in the order in which the Inception score's shuffle is drawn.
-        logits: of the samples, (N, classes).
-        reference: features of the reference, (M, D); None: neither precision nor recall.
-        moments: of the reference where they are not those of `reference`, as from a file of statistics.
+        features: features of the samples, (N, D), in the order that the Inception score shuffles.
+        logits: logits of the samples, (N, classes).
+        reference: features of the reference, (M, D); None: no precision and recall.
+        moments: moments of the reference, if not those of `reference` (from a file of statistics).
 
     Raises:
         ValueError: too few images or features that are not finite.
@@ -168,8 +169,8 @@ def distribution_metrics(
         if reference is None:
             raise ValueError("there is nothing to compare with; pass the reference's features, or its moments")
         moments = moments_of(reference)
-    ours = moments_of(features)
-    result = {"frechet_distance": frechet_distance(ours.mean, ours.covariance, moments.mean, moments.covariance)}
+    own = moments_of(features)
+    result = {"frechet_distance": frechet_distance(own.mean, own.covariance, moments.mean, moments.covariance)}
     if reference is not None:
         result["precision"], result["recall"] = precision_recall(features, reference, NEIGHBOURS)
     if logits is not None:
@@ -178,7 +179,7 @@ def distribution_metrics(
 
 
 def moments_of(features: Tensor) -> FeatureMoments:
-    """Their mean and covariance, in one go."""
+    """Compute the moments of features in one call."""
     moments = FeatureMoments()
     for part in features.split(4096):
         moments.update(part)
@@ -192,10 +193,10 @@ def _as_float64(values: Tensor) -> Tensor:
 
 
 def _root(covariance: Tensor, name: str) -> Tensor:
-    """The symmetric square root; eigenvalues that are 0 up to rounding are taken as 0.
+    """Compute the symmetric square root; eigenvalues that are 0 up to rounding are set to 0.
 
     Raises:
-        ValueError: it is no covariance; the words name it by `name`.
+        ValueError: the matrix is no covariance; the message calls it `name`.
     """
     values, vectors = torch.linalg.eigh(covariance)
     if problem := covariance_problem(covariance, values):

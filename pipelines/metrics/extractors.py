@@ -1,7 +1,7 @@
-"""Images -> the features and logits in which generation metrics compare them.
+"""Extract features and logits of images, in which generation metrics compare them.
 
-An extractor says what its numbers are called: only a Frechet distance between features of the published Inception, fed
-as it was, is FID. `register_extractor` adds one under a name of its own.
+An extractor determines the names of its metrics: only a Frechet distance between features of the published Inception
+network, with its published preprocessing, is FID. `register_extractor` adds an extractor under a name of its own.
 """
 
 import hashlib
@@ -35,15 +35,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """How an extractor is made.
+    """Options of the extractors.
 
     Args:
-        resize: side in pixels to which images are resized first (bicubic, antialiased, rounded to uint8); None: not.
+        resize: side in pixels to which images are resized first (bicubic, antialiased, rounded to uint8); None: no
+            resizing.
         dinov2: DINOv2's id on the Hub, or a folder with its config.json and model.safetensors.
-        weights: where files of weights are.
-        double: compute in float64: then no batch size and no number of processes changes a result.
+        weights: paths of weight files.
+        double: compute in float64, so that results do not depend on the batch size or the number of processes.
         fid_input_229: resize Inception's input to 229 pixels before 299, as the public ArcVQ-VAE code does.
-        cache_dir: where an extractor keeps what it makes for itself, as the digits' classifier.
+        cache_dir: folder for files that an extractor creates, such as the digits' classifier.
     """
 
     resize: int | None = None
@@ -58,11 +59,11 @@ class Extractor(nn.Module):
     """Base of the extractors: a subclass defines `forward`.
 
     Args:
-        name: what its numbers are called.
-        sha256: of its weights (hex): numbers are comparable where it is equal.
-        smallest: the side in pixels of the smallest image that it can take.
-        is_fid: its Frechet distance is FID.
-        input_text: what is done to an image before the network, for the protocol.
+        name: name of its metrics.
+        sha256: hash of its weights (hex): metrics with equal hashes are comparable.
+        smallest: side in pixels of the smallest image that it accepts.
+        is_fid: whether its Frechet distance is FID.
+        input_text: preprocessing of the images, described for the protocol.
         resize: see `ExtractorConfig`.
     """
 
@@ -75,16 +76,18 @@ class Extractor(nn.Module):
         self.name = name if resize is None else f"{name}-{resize}px"
         self.sha256, self.smallest, self.resize = sha256, smallest, resize
         self.is_fid = is_fid and resize is None
-        # Follows the module to its device and dtype, also where a subclass has no weights.
+        # Tracks the module's device and dtype, even if a subclass has no weights.
         self.register_buffer("place", torch.zeros(()), persistent=False)
         self.input_text = (f"bicubic antialiased to {resize}, uint8; " if resize else "") + input_text
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Pixels (B, 3, H, W) from 0 to 255 in the dtype of the weights => features (B, D), logits (B, classes)."""
+        """Compute features (B, D) and logits (B, classes) of pixels (B, 3, H, W) from 0 to 255 in the dtype of the
+        weights.
+        """
         raise TypeError(f"{type(self).__name__} defines no forward; write one")
 
     def check_size(self, height: int, width: int) -> None:
-        """ValueError where images of this size are too small: before any image is made or read."""
+        """Raise ValueError for images that are too small, before any image is made or read."""
         if self.resize is None and min(height, width) < self.smallest:
             raise ValueError(
                 f"images of {height}x{width} are too small for {self.name}, which takes {self.smallest} pixels on; "
@@ -93,38 +96,40 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8 (B, C, H, W), C 3, or 1 for grey, on any device => features float32 (B, D), logits float32, on the CPU.
+        """Extract features float32 (B, D) and logits float32, on the CPU: uint8 (B, C, H, W), C 3 or 1 (grey), any
+        device.
 
         Raises:
             ValueError: images of another kind, or too small ones.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            found = f"{images.dtype} {tuple(images.shape)}"
-            raise ValueError(f"images are {found}, not uint8 (B, 3 or 1, H, W); convert them with to_uint8")
+            kind = f"{images.dtype} {tuple(images.shape)}"
+            raise ValueError(f"images are {kind}, not uint8 (B, 3 or 1, H, W); convert them with to_uint8")
         self.check_size(*images.shape[-2:])
         if self.resize is not None:
             images = resized(images, self.resize)
-        found: list[tuple[Tensor, Tensor | None]] = []
+        parts: list[tuple[Tensor, Tensor | None]] = []
         with torch.autocast(self.place.device.type, enabled=False):
-            # A few at a time: Inception's float64 layers take 80 MB for an image, in each thread.
+            # Few images at a time: Inception's float64 layers take 80 MB per image and thread.
             for part in images.to(self.place.device).split(8 if self.place.device.type == "cpu" else len(images)):
-                found.append(self(part.expand(-1, 3, -1, -1).to(self.place.dtype)))
-        # Rounded to float32: what is left of another order of float64 sums is gone.
-        features, logits = ([of_part[index] for of_part in found] for index in range(2))
+                parts.append(self(part.expand(-1, 3, -1, -1).to(self.place.dtype)))
+        # Rounding to float32 removes differences in the last digits of the float64 sums.
+        features, logits = ([outputs[index] for outputs in parts] for index in range(2))
         return torch.cat(features).float().cpu(), None if logits[0] is None else torch.cat(logits).float().cpu()
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 (B, C, H, W) => uint8 (B, C, size, size), bicubic, antialiased."""
+    """Resize uint8 (B, C, H, W) to uint8 (B, C, size, size), bicubic, antialiased."""
     values = F.interpolate(images.double(), (size, size), mode="bicubic", antialias=True)
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
 class InceptionExtractor(Extractor):
-    """The Inception of FID, the TensorFlow graph of 2015-12-05 as torch-fidelity ports it: 2048 features, 1008 logits.
+    """The Inception network of FID, the TensorFlow graph of 2015-12-05 in torch-fidelity's port: 2048 features, 1008
+    logits.
 
-    torch-fidelity's own wrapper unpickles the file and returns float32 whatever is asked of it; here the file is read
-    as tensors alone, and the network computes in the dtype that it is given.
+    torch-fidelity's own wrapper unpickles the file and always returns float32; here the file is read as tensors alone,
+    and the network computes in its own dtype.
     """
 
     def __init__(self, config: ExtractorConfig):
@@ -153,11 +158,11 @@ class InceptionExtractor(Extractor):
                 interpolate_bilinear_2d_like_tensorflow1x(pixels, size=(299, 299), align_corners=False) - 128
             ) / 128
         features = self.trunk(inputs).flatten(1)
-        return features, features @ self.head.weight.T  # without the bias, as the Inception score takes them
+        return features, features @ self.head.weight.T  # without the bias, as the Inception score is defined
 
 
 class AlexNetExtractor(Extractor):
-    """torchvision's AlexNet of ImageNet: the 256 channels after its last convolution, averaged over positions."""
+    """torchvision's ImageNet AlexNet: the 256 channels after its last convolution, averaged over positions."""
 
     def __init__(self, config: ExtractorConfig):
         tensors, digest, published = config.weights.read(ALEXNET)
@@ -186,7 +191,7 @@ class DINOv2Extractor(Extractor):
         digest = hashlib.sha256()
         for name, value in sorted(model.state_dict().items()):
             digest.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
-        name = f"{Path(config.dinov2).name}-{digest.hexdigest()[:8]}"  # a folder may hold anything under this name
+        name = f"{Path(config.dinov2).name}-{digest.hexdigest()[:8]}"  # any weights may lie in a folder of this name
         text = f"bicubic antialiased to {self.SIZE}, ImageNet's mean and deviation"
         super().__init__(name, digest.hexdigest(), smallest=1, input_text=text, resize=config.resize)
         self.model = model
@@ -200,14 +205,14 @@ EXTRACTORS: dict[str, Callable[[ExtractorConfig], Extractor]] = {}
 
 
 def register_extractor(name: str, build: Callable[[ExtractorConfig], Extractor]) -> None:
-    """Makes `make_extractor(name, config)` return `build(config)`. ValueError where the name is taken."""
+    """Make `make_extractor(name, config)` return `build(config)`; raise ValueError if the name is taken."""
     if name in EXTRACTORS:
         raise ValueError(f"an extractor {name!r} is registered already; take another name")
     EXTRACTORS[name] = build
 
 
 def make_extractor(name: str, config: ExtractorConfig | None = None) -> Extractor:
-    """The extractor registered under `name`, frozen, on the CPU.
+    """Build the extractor registered under `name`, frozen, on the CPU.
 
     Raises:
         ValueError: an unknown name, or weights that are missing, truncated or of the wrong hash.
@@ -224,12 +229,12 @@ for _name, _class in (("inception", InceptionExtractor), ("alexnet", AlexNetExtr
 
 
 def _inception(tensors: dict[str, Tensor]) -> FeatureExtractorInceptionV3:
-    """torch-fidelity's network, which unpickles what it is given: it is given these tensors, written by ourselves."""
+    """Build torch-fidelity's network from tensors; it unpickles its file, so they are written to a file first."""
     file = io.BytesIO()
     torch.save(tensors, file)
     file.seek(0)
     try:
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, though none is kept
+        with torch.random.fork_rng(devices=[]):  # the discarded initial weights consume random numbers
             return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
@@ -237,7 +242,7 @@ def _inception(tensors: dict[str, Tensor]) -> FeatureExtractorInceptionV3:
 
 
 def _pil_bilinear(pixels: Tensor, size: int) -> Tensor:
-    """Pixels from 0 to 255, resized by PIL itself, whose rounding no other implementation shares."""
+    """Resize pixels from 0 to 255 with PIL itself, whose rounding no other implementation reproduces."""
     images = pixels.to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     resized = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)) for image in images]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(pixels)

@@ -1,9 +1,8 @@
-"""Images -> numbers: PSNR, SSIM, L1 and LPIPS of reconstructions; Frechet distance, Inception score, precision, recall.
+"""Measure images: PSNR, SSIM, L1 and LPIPS of reconstructions; the metrics of `distributions` on data sets of images.
 
-Images are uint8 (B, C, H, W) at this edge: what would be written to disk is what is measured. Sums are float64, and
-streams take any number of batches of any size. Only a Frechet distance between features of the published Inception is
-called FID, any other number names its extractor. The functions of features are those of distributions.py and
-neighbours.py, the codebook's those of codebook_geometry.py and tokenizer.usage; all are names of this module, too.
+Images are uint8 (B, C, H, W): the values that would be written to disk are measured. Sums are float64, and streams
+accept any number of batches of any size. Only a Frechet distance between features of the published Inception is called
+FID; all other metrics carry their extractor's name.
 """
 
 from typing import Literal
@@ -13,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.metrics.distributions import (
-    distribution_metrics,
-)
+from pipelines.metrics.distributions import distribution_metrics
 from pipelines.metrics.extractors import Extractor
 from tokenizer.functional.usage import code_counts, perplexity, usage
 from tokenizer.losses.lpips import LPIPS
@@ -25,7 +22,7 @@ GAUSSIAN_SIGMA = 1.5  # pixels
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images, float (B, C, H, W) in [-1, 1], as uint8 (B, C, H, W): rounded, values outside the range clamped.
+    """Convert images, float (B, C, H, W) in [-1, 1], to uint8: rounded, values outside the range clamped.
 
     Raises:
         ValueError: the images are not floating point or hold NaN or infinity.
@@ -38,33 +35,34 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair of images, float64 (B,) in dB; inf where the two are identical.
+    """Compute the peak signal-to-noise ratio of each pair of uint8 images (B, C, H, W): float64 (B,) in dB.
 
-    The peak is 255 and the error is averaged over all pixels and channels of an image. `a` and `b`: uint8 (B, C, H, W).
+    The peak is 255, and the squared error is averaged over all pixels and channels of an image; identical images give
+    inf.
 
     Raises:
-        ValueError: the two are not uint8 batches of one shape; so do the other pair metrics.
+        ValueError: the two are not uint8 batches of one shape; the other pair metrics raise the same.
     """
     a, b = _as_float64(a, b)
     return 10.0 * torch.log10(255.0**2 / (a - b).square().mean(dim=(1, 2, 3)))
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute error of each pair of images, float64 (B,) in [0, 1]. `a` and `b`: uint8 (B, C, H, W)."""
+    """Compute the mean absolute error of each pair of uint8 images (B, C, H, W): float64 (B,) in [0, 1]."""
     a, b = _as_float64(a, b)
     return (a - b).abs().mean(dim=(1, 2, 3)) / 255.0
 
 
 def ssim(a: Tensor, b: Tensor, window: Literal["uniform", "gaussian"] = "uniform") -> Tensor:
-    """Structural similarity of each pair of images, float64 (B,) in [-1, 1]. `a` and `b`: uint8 (B, C, H, W).
+    """Compute the structural similarity of each pair of uint8 images (B, C, H, W): float64 (B,) in [-1, 1].
 
-    K1 = 0.01, K2 = 0.03, an 11-pixel window, the mean over channels and over the positions where it fits. As in
+    K1 = 0.01, K2 = 0.03, an 11-pixel window, averaged over channels and over positions where the window fits. As
     scikit-image's `structural_similarity(data_range=255, win_size=11, channel_axis=...)`: `uniform` with the sample
-    covariance, as the public ArcVQ-VAE code has it; `gaussian` with gaussian_weights, sigma 1.5 and
+    covariance, as in the public ArcVQ-VAE code; `gaussian` with gaussian_weights, sigma 1.5 and
     use_sample_covariance=False, as Wang et al. 2004 define it.
 
     Raises:
-        ValueError: an image is smaller than the window, or another window.
+        ValueError: an image smaller than the window, or an unknown window.
     """
     if window not in ("uniform", "gaussian"):
         raise ValueError(f"SSIM has no window {window!r}; take uniform or gaussian")
@@ -74,7 +72,7 @@ def ssim(a: Tensor, b: Tensor, window: Literal["uniform", "gaussian"] = "uniform
     a, b = _as_float64(a, b)
     average = _uniform_average if window == "uniform" else _gaussian_average
     mean_a, mean_b, mean_aa, mean_bb, mean_ab = (average(values) for values in (a, b, a * a, b * b, a * b))
-    # From a mean over the window to a sample covariance.
+    # Factor from the mean over the window to the sample covariance.
     sample = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1) if window == "uniform" else 1.0
     var_a, var_b = sample * (mean_aa - mean_a**2), sample * (mean_bb - mean_b**2)
     covariance = sample * (mean_ab - mean_a * mean_b)
@@ -85,7 +83,7 @@ def ssim(a: Tensor, b: Tensor, window: Literal["uniform", "gaussian"] = "uniform
 
 
 def lpips(a: Tensor, b: Tensor, network: LPIPS) -> Tensor:
-    """LPIPS of each pair of images, float64 (B,). `a` and `b`: uint8 (B, C, H, W), C 3, or 1 for grey."""
+    """Compute LPIPS of each pair of uint8 images (B, C, H, W), C 3 or 1 (grey): float64 (B,)."""
     weight = network.shift
     both = (images.to(weight) / 127.5 - 1 for images in _as_float64(a, b))
     with torch.no_grad():
@@ -98,7 +96,7 @@ def pair_metrics(
     perceptual: LPIPS | None = None,
     ssim_window: Literal["uniform", "gaussian"] = "uniform",
 ) -> dict[str, Tensor]:
-    """psnr, ssim, l1 and, under its network's name, LPIPS of each pair of uint8 images: float64 (B,) each."""
+    """Compute psnr, ssim, l1 and, under its network's name, LPIPS of each pair of uint8 images: float64 (B,) each."""
     values = {
         "psnr": psnr(originals, reconstructions),
         "ssim" if ssim_window == "uniform" else f"ssim-{ssim_window}": ssim(originals, reconstructions, ssim_window),
@@ -110,9 +108,9 @@ def pair_metrics(
 
 
 class ReconstructionMetrics:
-    """Sums over a split, batch by batch, of a tokenizer with `codebook_size` codes; any batch size gives one result.
+    """Accumulate metrics of a tokenizer with `codebook_size` codes over a split; independent of the batch size.
 
-    `counts`, int64 (K,), says how often each code has occurred. With a `codebook_size` of 0 there are no codes.
+    `counts`, int64 (K,), counts how often each code occurs. A `codebook_size` of 0 means no codes.
     """
 
     def __init__(
@@ -128,7 +126,7 @@ class ReconstructionMetrics:
         self.counts = torch.zeros(codebook_size, dtype=torch.int64)
 
     def update(self, originals: Tensor, reconstructions: Tensor, codes: Tensor | None) -> None:
-        """Add a batch: images uint8 (B, C, H, W) on both sides, codes int64 (B, ...) in [0, K) if there are any.
+        """Add a batch: images uint8 (B, C, H, W) on both sides, codes int64 (B, ...) in [0, K) if any.
 
         Raises:
             ValueError: the images do not match (see `psnr`, `ssim`) or the codes are of another number of images.
@@ -139,17 +137,18 @@ class ReconstructionMetrics:
         self.add(values, None if codes is None else code_counts(codes, self.codebook_size).cpu())
 
     def add(self, values: dict[str, Tensor], counts: Tensor | None) -> None:
-        """Add what was measured elsewhere: `pair_metrics` of a batch, and the counts (K,) of its codes, if any."""
+        """Add metrics computed elsewhere: `pair_metrics` of a batch, and the counts (K,) of its codes, if any."""
         if counts is not None:
             self.counts += counts
-        for name, of_images in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + of_images.sum().item()
+        for name, per_image in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + per_image.sum().item()
         self.images += len(next(iter(values.values())))
 
     def result(self) -> dict[str, float | int]:
-        """The pair metrics' means over all images; usage, perplexity: of all codes together; images: their number.
+        """Return the pair metrics' means over all images, usage and perplexity of all codes, and the number of images.
 
-        An image that is reconstructed exactly makes the mean PSNR inf: none is left out. ValueError without any image.
+        An exactly reconstructed image makes the mean PSNR inf: no image is left out. Raises ValueError without any
+        image.
         """
         if self.images == 0:
             raise ValueError("no image was measured; call update with at least one batch first")
@@ -161,43 +160,44 @@ class ReconstructionMetrics:
 
 
 def extract_features(images: Dataset, extractor: Extractor, batch_size: int = 64) -> tuple[Tensor, Tensor | None]:
-    """Features float32 (N, D) and logits float32 (N, classes) of a map-style data set of uint8 (C, H, W) tensors.
+    """Extract features float32 (N, D) and logits float32 (N, classes) of a map-style data set of uint8 (C, H, W).
 
     Raises:
-        ValueError: images of another kind or, for the extractor, too small.
+        ValueError: images of another kind or too small for the extractor.
     """
-    found: list[tuple[Tensor, Tensor | None]] = []
+    batches: list[tuple[Tensor, Tensor | None]] = []
     for batch in DataLoader(images, batch_size=batch_size, generator=torch.Generator()):
         if not isinstance(batch, Tensor):
             raise ValueError(f"the images are {type(batch).__name__}, not uint8 tensors (C, H, W); pass tensors alone")
-        found.append(extractor.extract(batch))
-    if not found:
+        batches.append(extractor.extract(batch))
+    if not batches:
         raise ValueError("there are no images to extract features of; pass at least one")
-    features, logits = zip(*found, strict=True)
+    features, logits = zip(*batches, strict=True)
     return torch.cat(features), None if logits[0] is None else torch.cat(logits)
 
 
 def generation_metrics(
     samples: Dataset, reference: Dataset, extractor: Extractor, batch_size: int = 64
 ) -> dict[str, float]:
-    """How close the distribution of generated images is to that of reference images.
+    """Measure how close the distribution of generated images is to that of reference images.
 
     Args:
         samples: the generated images, a map-style data set of uint8 (C, H, W) tensors.
         reference: the real images, likewise.
-        extractor: whose features are compared, on the device where it is, `batch_size` images at once.
+        extractor: extractor of the compared features, on its own device.
+        batch_size: images extracted at once.
 
     Returns:
         With Inception: fid, inception_score, inception_score_std (10 splits), precision (share of samples within the
-        manifold of the reference) and recall (the reverse), k = 3. With any other extractor metric[extractor's name],
-        and frechet_distance in place of fid; without inception_score where it has no logits.
+            manifold of the reference) and recall (the reverse), k = 3. With another extractor: metric[extractor's
+            name], with frechet_distance instead of fid, and inception_score only if it has logits.
 
     Raises:
         ValueError: too few images, images of another kind, or features that are not finite.
     """
     features, logits = extract_features(samples, extractor, batch_size)
-    found = distribution_metrics(features, logits, extract_features(reference, extractor, batch_size)[0])
-    return {metric_name(name, extractor): value for name, value in found.items()}
+    values = distribution_metrics(features, logits, extract_features(reference, extractor, batch_size)[0])
+    return {metric_name(name, extractor): value for name, value in values.items()}
 
 
 def metric_name(metric: str, extractor: Extractor) -> str:
@@ -223,6 +223,6 @@ def _gaussian_average(values: Tensor) -> Tensor:
 
 def _as_float64(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.ndim != 4 or a.shape != b.shape:
-        found = " and ".join(f"{images.dtype} {tuple(images.shape)}" for images in (a, b))
-        raise ValueError(f"images are {found}, not two uint8 batches of one shape (B, C, H, W); use to_uint8")
+        kinds = " and ".join(f"{images.dtype} {tuple(images.shape)}" for images in (a, b))
+        raise ValueError(f"images are {kinds}, not two uint8 batches of one shape (B, C, H, W); use to_uint8")
     return a.double(), b.double()

@@ -1,8 +1,8 @@
-"""Features -> nearest neighbours' distances, precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
+"""Nearest neighbours of features: distances, precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
 
 Every comparison of two distances is decided as if both had been summed in float64 from the differences of the features.
-Nearly all are decided by a float32 matrix product and a bound on its rounding error; only what lies within the bound is
-computed again. Nothing larger than a tile of the distances exists at once.
+A float32 matrix product with a bound on its rounding error decides nearly all comparisons; only cases within the bound
+are computed again. No more than a tile of the distances exists at once.
 """
 
 import math
@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 TILE = 2048  # rows and columns of the distances held at once
-_SPARE = 4  # candidates kept beyond the k nearest, so that rounding seldom makes a row ambiguous
+_SPARE = 4  # candidates beyond the k nearest, so that rounding rarely makes a row ambiguous
 _LARGEST = 1e140
-_EXACT_VALUES = 2**22  # differences held at once where distances are computed from them
+_EXACT_VALUES = 2**22  # differences held at once when distances are computed exactly
 
 
 def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
-    """Precision: the share of samples within the manifold of the reference; recall: the reverse; both in [0, 1].
+    """Compute precision, the share of samples within the manifold of the reference, and recall, the reverse, in [0, 1].
 
-    A set's manifold is the union of balls around its members, each as large as the distance to the k-th nearest other
-    member; a point on the boundary is within.
+    A set's manifold is the union of balls around its members, each with the distance to its k-th nearest other member
+    as radius; points on the boundary are within.
 
     Args:
         samples: features of the generated images, (N, D), floating point.
         reference: features of the real images, (M, D).
-        k: neighbours.
+        k: number of neighbours.
 
     Raises:
         ValueError: features of another shape or that are not finite, or fewer than k + 1 in a set.
@@ -39,7 +39,7 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[fl
 
 
 def neighbour_distances(features: Tensor, k: int) -> Tensor:
-    """Squared distance of each feature to its k-th nearest other one: (N, D) => float64 (N,).
+    """Compute the squared distance of each feature to its k-th nearest other one: (N, D) -> float64 (N,).
 
     Raises:
         ValueError: features of another shape or that are not finite, or fewer than k + 1.
@@ -60,10 +60,10 @@ def _precision_recall(samples: Tensor, reference: Tensor, k: int) -> tuple[float
             products = a @ b.T
             sets = (samples[rows], reference[columns])
             squares = (a_squares, b_squares)
-            for side, these in enumerate((rows, columns)):
+            for side, members in enumerate((rows, columns)):
                 oriented = products if side == 0 else products.T
                 others = (columns, rows)[side]
-                covered[side][these] |= _within(
+                covered[side][members] |= _within(
                     oriented,
                     squares[side],
                     squares[1 - side],
@@ -85,7 +85,7 @@ def _neighbour_distances(features: Tensor, k: int, screen: "_Screen") -> Tensor:
         a, a_squares = screen(tile_rows)
         for columns, tile_columns in _tiles(features):
             if columns.start < rows.start:
-                continue  # seen as the transpose of another tile
+                continue  # handled as the transpose of another tile
             b, b_squares = (a, a_squares) if columns == rows else screen(tile_columns)
             distances = torch.addmm(b_squares[None, :], a, b.T, alpha=-2).add_(a_squares[:, None])
             if columns == rows:
@@ -100,7 +100,7 @@ def _neighbour_distances(features: Tensor, k: int, screen: "_Screen") -> Tensor:
         rows = slice(start, min(start + step, number))
         exact = _squared_distances(features[rows, None], features[indices[rows]])
         result[rows] = exact.kthvalue(k, dim=1).values
-    # The largest distance kept is a lower bound of all that were not, up to the rounding of the product.
+    # The largest kept distance is a lower bound of all discarded ones, up to the rounding of the product.
     squares = screen.squares(features)
     lower = screen.unscaled(nearest[:, -1].double() - screen.error * (squares + squares.max()) - screen.underflow)
     for row in ((lower <= result) if kept < number - 1 else torch.zeros(0)).nonzero().flatten().tolist():
@@ -111,9 +111,9 @@ def _neighbour_distances(features: Tensor, k: int, screen: "_Screen") -> Tensor:
 
 
 class _Screen:
-    """Features -> what the products are taken of: centred, at most of length about 1, float32; and squared lengths.
+    """Prepare features for the products: centred, scaled to a length of at most about 1, float32; and squared lengths.
 
-    `error` times the sum of two squared lengths, plus `underflow`, bounds the error of a squared distance from them.
+    `error` times the sum of two squared lengths, plus `underflow`, bounds the error of the resulting squared distance.
     """
 
     def __init__(self, *sets: Tensor):
@@ -121,9 +121,9 @@ class _Screen:
         self.dtype = torch.float32 if _float32_products_are_float32() else torch.float64
         parts = (part.double() - self.mean for features in sets for _, part in _tiles(features))
         largest = max(part.square().sum(dim=1).max().item() for part in parts)
-        self.scale = 2.0 ** -round(math.log2(max(largest, 1e-300)) / 2)  # a power of two: it rounds nothing
+        self.scale = 2.0 ** -round(math.log2(max(largest, 1e-300)) / 2)  # a power of two, so scaling is exact
         unit = torch.finfo(self.dtype).eps / 2
-        # Rounding of both factors, of each of the D products and sums, of the squared lengths and their sums.
+        # Bounds the rounding of both factors, of D products and sums, and of the squared lengths and their sums.
         self.error = 1.01 * (sets[0].shape[1] + 10) * unit
         self.underflow = 1e-30
 
@@ -132,13 +132,13 @@ class _Screen:
         return scaled.to(self.dtype), scaled.square().sum(dim=1).to(self.dtype)
 
     def squares(self, features: Tensor) -> Tensor:
-        """Squared lengths, float64 (N,)."""
+        """Compute squared lengths, float64 (N,)."""
         return torch.cat(
             [((part.double() - self.mean) * self.scale).square().sum(dim=1) for _, part in _tiles(features)]
         )
 
     def unscaled(self, squared: Tensor) -> Tensor:
-        """Squared distances as the features have them."""
+        """Convert squared distances back to the scale of the features."""
         return squared / self.scale**2
 
 
@@ -151,9 +151,9 @@ def _within(
     radii: Tensor,
     screen: _Screen,
 ) -> Tensor:
-    """Which points lie in a ball around any of the centres, of these squared radii: bool (n,)."""
+    """Decide which points lie in a ball around any of the centres, with these squared radii: bool (n,)."""
     scaled = radii * screen.scale**2
-    # How far a point lies inside a ball at most: above 0 it may be inside, above twice the bound it is.
+    # Upper bound of how far a point lies inside a ball: above 0 it may be inside, above twice the error bound it is.
     low = (scaled - (1 - screen.error) * centre_squares + screen.underflow).to(screen.dtype)
     inside = torch.add(low[None, :], products, alpha=2).sub_(((1 - screen.error) * squares)[:, None])
     slack = 2 * screen.error * (squares + centre_squares.max()) + 4 * screen.underflow
@@ -166,38 +166,38 @@ def _within(
         values, column = rows.max(dim=1)
         possible = (values >= -slack[doubtful]) & (values > -torch.inf)
         doubtful, column = doubtful[possible], column[possible]
-        found = _squared_distances(points[doubtful], centres[column]) <= radii[column]
-        hits[doubtful[found]] = True
+        is_inside = _squared_distances(points[doubtful], centres[column]) <= radii[column]
+        hits[doubtful[is_inside]] = True
         inside[doubtful, column] = -torch.inf
-        doubtful = doubtful[~found]
+        doubtful = doubtful[~is_inside]
     return hits
 
 
 def _keep_smallest(nearest: Tensor, indices: Tensor, distances: Tensor, first: int) -> None:
-    """Merges the smallest of each row of `distances`, columns `first` and on, into the rows' running candidates."""
-    found = distances.topk(min(nearest.shape[1], distances.shape[1]), dim=1, largest=False)
-    values = torch.cat([nearest, found.values], dim=1)
-    places = torch.cat([indices, found.indices + first], dim=1)
+    """Merge the smallest of each row of `distances`, whose columns start at `first`, into the rows' candidates."""
+    smallest = distances.topk(min(nearest.shape[1], distances.shape[1]), dim=1, largest=False)
+    values = torch.cat([nearest, smallest.values], dim=1)
+    columns = torch.cat([indices, smallest.indices + first], dim=1)
     kept = values.topk(nearest.shape[1], dim=1, largest=False)
     nearest.copy_(kept.values)
-    indices.copy_(places.gather(1, kept.indices))
+    indices.copy_(columns.gather(1, kept.indices))
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """From the differences, in float64, over the last dimension."""
+    """Compute squared distances over the last dimension from the differences, in float64."""
     return (a.double() - b.double()).square().sum(dim=-1)
 
 
 def _tiles(features: Tensor) -> list[tuple[slice, Tensor]]:
     ends = [(start, min(start + TILE, len(features))) for start in range(0, len(features), TILE)]
-    return [(slice(*ends_of), features[slice(*ends_of)]) for ends_of in ends]
+    return [(slice(*limits), features[slice(*limits)]) for limits in ends]
 
 
 def _float32_products_are_float32() -> bool:
-    """Not where the user has set a lower precision for all float32 products, which would break the bound."""
+    """Tell whether float32 products have full precision; a lower precision set by the user would break the bound."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # it was set for one backend alone
+    except RuntimeError:  # set per backend, so there is no common value
         return False
 
 
@@ -206,7 +206,7 @@ def _check(role: str, features: Tensor, k: int) -> None:
         raise ValueError(f"{role} features are {features.dtype} {tuple(features.shape)}, not floating point (N, D)")
     if k < 1 or len(features) <= k:
         raise ValueError(f"{len(features)} {role} are too few for {k} neighbours; pass at least {max(k, 1) + 1}")
-    # Their squares would be infinite.
+    # The squares of larger values would overflow.
     if not all((part.abs() < _LARGEST).all() for _, part in _tiles(features)):
         raise ValueError(
             f"{role} features hold NaN or infinity, or values above {_LARGEST:.0e}; check the images "

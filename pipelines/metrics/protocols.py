@@ -1,13 +1,13 @@
-"""Named protocols: how images become bytes, how many are asked for, and against what they are compared.
+"""Named protocols: how images become bytes, how many are needed, and what they are compared with.
 
-A number is comparable with another one where all of this is equal; `describe` is what is stored beside it.
+Two numbers are comparable if their protocols are equal; `describe` is stored with every number.
 
 | name | measures | images | reference |
 |---|---|---|---|
-| rfid | reconstructions | the whole held-out split | the originals, made into bytes the same way |
+| rfid | reconstructions | the whole held-out split | the originals, converted to bytes the same way |
 | official_jpeg | reconstructions | the whole held-out split | the same, as the public ArcVQ-VAE code does it |
 | torch-fidelity | samples | 50,000 | a split of a data set |
-| adm | samples, as many of each class | 50,000 | a file of statistics, as ADM's evaluator reads them |
+| adm | samples, equally many of each class | 50,000 | a file of statistics, as ADM's evaluator reads them |
 """
 
 import io
@@ -30,10 +30,10 @@ class Protocol:
     """A named way to measure.
 
     Args:
-        name: stored beside every number.
+        name: stored with every number.
         measures: reconstructions of a tokenizer, or samples of a prior.
         reference: originals of the reconstructions, a split of a data set, or a file of statistics.
-        asked: images; None: the whole held-out split. Fewer are measured, and marked in the number's name.
+        asked: number of images; None: the whole held-out split. Fewer images are marked in the number's name.
         quantisation: how floats become uint8; truncate darkens nearly all values by half a level.
         storage: lossless, or JPEG of quality 75 on both sides.
         fid_input_229: Inception's input is resized to 229 pixels before 299.
@@ -49,11 +49,11 @@ class Protocol:
 
     @property
     def alters_images(self) -> bool:
-        """Whether bytes are other than the nearest ones to the floats."""
+        """Whether the bytes differ from the floats by more than rounding."""
         return (self.quantisation, self.storage) != ("round", "lossless")
 
     def to_bytes(self, images: Tensor) -> Tensor:
-        """Images, float (B, C, H, W) in [-1, 1], as the uint8 images that are measured; with JPEG, of 3 channels.
+        """Convert images, float (B, C, H, W) in [-1, 1], to the uint8 images that are measured; with JPEG, 3 channels.
 
         Raises:
             ValueError: an image holds NaN or infinity, or is not floating point.
@@ -63,7 +63,7 @@ class Protocol:
         return jpeg(pixels.expand(-1, 3, -1, -1)) if self.storage == "jpeg" else pixels
 
     def describe(self) -> dict[str, Any]:
-        """The protocol as a JSON holds it."""
+        """Return the protocol as stored in JSON."""
         facts = asdict(self)
         facts["storage"] = f"JPEG, quality {JPEG_QUALITY}" if self.storage == "jpeg" else self.storage
         return {"protocol": facts.pop("name")} | facts
@@ -81,15 +81,16 @@ PROTOCOLS = {
 
 
 def truncated(images: Tensor) -> Tensor:
-    """Images, float (B, C, H, W) in [-1, 1], as uint8 (B, C, H, W) in the float32 steps of the public ArcVQ-VAE code.
+    """Convert images, float (B, C, H, W) in [-1, 1], to uint8 in the float32 steps of the public ArcVQ-VAE code.
 
-    Rounding puts 63 of the 256 levels just below themselves: there the cut takes one off, and originals are darker.
+    Rounding puts 63 of the 256 levels just below themselves, and truncation then lowers them by one: originals become
+    darker.
     """
     return (((images.float() + 1.0) / 2.0).clamp(0, 1) * 255).to(torch.uint8)
 
 
 def jpeg(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) => what is read back from JPEG files of quality 75, chroma at half the resolution."""
+    """Store uint8 (B, 3, H, W) as JPEG of quality 75, chroma at half the resolution, and read it back."""
     decoded = []
     for image in images.permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
@@ -99,10 +100,10 @@ def jpeg(images: Tensor) -> Tensor:
 
 
 def number_name(metric: str, protocol: Protocol, images: int, asked: int, remarks: Sequence[str] = ()) -> str:
-    """Name a number: a protocol that alters the images stands in its name, and a count below what is asked.
+    """Name a number: the name includes a protocol that alters the images, and a count below the protocol's.
 
     psnr; psnr[official_jpeg]; fid@5000 for the FID of 5,000 images where 50,000 are asked for; rfid for the FID of
-    reconstructions. `remarks` say in what else it is not what the protocol asks for.
+    reconstructions. `remarks` name further deviations from the protocol.
     """
     if protocol.measures == "reconstruction" and metric == "fid":
         metric = "rfid"

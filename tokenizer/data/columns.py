@@ -12,10 +12,10 @@ from tokenizer.data.config import DataConfig
 from tokenizer.data.decoding import DataError
 from tokenizer.data.left_out import listed
 
-# What data.label_column is set to where labels are not to be read.
+# Value of data.label_column for ignoring labels.
 NO_LABELS = "none"
 
-# Names of columns that may hold labels, beside `label` and `labels`, which do.
+# Names of columns that may hold labels, in addition to `label` and `labels`, which always do.
 _MAY_BE_LABELS = re.compile(
     r".*label.*|(sub|super|main|fine|coarse)?_?(class|classes|category|categories|cls|target|targets)"
     r"(_?(id|ids|idx|index|name|names|nr|no|num|number))?|y|species|breed|genre|digit|synset|wnid",

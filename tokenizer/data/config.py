@@ -77,8 +77,8 @@ class DataConfig:
         if self.resize_to and self.image_size is None:
             raise DataError(f"data.resize_to is {self.resize_to}; set data.image_size to what is to be cropped from it")
         if self.resize_to is not None and self.resize_to != 0 and self.resize_to < self.image_size:
-            found = f"data.resize_to is {self.resize_to}, less than data.image_size {self.image_size}"
-            raise DataError(f"{found}; set it to that or more, or to 0 (no resizing)")
+            problem = f"data.resize_to is {self.resize_to}, less than data.image_size {self.image_size}"
+            raise DataError(f"{problem}; set it to that or more, or to 0 (no resizing)")
         if "://" in self.name and not self.streaming:
             raise DataError(f"data.name is the address {self.name!r}; set data.streaming to true to read shards there")
 

@@ -84,14 +84,14 @@ class Framing:
     def _resize(self, image: PIL.Image.Image, where: str) -> PIL.Image.Image:
         short, target = min(image.size), self.image_size if self.resize_to is None else self.resize_to
         if short < self.image_size and not self.resize_to:
-            found, wanted = f"{image.width}x{image.height}", f"{self.image_size}x{self.image_size}"
+            actual, wanted = f"{image.width}x{image.height}", f"{self.image_size}x{self.image_size}"
             remedy = f"remove it, lower data.image_size, or set data.resize_to to {self.image_size} to enlarge it"
-            raise ImageError(f"{where} is {found}, smaller than {wanted}; {remedy}")
+            raise ImageError(f"{where} is {actual}, smaller than {wanted}; {remedy}")
         if target in (0, short):
             return image
         width, height = (round(side * target / short) for side in image.size)
         check_pixels(width, height, f"{where}, {image.width}x{image.height}, resized to a short side of {target},")
         if max(*image.size, width, height) > LONGEST_SIDE:
-            found = f"{where} is {image.width}x{image.height}, of which the long side is too long to be resized"
-            raise ImageError(f"{found}; remove it, or cut it into shorter ones")
+            problem = f"{where} is {image.width}x{image.height}, of which the long side is too long to be resized"
+            raise ImageError(f"{problem}; remove it, or cut it into shorter ones")
         return image.resize((width, height), BICUBIC)

@@ -88,8 +88,8 @@ def class_ids(
             f"{next(iter(kinds))}: leave it out"
         )
     ids, class_names = of_kind(parts, column, label_values)
-    ids = iter(ids)
-    by_split = {split: [next(ids) for part in of_split if len(part.values)] for split, of_split in splits.items()}
+    remaining = iter(ids)
+    by_split = {split: [next(remaining) for part in of_split if len(part.values)] for split, of_split in splits.items()}
     return {split: np.concatenate([np.zeros(0, np.int64), *arrays]) for split, arrays in by_split.items()}, class_names
 
 

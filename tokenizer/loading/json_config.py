@@ -19,14 +19,14 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file} is not there, or no file; name a folder that save_pretrained has written")
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}; get the folder anew") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__} and not an object; get the folder anew")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__} and not an object; get the folder anew")
+    return content
 
 
 def check_arguments(target: Callable, config: Mapping[str, Any], file: Path) -> None:

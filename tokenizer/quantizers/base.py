@@ -140,7 +140,7 @@ class Quantizer(nn.Module, ABC):
         return straight_through(self.lookup(self.encode(latents)), latents)
 
     def forward(self, encoder_output: Tensor) -> QuantizerOutput:
-        """Quantize an encoder output (B, encoder_channels, h, w): decoder input, codes, losses and counts."""
+        """Quantise an encoder output (B, encoder_channels, h, w): decoder input, codes, losses and counts."""
         with torch.autocast(encoder_output.device.type, enabled=False):
             output = self.quantize(at_least_float32(encoder_output, encoder_output))
             output.quantized = output.quantized.to(encoder_output.dtype)

@@ -209,7 +209,7 @@ class HVQQuantizer(Quantizer):
     def _level(
         self, level: int, latents: Tensor, values: int, noise: ImageNoise | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Quantize one level: latents (B, D, h, w) -> rows (B, D, h, w), codes (B, h, w), losses.
+        """Quantise one level: latents (B, D, h, w) -> rows (B, D, h, w), codes (B, h, w), losses.
 
         `values` is the number of values of the level's input per token. The rows are a sample, or without noise the
         nearest rows.

@@ -49,7 +49,7 @@ class RQQuantizer(EMAQuantizer):
         self.depth = code_depth
 
     def residuals(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Quantize tokens (N, D) depth by depth: codes (N, depth), and residuals r_1, r_2, ..., each (N, D)."""
+        """Quantise tokens (N, D) depth by depth: codes (N, depth), and residuals r_1, r_2, ..., each (N, D)."""
         codes, residuals = [], [tokens]
         for _ in range(self.depth):
             codes.append(self.assign(residuals[-1].detach(), self.codebook))

@@ -84,8 +84,8 @@ def index_parquet(file: ShardFile, config: DataConfig) -> ParquetShard:
     class_names, label_range = None, None
     if label_column is not None:
         if not pa.types.is_integer(schema.field(label_column).type):
-            found = f"label column {label_column!r} of shard {file.name} holds {schema.field(label_column).type}"
-            raise DataError(f"{found}, not integers; set data.label_column")
+            problem = f"label column {label_column!r} of shard {file.name} holds {schema.field(label_column).type}"
+            raise DataError(f"{problem}, not integers; set data.label_column")
         class_names = getattr(features[label_column], "names", None)
         label_range = checked(lambda: _label_range(file, metadata, label_column), file)
     counts = np.array([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], np.int64)
