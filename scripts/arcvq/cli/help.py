@@ -59,7 +59,7 @@ def asked_for_help(args: Sequence[str]) -> str | None:
     Returns:
         The word after it, `all` or the name of a section or an option; "" where none follows; None without --help.
     """
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args, ""][1:], strict=True):
         flag, _, topic = word.partition("=")
         if flag in _FLAGS:
             return topic or (following if not following.startswith("-") else "")

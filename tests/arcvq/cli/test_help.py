@@ -60,6 +60,10 @@ def test_a_section_is_explained_alone_and_so_is_an_option(name):
     assert options_in(parser.help_on("data.name" if "data.name" in within else min(within))) <= within
 
 
+def test_without_words_no_help_is_asked_for():
+    assert make_parser(tokenizer).parse([]).run.name == "tokenizer"
+
+
 def test_help_leaves_the_parser_as_it_was():
     parser = make_parser(tokenizer)
     before = parser.help_on("all")
