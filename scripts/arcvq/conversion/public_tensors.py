@@ -102,9 +102,7 @@ class PublicTensors(NamedTensors):
         self._none(f"makes its codes not of {self.codebook} alone, as is done here, but also of", layers)
         self.left_out.update(name for name in left_over if name.startswith(quantizer))
         self._none("lacks", [name for name in wanted if name not in self.tensors])
-        self._none(
-            "has tensors without a place here:", [name for name in left_over if not name.startswith(quantizer)]
-        )
+        self._none("has tensors without a place here:", [name for name in left_over if not name.startswith(quantizer)])
         self._check_averages(wanted)
         state, misfits = {}, []
         for name, (ours, parameter) in wanted.items():

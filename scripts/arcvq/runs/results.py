@@ -1,18 +1,19 @@
 """Find and load trained tokenizers and pipelines on disk, and check that images fit them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arcvq.runs.settings import ARTEFACTS, read_settings
-from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
-from pipelines.class_conditional import ClassConditionalPipeline
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, ImageDataset, StreamedImages
 from tokenizer.loading.json_config import read_json
 from tokenizer.loading.result_folders import class_in, what_it_holds
 
-PIPELINES: dict[str, type[ClassConditionalPipeline]] = {
-    pipeline.__name__: pipeline for pipeline in (ArcVQLDMPipeline, ArcVQPixelCNNPipeline)
-}
+if TYPE_CHECKING:
+    from pipelines.class_conditional import ClassConditionalPipeline
+
+# Classes of the package `pipelines`.
+PIPELINES = ("ArcVQLDMPipeline", "ArcVQPixelCNNPipeline")
 
 
 def check_images(tokenizer: VQTokenizer, images: ImageDataset | StreamedImages) -> None:
@@ -48,10 +49,12 @@ def find_tokenizer(folder: str) -> Path:
     return _find(folder, "config.json", subfolders, "VQTokenizer", "train_tokenizer")
 
 
-def load_pipeline(folder: str) -> ClassConditionalPipeline:
+def load_pipeline(folder: str) -> "ClassConditionalPipeline":
     """Load the pipeline of a pipeline folder, or of a prior's run folder."""
     path = find_pipeline(folder)
-    return PIPELINES[class_in(path / "model_index.json")].from_pretrained(path)
+    import pipelines  # with diffusers' UNets, which a tokenizer's training does without
+
+    return getattr(pipelines, class_in(path / "model_index.json")).from_pretrained(path)
 
 
 def find_pipeline(folder: str) -> Path:
