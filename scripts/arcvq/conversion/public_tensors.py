@@ -92,8 +92,11 @@ class PublicTensors(NamedTensors):
         """
         levels = len(tokenizer.encoder.network.down_blocks) if tokenizer.config.network == "vqgan" else 0
         wanted = {
-            self.codebook if ours == "bottleneck.codebook" else self.public.public_name(ours, levels): (ours, parameter)
-            for ours, parameter in tokenizer.named_parameters()
+            self.codebook if own_name == "bottleneck.codebook" else self.public.public_name(own_name, levels): (
+                own_name,
+                parameter,
+            )
+            for own_name, parameter in tokenizer.named_parameters()
         }
         quantizer = _first(self.codebook)
         left_over = [name for name in self.tensors if name not in wanted]
@@ -105,14 +108,14 @@ class PublicTensors(NamedTensors):
         self._none("has tensors without a place here:", [name for name in left_over if not name.startswith(quantizer)])
         self._check_averages(wanted)
         state, misfits = {}, []
-        for name, (ours, parameter) in wanted.items():
+        for name, (own_name, parameter) in wanted.items():
             tensor = self.tensors[name]
             if parameter.ndim == 2 and tensor.shape[2:] == (1, 1):  # a 1 x 1 convolution is a linear layer
                 tensor = tensor[:, :, 0, 0]
             if tensor.shape != parameter.shape:
                 in_file = self._in_file(name)
                 misfits.append(f"{in_file} of {tuple(tensor.shape)} instead of {tuple(parameter.shape)}")
-            state[ours] = self._as_float32(name, tensor)
+            state[own_name] = self._as_float32(name, tensor)
         self._none("holds tensors that do not fit together:", misfits)
         return state
 
@@ -196,7 +199,7 @@ def _locations(tensors: dict[str, Tensor], source: str) -> list[_Location]:
                     locations.append(_Location(public, prefix, names))
     if locations:
         return locations
-    if any(f".{name}".endswith(f".{ours}") for name in tensors for ours in _OURS):
+    if any(f".{name}".endswith(f".{own_name}") for name in tensors for own_name in _OURS):
         raise ValueError(
             f"{source} is of a VQTokenizer already and needs no conversion: VQTokenizer.from_pretrained loads the "
             "folder that save_pretrained has written, with its config.json"

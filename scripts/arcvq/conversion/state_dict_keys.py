@@ -59,14 +59,14 @@ class PublicNetwork:
     sizes: Callable[[NamedTensors, int], dict[str, Any]]
     image_size: int
 
-    def public_name(self, ours: str, num_levels: int) -> str:
+    def public_name(self, own_name: str, num_levels: int) -> str:
         """Return the public name of a VQTokenizer's parameter; only a VQGAN uses `num_levels`."""
-        layer, _, kind = ours.rpartition(".")
+        layer, _, kind = own_name.rpartition(".")
         for pattern, public in self.names.items():
             if match := re.fullmatch(pattern, layer):
                 up = num_levels - 1 - int(match[1]) if "{up}" in public else None
                 return f"{match.expand(public.replace('{up}', str(up)))}.{kind}"
-        raise AssertionError(f"{ours} has no public name")
+        raise AssertionError(f"{own_name} has no public name")
 
 
 def _conv_sizes(public: NamedTensors, _: int) -> dict[str, Any]:
@@ -152,8 +152,8 @@ PUBLIC_NETWORKS = (
             rf"{_UP}\.upsamplers\.0\.conv": "decoder.up.{up}.upsample.conv",
         }
         | {
-            pattern + ours: name + public
-            for ours, public in _ATTENTION.items()
+            pattern + own_name: name + public
+            for own_name, public in _ATTENTION.items()
             for pattern, name in (
                 (r"(encoder|decoder)\.network\.mid_block\.attentions\.0\.", r"\1.mid.attn_1."),
                 (rf"{_DOWN}\.attentions\.(\d+)\.", r"encoder.down.\1.attn.\2."),
