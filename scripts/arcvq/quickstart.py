@@ -1,9 +1,9 @@
-"""The whole road on the embedded digits, with the settings of configs/digits: tokenizer, both priors, samples of every
-class, evaluation, and one report that shows it all.
+"""Train, sample and evaluate everything on the embedded digits, and write a report.
 
     python scripts/quickstart.py
 
-Started again it goes on where it was.
+Trains a tokenizer and both priors with the settings of configs/digits, samples every class, and measures. After an
+interruption, the same command continues where it stopped.
 """
 
 import json
@@ -28,12 +28,12 @@ from pipelines.figures.report import Picture, Section, write_report
 from pipelines.metrics.distributions import INCEPTION_SCORE_SPLITS, NEIGHBOURS
 from tokenizer.data import DataConfig, load_images
 
-# DDIM steps of the samples that are measured; 250 is the pipeline's default and takes five times as long.
+# DDIM steps of the measured samples; the pipeline's default, 250, takes five times as long.
 EVALUATION_STEPS = 50
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Trains what is not trained yet, measures it, prints the numbers and writes the report."""
+    """Train what is missing, measure, print the numbers and write the report."""
     parser = ScriptParser("Train, sample and evaluate both stages on the embedded digits.")
     parser.add_argument("--output_dir", type=str, default="runs", help="folder of the three runs and of the report")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings and of the samples")
@@ -43,9 +43,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_images", type=int, default=500, help="images that are generated to be measured")
     config = parser.parse(args)
     least = max(NEIGHBOURS + 1, INCEPTION_SCORE_SPLITS)
-    if config.num_images < least:  # or it would be told after the trainings
+    if config.num_images < least:  # checked here, before the trainings
         raise ValueError(f"num_images must be at least {least}, got {config.num_images}")
-    began = time.monotonic()
+    start = time.monotonic()
     runs = Path(config.output_dir)
     tokenizer, ldm, pixelcnn = (str(runs / name) for name in ("tokenizer", "ldm", "pixelcnn"))
     shared = [f"--run.output_dir={runs}", f"--run.seed={config.seed}"]
@@ -73,11 +73,11 @@ def main(args: Sequence[str] | None = None) -> None:
     write_report(page, "ArcVQ on handwritten digits", sections(runs, results, folder))
     for name, result in results.items():
         print(f"{name}: {', '.join(f'{key} {show(value)}' for key, value in result['numbers'].items())}")
-    print(f"report: {page} ({(time.monotonic() - began) / 60:.1f} minutes)")
+    print(f"report: {page} ({(time.monotonic() - start) / 60:.1f} minutes)")
 
 
 def save_overview(tokenizer: Path, ldm: Path, pixelcnn: Path, file: Path) -> None:
-    """A picture of one digit per class: held-out originals, their reconstructions, and samples of both priors."""
+    """Draw one digit per class: held-out originals, their reconstructions, and samples of both priors."""
     test = load_images(DataConfig(), "test")
     first = [(test.labels == label).nonzero()[0].item() for label in range(test.num_classes)]
     originals, reconstructions, _ = reconstruct(load_tokenizer(str(tokenizer)), Subset(test, first))
@@ -92,7 +92,7 @@ def save_overview(tokenizer: Path, ldm: Path, pixelcnn: Path, file: Path) -> Non
 
 
 def sections(runs: Path, results: dict[str, Any], pictures: Path) -> list[Section]:
-    """The report's sections, from what the runs have written."""
+    """Make the report's sections from the files of the runs."""
     curves = {name: pictures / f"curves-{name}.png" for name in results}
     for name, picture in curves.items():
         plot_curves(read_metrics(runs / name / "metrics.jsonl"), picture)
@@ -138,7 +138,7 @@ def sections(runs: Path, results: dict[str, Any], pictures: Path) -> list[Sectio
 
 
 def protocol(result: dict[str, Any]) -> str:
-    """What the numbers were measured on, in a sentence."""
+    """Describe in a sentence which images were measured."""
     facts = result["protocol"]
     sampled = "".join(f", {name} {value}" for name, value in facts.get("sampling", {}).items())
     seed = f", seed {facts['seed']}" if "seed" in facts else ""
@@ -146,10 +146,10 @@ def protocol(result: dict[str, Any]) -> str:
 
 
 def read_result(run: Path, task: str) -> dict[str, Any]:
-    """What evaluate.py wrote about a run."""
+    """Read the result that the evaluation has written for a run."""
     return json.loads((run / "evaluation" / f"{task}.json").read_text())
 
 
 def show(value: float | int | str) -> str:
-    """A number for the terminal."""
+    """Format a number for the terminal."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

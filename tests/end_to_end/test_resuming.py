@@ -134,7 +134,7 @@ def test_another_model_cannot_go_on(begun):
 
 
 def test_what_cannot_begin_renames_nothing(begun):
-    options = ["--run.other_settings", "start_over", "--model.codebook_size", 10**8]
+    options = ["--run.other_settings", "start_over", "--model.codebook_size", 10**11]
     assert train(begun, *options, check=False).returncode == 2
     assert sorted(path.name for path in (begun / "runs").iterdir()) == ["run"]
     assert "resuming" in train(begun, steps=12).stdout

@@ -7,19 +7,18 @@ power failure it is complete, or it does not exist.
 """
 
 import errno
-import pickle
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from arcvq.checkpoints.collective import FILE_ERRORS, on_each, on_main, reason_of
 from arcvq.checkpoints.manifest import (
     Progress,
     changed_file,
@@ -29,9 +28,6 @@ from arcvq.checkpoints.manifest import (
     write_manifest,
 )
 from arcvq.compute.atomic_files import to_disk
-
-# Errors of saving and loading, by the file system and by the formats' libraries.
-_FILE_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -121,14 +117,14 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, kee
 
     try:
         on_main(accelerator, prepare)
-        _on_each(accelerator, write)
+        on_each(accelerator, write)
         on_main(accelerator, finish)
         on_main(accelerator, lambda: _prune(folder, step, keep))
-    except _FILE_ERRORS as error:
+    except FILE_ERRORS as error:
         if accelerator.is_main_process and folder.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)  # a full disk has room again
         raise OSError(
-            f"the checkpoint of step {step} cannot be written to {folder}: {_reason(error)}; {_left(folder)}"
+            f"the checkpoint of step {step} cannot be written to {folder}: {reason_of(error)}; {_left(folder)}"
         ) from error
 
 
@@ -155,7 +151,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool, 
         accelerator.load_state(str(folder or checkpoint))
         averages = load_file(checkpoint / "ema.safetensors") if averaged else {}
         own = load_file(checkpoint / _own_file(accelerator)) if progress.processes == accelerator.num_processes else {}
-    except (*_FILE_ERRORS, KeyError, ValueError) as error:
+    except (*FILE_ERRORS, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]  # torch names the tensor on a later line
         raise ValueError(
             f"{checkpoint} does not fit to this run: {reason}; set what the model is made of as it was, or start over: "
@@ -177,11 +173,6 @@ def note_processes(before: Progress, processes: int, threads: int) -> None:
             "quantizer's noise; but sums are rounded otherwise, and a prior's noise and dropout are drawn by each "
             "process: the weights will not be the same bit for bit"
         )
-
-
-def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Run `action` on the main process while the others wait; if it fails, all fail."""
-    _on_each(accelerator, action if accelerator.is_main_process else lambda: None)
 
 
 def _own_file(accelerator: Accelerator) -> str:
@@ -216,7 +207,7 @@ def _prune(folder: Path, step: int, keep: int) -> None:
             try:
                 _remove(old)
             except OSError as error:
-                print(f"warning: {old} cannot be deleted: {_reason(error)}", file=sys.stderr)
+                print(f"warning: {old} cannot be deleted: {reason_of(error)}", file=sys.stderr)
 
 
 def _remove(path: Path) -> None:
@@ -232,30 +223,6 @@ def _named(folder: Path) -> list[Path]:
     paths = (folder / "checkpoints").glob("step-*")
     named = (path for path in paths if path.name.removeprefix("step-").isdecimal())
     return sorted((path for path in named if path.name == f"step-{step_of(path)}"), key=step_of)
-
-
-def _on_each(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Run `action` on every process; if it fails on one, all fail with its error."""
-    failures: list[Exception | None] = [None]
-    try:
-        action()
-    except _FILE_ERRORS as error:
-        failures = [error]
-    if accelerator.num_processes > 1:
-        reasons = gather_object([None if failures[0] is None else _reason(failures[0])])
-        others = [OSError(reason) for reason in reasons if reason]
-        failures = failures if failures[0] else others
-    if failures and failures[0]:
-        raise failures[0]
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's first line; for the file system's errors, the reason and the file."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f": {error.filename}" if error.filename else "")
-    if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):  # torch names only its own source line
-        return "the disk is full, or a file may not grow so large"
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _left(folder: Path) -> str:

@@ -140,7 +140,7 @@ class ResumableMap:
 
     def _is_whole(self, chunk: range, verify: bool) -> bool:
         try:
-            with safetensors.safe_open(self._file(chunk), "pt") as file:  # raises where the size is not the header's
+            with safetensors.safe_open(self._file(chunk), "pt") as file:  # raises if the size does not fit the header
                 if not verify:
                     return (file.metadata() or {}).get("chunk", "").startswith(self._name(chunk))
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""Makes a frozen codebook of features of images, or reduces the codebook of a trained tokenizer.
+"""Make a frozen codebook from features of images, or reduce the codebook of a trained tokenizer.
 
 python scripts/codebook.py features --data.name mnist --extractor alexnet --resize 64 --codebook_size 1024
 python scripts/train_tokenizer.py --config configs/mnist/lc.yaml --codebook_file runs/codebook.safetensors ...
@@ -35,7 +35,7 @@ from tokenizer.losses.lpips import WeightFiles
 
 
 def features(args: Sequence[str]) -> None:
-    """Writes the centroids of a k-means of the patch features of training images, or of the images' own features."""
+    """Write the k-means centroids of features of training images, of patches or of whole images."""
     parser = ScriptParser("Make a frozen codebook of features of images, for quantizer lc.")
     parser.add_argument(
         "--extractor", type=str, default="alexnet", help="alexnet and dinov2 give features of patches, others of images"
@@ -78,7 +78,7 @@ def features(args: Sequence[str]) -> None:
 
 
 def reduce(args: Sequence[str]) -> None:
-    """Writes a tokenizer with fewer codes, the centroids of the codebook that is there."""
+    """Write a tokenizer with fewer codes, the k-means centroids of its codebook."""
     parser = ScriptParser("Reduce the codebook of a trained tokenizer by k-means.")
     parser.add_argument("folder", type=str, help="tokenizer's folder, or its run folder")
     parser.add_argument("--codebook_size", type=int, required=True, help="K', below the tokenizer's own")
@@ -98,7 +98,7 @@ def reduce(args: Sequence[str]) -> None:
 
 
 def check_means(seed: int) -> None:
-    """Raises ValueError for a seed that scikit-learn's k-means does not take."""
+    """Raise ValueError for a seed that scikit-learn's k-means does not accept."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be at least 0 and below 2^32, got {seed}")
 
@@ -107,7 +107,7 @@ VERBS = {"features": features, "reduce": reduce}
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Does what the first word says, with the others."""
+    """Run the verb that the first word names, with the other words as its arguments."""
     verb, *others = (sys.argv[1:] if args is None else args) or [""]
     if verb in ("-h", "--help"):
         print(__doc__)

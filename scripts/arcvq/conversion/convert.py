@@ -1,11 +1,11 @@
-"""Turns a tokenizer of public code into a VQTokenizer folder.
+"""Convert a tokenizer of public code to a VQTokenizer folder.
 
     python scripts/convert.py STATE_DICT FOLDER
-    python scripts/convert.py STATE_DICT FOLDER --ema      the averaged weights in it
+    python scripts/convert.py STATE_DICT FOLDER --ema      its averaged weights
 
 STATE_DICT is a .safetensors file, a .pt/.pth file of tensors, or a Lightning checkpoint (.ckpt), with the names of the
-public ArcVQ-VAE code (either network) or of taming-transformers' VQGAN. Nothing in it is executed. All sizes but the
-image size are read off the tensors.
+public ArcVQ-VAE code (either network) or of taming-transformers' VQGAN. No code in it is executed. All sizes except the
+image size follow from the tensors.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from arcvq.conversion.state_dicts import read_tensors
 from arcvq.runs.results import find_tokenizer
 from tokenizer import VQTokenizer
 
-# What a file's metadata calls the rule that assigns a latent to a code -> the quantizer that has it.
+# The look-up rule in a file's metadata -> the quantizer that uses it.
 LOOKUPS = {"cosine": "arc", "l2": "vq"}
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Reads, renames, checks that nothing is missing or left over, and writes the folder."""
+    """Read the tensors, rename them, check that none is missing or left over, and write the folder."""
     parser = ScriptParser("Convert a tokenizer of public code (ArcVQ-VAE, taming-transformers) to a tokenizer folder.")
     parser.add_argument("state_dict", type=str, help=".safetensors, .pt, .pth or .ckpt file")
     parser.add_argument("folder", type=str, help="folder to write; must not hold anything yet")
@@ -84,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def refuse_folder(folder: Path) -> None:
-    """Raises ValueError for a folder in the place of a file; one of this project is told as such."""
+    """Raise ValueError if the path is a folder; the message says so if it already holds a VQTokenizer."""
     if not folder.is_dir():
         return
     try:
@@ -97,7 +97,7 @@ def refuse_folder(folder: Path) -> None:
 
 
 def size_in(metadata: dict[str, str]) -> int | None:
-    """The image size that a file's metadata says, if any. ValueError where it is no whole number above 0."""
+    """Read the image size from a file's metadata, if any. ValueError if it is no whole number above 0."""
     text = metadata.get("image_size")
     if text is None:
         return None
@@ -107,10 +107,14 @@ def size_in(metadata: dict[str, str]) -> int | None:
 
 
 def choose_quantizer(asked: str | None, lookup: str | None) -> tuple[str, str]:
-    """The quantizer's name, and what has decided it.
+    """Choose the quantizer; return its name, and the reason of the choice.
+
+    Args:
+        asked: --quantizer.
+        lookup: the look-up rule in the file's metadata.
 
     Raises:
-        ValueError: the metadata names a look-up that no quantizer has.
+        ValueError: no quantizer has this look-up rule.
     """
     if asked is not None:
         return asked, "by --quantizer"

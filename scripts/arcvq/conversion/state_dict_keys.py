@@ -1,4 +1,4 @@
-"""Parameter names of public code: ArcVQ-VAE's two networks, the larger of which is taming-transformers' VQGAN."""
+"""Parameter names of public code: ArcVQ-VAE's two networks, of which the larger is taming-transformers' VQGAN."""
 
 import re
 from collections.abc import Callable
@@ -9,14 +9,19 @@ from torch import Tensor
 
 
 class NamedTensors:
-    """Tensors by their public names, and what an error calls the file that they are in."""
+    """Tensors by their public names.
+
+    Args:
+        tensors: by public name.
+        source: name of the file in error messages.
+    """
 
     def __init__(self, tensors: dict[str, Tensor], source: str):
         self.tensors = tensors
         self.source = source
 
     def shape(self, name: str, ndim: int = 4) -> tuple[int, ...]:
-        """Of the tensor with this public name; ValueError where there is none of so many dimensions."""
+        """Return the shape of a tensor; ValueError if it is missing or has not `ndim` dimensions."""
         if name not in self.tensors:
             raise ValueError(f"{self.source} lacks {name}")
         shape = tuple(self.tensors[name].shape)
@@ -25,24 +30,24 @@ class NamedTensors:
         return shape
 
     def count(self, pattern: str) -> int:
-        """How many different numbers stand where the pattern has its one group."""
+        """Count the different numbers that the pattern's group matches in the names."""
         return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
 
 
 @dataclass(frozen=True)
 class PublicNetwork:
-    """What one network is called in public code.
+    """The names of one network's tensors in public code.
 
     Args:
-        network: VQTokenizer's name for it.
-        landmark: a tensor that only this network has, or networks that are much like it.
-        second_landmark: how names begin that those do not have.
-        parts: how the names of its tensors begin.
-        codebook: the table's name, the usual one first.
-        names: pattern of one of our names, without `.weight` and `.bias` -> the public name; level `{up}` is counted
-            from the other end than ours.
-        sizes: the constructor arguments of VQTokenizer that the tensors tell, where the images are of this size.
-        image_size: of what it is mostly trained on.
+        network: VQTokenizer's name for the network.
+        landmark: name of a tensor that only this network and similar ones have.
+        second_landmark: beginning of names that the similar ones lack.
+        parts: beginnings of the names of all its tensors.
+        codebook: possible names of the codebook, the usual one first.
+        names: pattern of a VQTokenizer's name, without `.weight` and `.bias` -> the public name; level `{up}` counts
+            from the opposite end.
+        sizes: (tensors, image size) -> constructor arguments of VQTokenizer.
+        image_size: the usual one.
     """
 
     network: str
@@ -54,14 +59,14 @@ class PublicNetwork:
     sizes: Callable[[NamedTensors, int], dict[str, Any]]
     image_size: int
 
-    def public_name(self, ours: str, num_levels: int) -> str:
-        """The public name of one of our networks' parameters; `num_levels` matters for a VQGAN alone."""
-        layer, _, kind = ours.rpartition(".")
+    def public_name(self, own_name: str, num_levels: int) -> str:
+        """Return the public name of a VQTokenizer's parameter; only a VQGAN uses `num_levels`."""
+        layer, _, kind = own_name.rpartition(".")
         for pattern, public in self.names.items():
             if match := re.fullmatch(pattern, layer):
                 up = num_levels - 1 - int(match[1]) if "{up}" in public else None
                 return f"{match.expand(public.replace('{up}', str(up)))}.{kind}"
-        raise AssertionError(f"{ours} has no public name")
+        raise AssertionError(f"{own_name} has no public name")
 
 
 def _conv_sizes(public: NamedTensors, _: int) -> dict[str, Any]:
@@ -147,8 +152,8 @@ PUBLIC_NETWORKS = (
             rf"{_UP}\.upsamplers\.0\.conv": "decoder.up.{up}.upsample.conv",
         }
         | {
-            pattern + ours: name + public
-            for ours, public in _ATTENTION.items()
+            pattern + own_name: name + public
+            for own_name, public in _ATTENTION.items()
             for pattern, name in (
                 (r"(encoder|decoder)\.network\.mid_block\.attentions\.0\.", r"\1.mid.attn_1."),
                 (rf"{_DOWN}\.attentions\.(\d+)\.", r"encoder.down.\1.attn.\2."),

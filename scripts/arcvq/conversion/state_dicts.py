@@ -1,4 +1,4 @@
-"""A file of weights in whatever container => its tensors by name; nothing in it is executed."""
+"""Read a file of weights of any format => its tensors by name; no code in it is executed."""
 
 import json
 import pickle
@@ -17,19 +17,19 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from tokenizer.loading.weight_formats import HEAD, format_of, not_weights
 
-# By which a file of torch.save begins that is no zip: magic number, version, machine, contents.
+# Pickles at the beginning of a file of torch.save before torch 1.6: magic number, version, machine, contents.
 _PICKLES = 4
 
-# Bytes of an archive's member.
+# Bytes of an archive's member that are read at once.
 _AT_ONCE = 2**20
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file by name, and its metadata. The container is known by its contents, whatever its ending.
+    """Read all tensors of a file by name, and its metadata. The contents decide on the format, not the ending.
 
     Raises:
-        ValueError: no such file; one that is neither safetensors nor dictionaries of tensors, that is cut off, or that
-            has classes in it.
+        ValueError: the file does not exist, is neither safetensors nor dictionaries of tensors, is cut off, or holds
+            classes.
     """
     if not file.is_file():
         raise ValueError(f"state dict {str(file)!r} is not there, or no file")
@@ -48,7 +48,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             with safe_open(file, "pt") as stored:
                 return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
         content = _load(file)
-    except Exception as error:  # what a broken file raises is open-ended
+    except Exception as error:  # a damaged file may raise anything
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise
         problems = {"safetensors": _safetensors_problem, "pickle": _pickle_problem, "zip": lambda *_: None}
@@ -60,7 +60,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 'Where you trust the file and have these classes, save the tensors alone: python -c "import torch; '
                 f"torch.save(torch.load('{file}', 'cpu', weights_only=False)['state_dict'], 'weights.pt')\""
             ) from error
-        # torch's own words for what it cannot read advise to read it without weights_only.
+        # torch's own message would advise to read the file without weights_only.
         refused = isinstance(error, pickle.UnpicklingError)
         reason = "it is no file of torch.save" if refused else (str(error).splitlines() or [type(error).__name__])[0]
         raise _unreadable(file, reason) from error
@@ -75,11 +75,11 @@ def _unreadable(file: Path, reason: str) -> ValueError:
 
 
 def _zip_problem(file: Path) -> str | None:
-    """Why a zip archive is none that torch.save has written whole; None where it may be."""
+    """Say why a zip archive is no complete file of torch.save; None if it may be one."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except Exception:  # an archive's list stands at its end
+    except Exception:  # an archive's directory is at its end
         return f"it is cut off after {file.stat().st_size:,} bytes, or its end is damaged; get it anew"
     if any(name.endswith("/constants.pkl") for name in names):
         return "it is a program of TorchScript; save its state_dict() alone"
@@ -89,17 +89,17 @@ def _zip_problem(file: Path) -> str | None:
 
 
 def _zip_damage(file: Path) -> str | None:
-    """Which member is not what was written, by the checksums, which torch does not look at; None where all are."""
+    """Name a member whose checksum is wrong, which torch does not check; None if all are right."""
     damaged = []
     with zipfile.ZipFile(file) as archive:
-        # torch.serialization.set_crc32_options(False) stores zeros in their place.
+        # torch.serialization.set_crc32_options(False) stores zeros instead of checksums.
         members = [member for member in archive.infolist() if member.CRC]
         for member in members:
             try:
                 with archive.open(member) as content:
                     while content.read(_AT_ONCE):
                         pass
-            except Exception:  # zipfile and zlib raise errors of many classes on what is broken
+            except Exception:  # zipfile and zlib raise errors of many classes
                 damaged.append(member.filename)
     if not damaged:
         return None
@@ -107,7 +107,7 @@ def _zip_damage(file: Path) -> str | None:
 
 
 def _safetensors_problem(file: Path, error: Exception) -> str | None:
-    """How the file's length differs from what its header says."""
+    """Say how the file's length differs from the one in its header; None if it does not."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -126,34 +126,34 @@ def _safetensors_problem(file: Path, error: Exception) -> str | None:
 
 
 def _pickle_problem(file: Path, error: Exception) -> str | None:
-    """Whether what torch.save wrote before torch 1.6 ends too early: in its pickles, or in the tensors after them."""
+    """Say whether a file of torch.save before torch 1.6 is cut off, in its pickles or in the tensors after them."""
     is_whole = isinstance(error, pickle.UnpicklingError)
     with file.open("rb") as opened:
         try:
             for _ in range(_PICKLES):
                 for _ in pickletools.genops(opened) if opened.peek(1) else ():
                     pass
-        except Exception:  # whatever an end, or damage, makes of the bytes
+        except Exception:  # damaged bytes may raise anything
             is_whole = False
     return None if is_whole else f"it is cut off after {file.stat().st_size:,} bytes, or damaged; get it anew"
 
 
 def _load(file: Path) -> Any:
-    """Read what torch.save has written, of tensors and plain values alone; raises as torch.load.
+    """Read tensors and plain values from a file of torch.save; raise the errors of torch.load.
 
-    For Lightning's classes, which its checkpoints name beside the weights, there are dictionaries.
+    Lightning's checkpoints name classes of their own; dictionaries replace their objects.
     """
     allowed: set[str] = set()
     while True:
         try:
-            # As a file and not by its name, of whose ending torch thinks more than of the contents.
+            # Pass the open file, because torch would judge a path by its ending.
             with file.open("rb") as opened, safe_globals([(OrderedDict, name) for name in allowed]):
                 return torch.load(opened, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            found = {name for name in pickled_classes(file, error) if _is_lightnings(name)}
-            if found <= allowed:
+            classes = {name for name in pickled_classes(file, error) if _is_lightnings(name)}
+            if classes <= allowed:
                 raise
-            allowed |= found
+            allowed |= classes
 
 
 def _is_lightnings(name: str) -> bool:
@@ -161,7 +161,7 @@ def _is_lightnings(name: str) -> bool:
 
 
 def pickled_classes(file: Path, error: Exception) -> list[str]:
-    """The classes for which weights_only refuses a file, or none where it is refused for something else."""
+    """List the classes because of which weights_only refuses a file; empty if it has another reason."""
     if not isinstance(error, pickle.UnpicklingError):
         return []
     try:
@@ -171,7 +171,7 @@ def pickled_classes(file: Path, error: Exception) -> list[str]:
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Tensors of nested dictionaries by dotted name."""
+    """Flatten nested dictionaries of tensors to dotted names."""
     if isinstance(content, Tensor):
         return {prefix: content}
     if not isinstance(content, Mapping):

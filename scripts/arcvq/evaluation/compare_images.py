@@ -1,9 +1,9 @@
-"""How far two sets of images that should be the same are apart => numbers, and a JSON file where one is named.
+"""Compare two sets of images that should be the same => numbers, and a JSON file with --output.
 
 python scripts/evaluate.py compare samples-float32/images samples-bfloat16/images
 python scripts/evaluate.py compare runs/ldm/samples-0/samples.npz other/samples.npz --output difference.json
 
-Levels are those of 8 bits, 0 to 255.
+Differences are in levels of 8 bits, 0 to 255.
 """
 
 import json
@@ -14,18 +14,17 @@ from tqdm.auto import tqdm
 
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
-from arcvq.evaluation.command import image_source
-from arcvq.evaluation.image_sources import ImageSource
+from arcvq.evaluation.image_sources import ImageSource, open_image_source
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Compares image by image, prints and writes."""
+    """Compare image by image, print and write."""
     parser = ScriptParser("Compare two sets of images, image by image.")
     for name in ("first", "second"):
         parser.add_argument(name, type=str, help="folder of images, or npz")
     parser.add_argument("--output", type=str | None, default=None, help="JSON file of the numbers; None: none")
     config = parser.parse(args)
-    first, second = (opened(folder) for folder in (config.first, config.second))
+    first, second = (open_images(folder) for folder in (config.first, config.second))
     sizes = [(len(source), *source.image_size) for source in (first, second)]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -42,11 +41,11 @@ def main(args: Sequence[str] | None = None) -> None:
         )
 
 
-def opened(folder: str) -> ImageSource:
-    """The images of a folder or an npz. Raises ValueError where there are none."""
+def open_images(folder: str) -> ImageSource:
+    """Open a folder of images or an npz. Raises ValueError if it has no images."""
     if not Path(folder).exists():
         raise ValueError(f"{folder!r} is not there; name a folder of images, or an npz")
-    source = image_source(folder)
+    source = open_image_source(folder)
     if source is None:
         raise ValueError(
             f"{folder!r} holds a model and no images; sample.py writes its images into a folder of their own"
@@ -55,11 +54,11 @@ def opened(folder: str) -> ImageSource:
 
 
 def differences(first: ImageSource, second: ImageSource) -> dict[str, float]:
-    """Named numbers of two sources of as many images of one shape."""
+    """Compute named numbers from two sources with the same number and shape of images."""
     pixels, total, near, same, farthest, largest = 0, 0, 0, 0, 0.0, 0
-    for one, other in tqdm(zip(first, second, strict=True), total=len(first), desc="comparing", unit="image"):
-        # ADM's layout has three channels, also of grey images.
-        apart = (one.int().expand(3, -1, -1) - other.int().expand(3, -1, -1)).abs()
+    for image, other in tqdm(zip(first, second, strict=True), total=len(first), desc="comparing", unit="image"):
+        # ADM's layout has three channels for grey images too.
+        apart = (image.int().expand(3, -1, -1) - other.int().expand(3, -1, -1)).abs()
         pixels += apart.numel()
         total += apart.sum().item()
         near += (apart <= 1).sum().item()

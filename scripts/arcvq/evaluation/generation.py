@@ -1,4 +1,4 @@
-"""Samples => how close their distribution is to that of real images."""
+"""Evaluate samples: how close is their distribution to that of real images?"""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from torch import Tensor
 from arcvq.cli.announced_data import announced_splits
 from arcvq.compute.resumable import ResumableMap
 from arcvq.evaluation.image_sources import DataSetImages, ImageSource
-from arcvq.evaluation.networks import Measured, default_extractor, make_measuring
+from arcvq.evaluation.networks import default_extractor, make_metric_networks
 from arcvq.evaluation.reference import Reference, data_set_reference, read_statistics, statistics_reference
+from arcvq.evaluation.result import EvaluationResult
 from arcvq.evaluation.samples import FileSamples, PipelineSamples
 from arcvq.runs.results import check_images
 from arcvq.runs.seeds import check_seed
@@ -23,11 +24,22 @@ from pipelines.metrics.images import metric_name
 from pipelines.metrics.protocols import PROTOCOLS, Protocol, number_name
 
 
-def evaluate_generation(source: str | ImageSource, config: Namespace, output: Path) -> Measured | None:
-    """A pipeline's folder, or images in files, measured; None on all but the main process.
+def evaluate_generation(source: str | ImageSource, config: Namespace, output: Path) -> EvaluationResult | None:
+    """Measure the samples of a pipeline, or images in files.
 
-    Frechet distance, precision and recall against the reference and, where the extractor has logits, the Inception
-    score; of digits, also the share that is read as the class asked for.
+    Metrics: Frechet distance, precision and recall against the reference; the Inception score, if the extractor has
+    logits; the class accuracy of digits.
+
+    Args:
+        source: folder of the pipeline, or images in files.
+        config: options of `arcvq evaluate`.
+        output: folder of the results.
+
+    Returns:
+        the result on the main process, None on the others.
+
+    Raises:
+        ValueError: options that do not go together, or weights, reference or images that do not fit.
     """
     to_statistics = config.reference not in ("train", "test")
     protocol = PROTOCOLS[config.protocol or ("adm" if to_statistics else "torch-fidelity")]
@@ -39,11 +51,11 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
     if config.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
     check_seed(config.seed)
-    measuring = make_measuring(config, protocol, default_extractor(config, "inception"))
-    extractor = measuring.extractor
+    networks = make_metric_networks(config, protocol, default_extractor(config, "inception"))
+    extractor = networks.extractor
 
-    # Everything that can be wrong is found out here: missing weights are no news to have after hours.
-    facts: dict[str, Any] = measuring.describe() | {"k": NEIGHBOURS, "inception_score_splits": INCEPTION_SCORE_SPLITS}
+    # Check everything now, so that missing weights are no surprise after hours.
+    facts: dict[str, Any] = networks.describe() | {"k": NEIGHBOURS, "inception_score_splits": INCEPTION_SCORE_SPLITS}
     if to_statistics:
         statistics = read_statistics(config.reference, extractor)
     else:
@@ -59,7 +71,7 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
         check_images(samples.pipeline.vqvae, real)
     extractor.check_size(*samples.image_size)
 
-    chunks = samples.measured(extractor)
+    chunks = samples.features(extractor)
     cache = Path(config.cache_dir)
     if to_statistics:
         reference = statistics_reference(statistics, extractor, cache)
@@ -67,29 +79,29 @@ def evaluate_generation(source: str | ImageSource, config: Namespace, output: Pa
         reference = data_set_reference(DataSetImages(real), extractor, cache)
     if not PartialState().is_main_process:
         return None
-    counted: dict[str, Any] = {"samples": samples.number, "asked": protocol.asked}
+    counts: dict[str, Any] = {"samples": samples.number, "asked": protocol.asked}
     if samples.labels is not None:
         per_class = samples.labels.bincount(minlength=samples.facts.get("classes", 0))
-        counted["samples_per_class"] = [per_class.min().item(), per_class.max().item()]
+        counts["samples_per_class"] = [per_class.min().item(), per_class.max().item()]
     numbers = _numbers(chunks, extractor, protocol, samples.labels, reference)
     if samples.labels is not None and samples.are_digits and extractor.name.startswith(DIGITS):
         numbers[f"class_accuracy[{extractor.name}]"] = class_accuracy(chunks.column("logits"), samples.labels)
     samples.write_images(chunks)
-    return Measured(facts | samples.facts | reference.facts | counted, numbers, chunks)
+    return EvaluationResult(facts | samples.facts | reference.facts | counts, numbers, chunks)
 
 
 def _numbers(
     chunks: ResumableMap, extractor: Extractor, protocol: Protocol, labels: Tensor | None, reference: Reference
 ) -> dict[str, float | int]:
-    """The named numbers."""
+    """Compute the metrics, under names that hold the protocol and the number of images."""
     features, logits = chunks.column("features"), chunks.column("logits")
     number = len(features)
-    found = distribution_metrics(features, logits, reference.features, reference.moments)
-    # adm asks for as many samples of each class.
+    metrics = distribution_metrics(features, logits, reference.features, reference.moments)
+    # adm asks for the same number of samples of each class.
     per_class = None if labels is None else labels.bincount()
     unbalanced = protocol.name == "adm" and per_class is not None and per_class.max() - per_class.min() > 1
     numbers = {}
-    for metric, value in found.items():
+    for metric, value in metrics.items():
         name = metric_name(metric, extractor)
         numbers[number_name(name, protocol, number, protocol.asked, ["unbalanced"] if unbalanced else [])] = value
     numbers["samples"] = number

@@ -1,6 +1,6 @@
-"""Where images that are measured come from: a data set, a folder of image files, an npz as ADM's evaluator reads it.
+"""Sources of images to measure: a data set, a folder of image files, an npz as ADM's evaluator reads it.
 
-Each is a sequence of uint8 (C, H, W) tensors of one size, read when asked for, with a fingerprint of its contents.
+Each is a sequence of uint8 (C, H, W) tensors of one size, read on access, with a fingerprint of its contents.
 """
 
 import copy
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arcvq.cli.announced_data import announce
 from arcvq.evaluation.npz import no_npz, npz_headers
+from arcvq.runs.settings import ARTEFACTS
 from pipelines.metrics import to_uint8
 from pipelines.metrics.protocols import Protocol
 from tokenizer.data import ImageDataset
@@ -23,32 +25,32 @@ from tokenizer.data.folders.files import find_files
 from tokenizer.data.kinds import is_grey
 from tokenizer.data.labels import MOST_CLASSES
 
-# What sample.py writes beside its images.
+# sample.py writes this file next to its images.
 SAMPLES = "samples.json"
 
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 class ImageSource(ABC):
-    """Base: a subclass sets `name` and `image_size` (height, width)."""
+    """Base class of the sources; a subclass sets `name` and `image_size` (height, width)."""
 
     name: str
     image_size: tuple[int, int]
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     @abstractmethod
     def __getitem__(self, index: int) -> Tensor:
-        """uint8 (C, H, W)."""
+        """Read one image, uint8 (C, H, W)."""
 
     def batch(self, chunk: range) -> Tensor:
-        """uint8 (b, C, H, W)."""
+        """Read the images of a range, uint8 (b, C, H, W)."""
         return torch.stack([self[index] for index in chunk])
 
     def first(self, number: int) -> "ImageSource":
-        """The first `number` images."""
+        """Return a source of the first `number` images."""
         part = copy.copy(self)
         vars(part).pop("fingerprint", None)
         part.keep_first(number)
@@ -56,7 +58,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def keep_first(self, number: int) -> None:
-        """Forgets all images but the first `number`."""
+        """Drop all images after the first `number`."""
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self)))
@@ -71,7 +73,7 @@ class ImageSource(ABC):
 
 
 class DataSetImages(ImageSource):
-    """A split as it is read for training, the first `number` images of it."""
+    """The first `number` images of a split, read as in training."""
 
     def __init__(self, images: ImageDataset, number: int | None = None):
         self.images = images
@@ -86,18 +88,18 @@ class DataSetImages(ImageSource):
         return to_uint8(self.images[index]["images"])
 
     def keep_first(self, number: int) -> None:
-        """Forgets all images but the first `number`."""
+        """Drop all images after the first `number`."""
         self._number = number
 
     @cached_property
     def fingerprint(self) -> str:
-        """That of the data set, with the number of images used where it is not all."""
+        """Fingerprint of the data set, with the number of images unless all are used."""
         whole = self.images.fingerprint()
         return whole if len(self) == len(self.images) else f"{whole}[:{len(self)}]"
 
 
 class ProtocolImages(DataSetImages):
-    """A split in the bytes that a protocol of reconstructions makes of it."""
+    """The images of a split, converted to bytes as a protocol of reconstructions does."""
 
     def __init__(self, images: ImageDataset, number: int, protocol: Protocol):
         super().__init__(images, number)
@@ -108,33 +110,34 @@ class ProtocolImages(DataSetImages):
 
     @cached_property
     def fingerprint(self) -> str:
-        """That of the split, with what the protocol does to its bytes."""
+        """Fingerprint of the split, with the protocol's conversion if it alters the images."""
         split = super().fingerprint
         altered = f" {self.protocol.quantisation}, {self.protocol.storage}"
         return split + altered if self.protocol.alters_images else split
 
 
 class FolderImages(ImageSource):
-    """The images of a folder and of the folders in it, by path, as a training reads them.
+    """The images of a folder and its subfolders, sorted by path and read as in training.
 
     Args:
-        folder: with image files; of the output of sample.py, its folder `images` is taken.
+        folder: with image files, or the output folder of sample.py.
 
     Attributes:
-        line: what was found, in a line.
+        line: a line that describes the images.
 
     Raises:
-        ValueError: no images, files that are no images, or images of several sizes; when read, a broken file.
+        ValueError: the folder has no images, files that are no images, or images of several sizes. Reading a broken
+            file raises it too.
     """
 
     def __init__(self, folder: Path):
         self.name = str(folder)
         folder = _images_of_samples(folder)
-        found = find_files(folder)
-        self.files = [Path(image.path) for image in found.images]
+        listing = find_files(folder)
+        self.files = [Path(image.path) for image in listing.images]
         if not self.files:
-            there = str(found.left_out) or "it is empty"
-            raise ValueError(f"folder {self.name!r} has no image files: {there}; save the images as PNG")
+            content = str(listing.left_out) or "it is empty"
+            raise ValueError(f"folder {self.name!r} has no image files: {content}; save the images as PNG")
         sizes: dict[tuple[int, int], Path] = {}
         grey = True
         for file in self.files:
@@ -152,7 +155,7 @@ class FolderImages(ImageSource):
         self._channels, self.image_size = (1 if grey else 3), (height, width)
         lossy = sum(file.suffix.lower() in _LOSSY for file in self.files)
         self.line = f"images: {len(self.files)} in {folder}, {self._channels} x {height} x {width}"
-        self.line += f"; left out: {found.left_out}" if str(found.left_out) else ""
+        self.line += f"; left out: {listing.left_out}" if str(listing.left_out) else ""
         self.line += f"; {lossy} are JPEG, whose losses are measured with them" if lossy else ""
 
     def __len__(self) -> int:
@@ -167,12 +170,12 @@ class FolderImages(ImageSource):
         return torch.from_numpy(np.array(pixels)).reshape(*self.image_size, self._channels).permute(2, 0, 1)
 
     def keep_first(self, number: int) -> None:
-        """Forgets all images but the first `number`."""
+        """Drop all images after the first `number`."""
         self.files = self.files[:number]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the files' contents in order: 50,000 files need not be decoded for it."""
+        """SHA-256 (hex) of the files' contents in order; the files are not decoded for it."""
         digest = hashlib.sha256(f"{len(self)} ".encode())
         for file in self.files:
             with file.open("rb") as content:
@@ -181,9 +184,10 @@ class FolderImages(ImageSource):
 
 
 def _images_of_samples(folder: Path) -> Path:
-    """The folder of images in the output of sample.py, where a picture of some of them lies too; else the folder.
+    """Return the folder `images` of sample.py's output, which also holds a grid; return any other folder unchanged.
 
-    ValueError: the samples are in another form.
+    Raises:
+        ValueError: the samples are no PNG files.
     """
     if not (folder / SAMPLES).is_file():
         return folder
@@ -194,12 +198,12 @@ def _images_of_samples(folder: Path) -> Path:
 
 
 class NpzImages(ImageSource):
-    """`arr_0` of an npz, uint8 (N, H, W, C), C 1 or 3; `labels` are `arr_1`, int64 (N,), where it is there.
+    """The images `arr_0` of an npz, uint8 (N, H, W, C) with C 1 or 3, and their labels `arr_1`, int64 (N,), if any.
 
-    An array that numpy.savez has stored is read where it lies; one that is compressed is read into memory.
+    An uncompressed array is mapped into memory; a compressed one is read.
 
     Raises:
-        ValueError: no such array, or of another kind.
+        ValueError: the npz has no such array, or one of another kind.
     """
 
     def __init__(self, file: Path):
@@ -232,5 +236,22 @@ class NpzImages(ImageSource):
         return torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)
 
     def keep_first(self, number: int) -> None:
-        """Forgets all images but the first `number`."""
+        """Drop all images after the first `number`."""
         self.images, self.labels = self.images[:number], None if self.labels is None else self.labels[:number]
+
+
+def open_image_source(folder: str) -> ImageSource | None:
+    """Open an npz or a folder of images; return None for a folder that holds a model or a run.
+
+    Raises:
+        ValueError: see `FolderImages` and `NpzImages`.
+    """
+    path = Path(folder)
+    if path.is_file() and path.suffix == ".npz":
+        return NpzImages(path)
+    indices = ("config.json", "model_index.json", "config.yaml", *ARTEFACTS, "vqvae")
+    if not path.is_dir() or any((path / index).exists() for index in indices):
+        return None
+    images = FolderImages(path)
+    announce(images.line)
+    return images

@@ -1,4 +1,4 @@
-"""What measuring reconstructions and samples share: the networks that measure, and what a result says of them."""
+"""The networks that measure images, their description in a result, and checks that all evaluations share."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from accelerate import PartialState
 from jsonargparse import Namespace
 
-from arcvq.compute.resumable import ResumableMap
 from arcvq.evaluation.image_sources import ImageSource
 from pipelines.metrics.digits import IMAGE_SIZE
 from pipelines.metrics.digits import NAME as DIGITS
@@ -14,20 +13,26 @@ from pipelines.metrics.extractors import Extractor, ExtractorConfig, make_extrac
 from pipelines.metrics.protocols import Protocol
 from tokenizer.losses.lpips import LPIPS
 
-CHUNK = 64  # images measured at once, where they are not sampled
+CHUNK = 64  # images measured at once, unless they are sampled
 PACKAGES = ("numpy", "pillow", "transformers")
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """The networks that measure, on the CPU: `extractor` and `perceptual`, either of which may be none."""
+class MetricNetworks:
+    """The networks that measure, on the CPU.
+
+    Attributes:
+        protocol: the protocol that they follow.
+        extractor: of features; None if no metric needs them.
+        perceptual: LPIPS; None if it is not measured.
+    """
 
     protocol: Protocol
     extractor: Extractor | None
     perceptual: LPIPS | None
 
     def describe(self) -> dict[str, Any]:
-        """The protocol, and the networks with the hashes of their weights."""
+        """Describe the protocol, and the networks with the hashes of their weights, as JSON."""
         facts = self.protocol.describe()
         facts["extractor"] = None if self.extractor is None else extractor_facts(self.extractor)
         if self.perceptual is not None:
@@ -36,17 +41,8 @@ class Measuring:
         return facts
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured: the protocol with all that it was measured on, the numbers, and the chunks behind them."""
-
-    protocol: dict[str, Any]
-    numbers: dict[str, float | int]
-    chunks: ResumableMap
-
-
 def extractor_facts(extractor: Extractor) -> dict[str, Any]:
-    """What features depend on beside the images."""
+    """Describe an extractor: all that features depend on except the images."""
     return {
         "name": extractor.name,
         "class": f"{type(extractor).__module__}.{type(extractor).__qualname__}",
@@ -56,8 +52,8 @@ def extractor_facts(extractor: Extractor) -> dict[str, Any]:
     }
 
 
-def make_measuring(config: Namespace, protocol: Protocol, extractor: str | None) -> Measuring:
-    """The networks that the options ask for; the main process downloads what is not there.
+def make_metric_networks(config: Namespace, protocol: Protocol, extractor: str | None) -> MetricNetworks:
+    """Make the networks that the options ask for; the main process downloads missing weights.
 
     Raises:
         ValueError: an unknown extractor, or weights that are missing, truncated or of the wrong hash.
@@ -66,7 +62,7 @@ def make_measuring(config: Namespace, protocol: Protocol, extractor: str | None)
         raise ValueError(f"--resize {config.resize} is that of an extractor's images: name one with --extractor")
     double = config.dtype == "float64"
     with PartialState().main_process_first():
-        made = extractor and make_extractor(
+        features = extractor and make_extractor(
             extractor,
             ExtractorConfig(
                 resize=config.resize,
@@ -78,17 +74,17 @@ def make_measuring(config: Namespace, protocol: Protocol, extractor: str | None)
             ),
         )
         perceptual = LPIPS(config.lpips, config.weights) if config.lpips else None
-    return Measuring(protocol, made or None, perceptual.double() if perceptual and double else perceptual)
+    return MetricNetworks(protocol, features or None, perceptual.double() if perceptual and double else perceptual)
 
 
 def default_extractor(config: Namespace, otherwise: str | None) -> str | None:
-    """The extractor that was named, the digits' classifier for the digits as it reads them, else `otherwise`."""
+    """Return the given extractor; else the digits' classifier for digits of its size, or `otherwise`."""
     digits = config.data.name == "digits" and config.data.image_size in (None, IMAGE_SIZE)
     return config.extractor or (DIGITS if digits else otherwise)
 
 
 def refuse_skipping(config: Namespace) -> None:
-    """ValueError where images would be left out: a number is that of all images of a split."""
+    """Raise ValueError if images could be skipped, because a metric is that of all images of a split."""
     if config.data.on_bad_image != "error":
         raise ValueError(
             f"data.on_bad_image {config.data.on_bad_image} would measure some images twice and others not; "
@@ -96,18 +92,22 @@ def refuse_skipping(config: Namespace) -> None:
         )
 
 
-def check_count(number: int | None, there: int, what: str) -> int:
-    """The number of images to measure: `number`, or all `there` are. ValueError where it is not between 1 and those."""
-    if number is not None and not 1 <= number <= there:
-        raise ValueError(f"num_images is {number}, but there are {there} {what}; take 1 to {there}")
-    return there if number is None else number
+def check_count(number: int | None, available: int, what: str) -> int:
+    """Return the number of images to measure: `number`, or all if it is None.
+
+    Raises:
+        ValueError: it is not between 1 and the `available` images; `what` names these.
+    """
+    if number is not None and not 1 <= number <= available:
+        raise ValueError(f"num_images is {number}, but there are {available} {what}; take 1 to {available}")
+    return available if number is None else number
 
 
 def check_same_images(images: ImageSource, others: ImageSource) -> None:
-    """ValueError where two sources cannot be compared image by image."""
-    ours, theirs = ((len(these), *these[0].shape) for these in (images, others))
-    if ours != theirs:
+    """Raise ValueError if two sources differ in number or shape of their images."""
+    kind, other_kind = ((len(source), *source[0].shape) for source in (images, others))
+    if kind != other_kind:
         raise ValueError(
-            f"{images.name} holds {ours} images (number, channels, height, width) and {others.name} {theirs}; make "
+            f"{images.name} holds {kind} images (number, channels, height, width) and {others.name} {other_kind}; make "
             "them equal: see --num_images, --data.channels and --data.image_size"
         )

@@ -1,4 +1,4 @@
-"""Generated images, sampled by a pipeline or read from files: their features, and what a result says of them."""
+"""Generated images, sampled by a pipeline or read from files, and their features."""
 
 from itertools import islice
 from pathlib import Path
@@ -22,18 +22,18 @@ from pipelines.metrics.distributions import INCEPTION_SCORE_SPLITS
 from pipelines.metrics.extractors import Extractor
 
 DEFAULT_NUMBER = 500
-SHOWN = 200  # images from which the picture is made
+SHOWN = 200  # images in the picture
 
 
 class PipelineSamples:
-    """Samples of the pipeline in a folder, image i from the seed `--seed` + i.
+    """Samples of a pipeline; image i has the seed `--seed` + i.
 
     Attributes:
-        number: how many.
+        number: of samples.
         labels: int64 (number,).
         image_size: (height, width).
-        facts: what they depend on.
-        are_digits: whether class i is the digit i, which the digits' classifier knows.
+        facts: all that the samples depend on, as JSON.
+        are_digits: whether class i is the digit i, so that the digits' classifier can read the samples.
     """
 
     def __init__(self, folder: str, config: Namespace, output: Path):
@@ -49,22 +49,22 @@ class PipelineSamples:
         self._form = config.save_images
         self._kept = None if self._form is None else output / FORMATS[self._form][0]
 
-    def measured(self, extractor: Extractor) -> ResumableMap:
-        """Their features, and the images that are shown or kept.
+    def features(self, extractor: Extractor) -> ResumableMap:
+        """Sample the images, and compute their features; keep the images that are shown or saved.
 
         Raises:
-            ValueError: kept images of another run are in the way.
+            ValueError: the folder of saved images holds those of another run.
         """
         settings = self.facts | extractor_facts(extractor) | environment()
         settings |= {"commit": commit(), "kept": self._kept is not None}
         chunks = ResumableMap(self._output, "samples", settings, self.number, self._batch_size)
         if self._kept is not None and PartialState().is_main_process:
             claim(self._kept, chunks.folder)
-        chunks.compute(lambda: self._measure(extractor))
+        chunks.compute(lambda: self._make_worker(extractor))
         return chunks
 
     def write_images(self, chunks: ResumableMap) -> None:
-        """The picture of the first samples, and all of them where they are kept."""
+        """Draw the first samples, and write all of them if --save_images asks for that."""
         shown = torch.stack(list(islice(images_of(chunks), SHOWN)))
         picture = self._output / "generation.png"
         save_class_samples(shown, self.labels[: len(shown)], self.pipeline.class_names, picture)
@@ -74,8 +74,8 @@ class PipelineSamples:
         _, write = FORMATS[self._form]
         write(self._kept, images_of(chunks), self.labels, range(self._seed, self._seed + self.number))
 
-    def _measure(self, shared_extractor: Extractor) -> Measure:
-        """The function that samples and measures the images of a range, with an extractor of its own thread."""
+    def _make_worker(self, shared_extractor: Extractor) -> Measure:
+        """Make a thread's function that samples and measures the images of a range, with its own extractor."""
         extractor = copy_sharing_weights(shared_extractor.to(PartialState().device), shared_extractor)
 
         def measure(chunk: range) -> dict[str, Tensor]:
@@ -88,11 +88,10 @@ class PipelineSamples:
 
 
 class FileSamples:
-    """Images that were made elsewhere; attributes as `PipelineSamples`, labels None where the files have none."""
+    """Images in files; attributes as `PipelineSamples`, but labels are None if the files have none."""
 
     def __init__(self, source: ImageSource, config: Namespace, output: Path):
-        there = len(source)
-        self.number = check_enough(check_count(config.num_images, there, f"images in {source.name}"))
+        self.number = check_enough(check_count(config.num_images, len(source), f"images in {source.name}"))
         self.source = source.first(self.number)
         self.labels: Tensor | None = getattr(self.source, "labels", None)
         self.image_size = source.image_size
@@ -100,17 +99,17 @@ class FileSamples:
         self.are_digits = config.data.name == "digits"
         self.facts = {"samples_fingerprint": self.source.fingerprint, "sample_size": source.image_size}
 
-    def measured(self, extractor: Extractor) -> ResumableMap:
-        """Their features."""
+    def features(self, extractor: Extractor) -> ResumableMap:
+        """Compute the features of the images."""
         return features_of(self.source, extractor, self._output)
 
     def write_images(self, chunks: ResumableMap) -> None:
-        """The picture of the first samples."""
+        """Draw the first samples."""
         save_samples(self.source.batch(range(min(self.number, 100))), self._output / "generation.png")
 
 
 def check_enough(number: int) -> int:
-    """The number of samples. ValueError where it is too small for the metrics."""
+    """Return the number of samples. ValueError if it is too small for the metrics."""
     if number < INCEPTION_SCORE_SPLITS:
         raise ValueError(f"the metrics need {INCEPTION_SCORE_SPLITS} images or more, got num_images {number}")
     return number

@@ -27,7 +27,7 @@ from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import machine, provenance
 from arcvq.compute.process import prepare_process
 from arcvq.evaluation import command as evaluate
-from arcvq.evaluation.networks import make_measuring
+from arcvq.evaluation.networks import make_metric_networks
 from arcvq.paper import figures
 from arcvq.paper.budget import Budget, steps_of
 from arcvq.paper.result_table import ResultTable, write_table
@@ -140,7 +140,9 @@ def parse_budget(config: Namespace) -> Budget:
         raise ValueError(f"a budget of time, {budget.text}, is timed on the CPU; take --budget 5epochs or 1200steps")
     for task in {task_of(row) for row in TABLES[config.table].rows.values()}:
         measuring = evaluate.make_parser().parse([task, "none", *measure_arguments(config, task)])
-        make_measuring(measuring, PROTOCOLS[config.measure.protocol], measuring.extractor)  # are all weights there?
+        make_metric_networks(
+            measuring, PROTOCOLS[config.measure.protocol], measuring.extractor
+        )  # are all weights there?
     return budget
 
 

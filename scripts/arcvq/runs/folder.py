@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
-from arcvq.checkpoints.checkpoint import RunState, checkpoints, newest_intact, on_main, save_checkpoint
+from arcvq.checkpoints.checkpoint import RunState, checkpoints, newest_intact, save_checkpoint
+from arcvq.checkpoints.collective import on_main
 from arcvq.compute.atomic_files import atomic_file, atomic_folder
 from arcvq.runs.lock import LOCK, FolderLock
 from arcvq.runs.options import RunConfig

@@ -285,7 +285,7 @@ def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path
 
     for name in ("train_tokenizer", "train_ldm", "train_pixelcnn", "codebook", "evaluate"):
         monkeypatch.setattr(table_runs, name, script(name))
-    monkeypatch.setattr(reproduce, "make_measuring", lambda *_: None)
+    monkeypatch.setattr(reproduce, "make_metric_networks", lambda *_: None)
     measure = ["--measure.extractor", "null", "--measure.lpips", "null", "--measure.protocol", "rfid"]
     shared = ["--seeds", "[3]", "--output_dir", "out", *measure]
     priors = ["--prior_budget", "9steps", "--measure.num_inference_steps", "4"]
@@ -331,7 +331,7 @@ def test_a_row_that_fails_leaves_the_others_their_table(tmp_path, images, monkey
         return RowNumbers({"psnr": 20.0 + seed}, "abc")
 
     monkeypatch.setattr(reproduce, "numbers_of", numbers_of)
-    monkeypatch.setattr(reproduce, "make_measuring", lambda *_: None)
+    monkeypatch.setattr(reproduce, "make_metric_networks", lambda *_: None)
     with pytest.raises(ValueError, match="2 of the table's trainings failed: VQ-VAE, seed 0: loss is not finite"):
         reproduce.main(["table_6", "--data", "mnist", "--images", str(images), "--budget", "1step"])
     found = json.loads(Path("runs/reproduce/mnist-1step/table_6-mnist.json").read_text())
