@@ -86,7 +86,7 @@ class Table:
 _RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfid")
 _VQVAE = {"mnist": (26.48, 0.9777, 0.0282, 3.43), "cifar10": (23.32, 0.8595, 0.2504, 39.67)}
 # Tables 9, 11 and 12 print other numbers of ArcVQ-VAE than tables 1, 4 and 6. The paper's public code keeps the weights
-# with the best reconstruction of the test split; this project keeps the last.
+# with the best reconstruction of the test split; this project keeps the last (configs/*/arcvq_paper.yaml).
 _ARCVQ = {"mnist": (28.13, 0.9843, 0.0213, 1.59), "cifar10": (24.71, 0.8976, 0.1928, 27.17)}
 
 

@@ -1,5 +1,8 @@
-"""What is known of a data set: of itself where it is here, else by its name."""
+"""What is known of a data set: of itself where it is here, else by its name or its page on the Hub."""
 
+from types import SimpleNamespace
+
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -37,9 +40,13 @@ def test_the_digits_are_here():
         ("ILSVRC/imagenet-1k", {"image_size": 128}, 1_281_167, 1000, 3, 128),
         ("hf://datasets/ILSVRC/imagenet-1k/data", {"image_size": 64, "streaming": True}, 1_281_167, 1000, 3, 64),
         ("elsewhere/ffhq", {"image_size": 256}, 60_000, 1, 3, 256),
+        ("data/not/here/BSDS_500", {"image_size": 64}, 400, 1, 3, 64),
     ],
 )
-def test_what_is_not_here_is_known_by_its_name(name, options, images, classes, channels, size):
+def test_what_is_not_here_is_known_by_its_name_without_the_hub(
+    monkeypatch, name, options, images, classes, channels, size
+):
+    monkeypatch.setattr(datasets, "load_dataset_builder", None)
     facts = dataset_info(DataConfig(name=name, **options))
     assert (len(facts), facts.num_classes, facts.channels, facts.image_size) == (images, classes, channels, size)
     assert not facts.measured and facts.encoded_bytes > 200 * images
@@ -53,9 +60,54 @@ def test_memory_is_held_as_the_config_says():
         assert bytes_held(dataset_info(config), config) == 0
 
 
-def test_unknown_and_incomplete_names_are_refused():
-    with pytest.raises(DataError, match="nothing is known here, only of mnist, cifar10, imagenet"):
+def page(monkeypatch, num_examples=9_000, **columns):
+    """Let the Hub describe every data set as one of these columns; returns the names that it is asked for."""
+    asked = []
+    split = datasets.SplitInfo("training", num_bytes=123_456, num_examples=num_examples)
+    splits = datasets.splits.SplitDict({"training": split})
+    features = datasets.Features({"image": datasets.Image(), **columns})
+    builder = SimpleNamespace(info=datasets.DatasetInfo(features=features, splits=splits))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: asked.append(name) or builder)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "name", ["zh-plus/tiny-imagenet", "zalando-datasets/fashion_mnist", "hf://datasets/x/mnist-like/data"]
+)
+def test_a_name_that_holds_a_known_one_is_described_by_its_own_page(monkeypatch, name):
+    asked = page(monkeypatch, label=datasets.ClassLabel(num_classes=7))
+    facts = dataset_info(DataConfig(name=name, image_size=64, channels=3, streaming=True))
+    assert (len(facts), facts.num_classes, facts.channels, facts.image_size) == (9_000, 7, 3, 64)
+    assert facts.encoded_bytes == 123_456 and not facts.measured
+    assert [name.removeprefix("hf://datasets/").removesuffix("/data")] == asked
+
+
+def test_a_page_that_leaves_something_open_is_refused_with_the_option_to_set(monkeypatch):
+    options = {"name": "someone/photographs", "image_size": 64, "channels": 3}
+    page(monkeypatch)
+    assert dataset_info(DataConfig(**options)).num_classes == 1
+    with pytest.raises(DataError, match=r"set data\.channels"):
+        dataset_info(DataConfig(**options | {"channels": None}))
+    with pytest.raises(DataError, match=r"set data\.image_size"):
+        dataset_info(DataConfig(**options | {"image_size": None}))
+    page(monkeypatch, label=datasets.Value("int64"))
+    with pytest.raises(DataError, match=r"how many classes its column 'label' has; set data\.label_column to none"):
+        dataset_info(DataConfig(**options))
+    assert dataset_info(DataConfig(**options, label_column="none")).num_classes == 1
+    page(monkeypatch, num_examples=0)
+    with pytest.raises(DataError, match="does not give its numbers"):
+        dataset_info(DataConfig(**options))
+
+
+def test_unknown_and_incomplete_names_are_refused(monkeypatch):
+    def unreachable(name):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
+    with pytest.raises(DataError, match=r"known here of .*, only of mnist, .* not describe it: no network"):
         dataset_info(DataConfig("someone/photographs", image_size=64))
+    with pytest.raises(DataError, match=r"set data\.name to a folder, or to a data set on the Hub"):
+        dataset_info(DataConfig("photographs", image_size=64))
     with pytest.raises(DataError, match=r"of many sizes; set data\.image_size"):
         dataset_info(DataConfig("imagenet"))
     with pytest.raises(DataError, match="resize_to is 8, less than"):
