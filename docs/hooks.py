@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return f"[{text}]({page_name}{'#' * bool(anchor)}{anchor})"
         if config.repo_url:
             return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{place.relative_to(ROOT)})"
-        return text
+        return text if "`" in text or not re.search(r"[/.]", text) else f"`{text}`"
 
     # Code is left as it is: a link in it is none.
     parts = re.split(r"(^```.*?^```$|`[^`\n]*`(?!\]))", markdown, flags=re.DOTALL | re.MULTILINE)

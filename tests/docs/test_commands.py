@@ -100,7 +100,7 @@ def parsed(verb, args, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_options_are_those_of_the_verb(command, parse_only, monkeypatch):
+def test_options_are_those_of_the_verb(command, parse_only, tmp_path, monkeypatch):
     words = shlex.split(command, comments=True)
     own = own_words(words)
     if own is None:
@@ -113,8 +113,8 @@ def test_options_are_those_of_the_verb(command, parse_only, monkeypatch):
     if verb == "--help":
         return
     assert verb in VERBS
-    if "arcvq" in words[:5]:  # in any folder: --config mnist/arcvq.yaml is a name, which is a path here
-        monkeypatch.chdir(ROOT / "configs")
+    if "arcvq" in words[:5]:  # works in any folder: configs are found by name
+        monkeypatch.chdir(tmp_path)
 
     config = parsed(verb, args, monkeypatch)
 
