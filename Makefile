@@ -2,6 +2,7 @@
 # test: the quick tests. test-all: these, and the slow ones, with the line coverage of both.
 # lint: ruff, the arrows between packages, the types of the public surface.
 # test-all, lint and test-newest are what .ci/run runs.
+# docs: the pages, into site/; a broken link is an error.
 # wheel-test: builds the wheel, installs it in an empty folder, and runs its commands there.
 # robustness: kills, inputs broken at random, limits of memory and time.
 # test-newest: the quick tests with the newest versions that pyproject.toml allows, in an environment of their own.
@@ -10,9 +11,11 @@ PYTHON ?= python3
 VENV := .venv
 NEWEST := .venv-newest
 LOCK := .ci/constraints.txt
+DOCS := .venv-docs
+DOCS_LOCK := .ci/docs-constraints.txt
 PYTEST := python -m pytest -n 2 --dist worksteal
 
-.PHONY: clean-coverage demo test test-all robustness lint lint-imports wheel-test test-newest lock
+.PHONY: clean-coverage demo test test-all robustness lint lint-imports docs wheel-test test-newest lock
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/quickstart.py
@@ -42,6 +45,10 @@ lint: $(VENV)/.installed
 lint-imports: $(VENV)/.installed
 	PYTHONPATH=.:scripts $(VENV)/bin/lint-imports --no-cache
 
+# In an environment of its own: the pages are built from the sources' text, and nothing of the project is imported.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+
 # The commands of the wheel, in an environment of its own and a folder without the checkout.
 wheel-test:
 	PYTHON=$(PYTHON) bash tests/wheel/run
@@ -67,4 +74,10 @@ lock:
 $(VENV)/.installed: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(LOCK)
+	touch $@
+
+$(DOCS)/.installed: pyproject.toml $(DOCS_LOCK)
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/packages.txt
+	$(DOCS)/bin/python -m pip install --quiet --requirement $(DOCS)/packages.txt --constraint $(DOCS_LOCK)
 	touch $@

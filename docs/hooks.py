@@ -4,6 +4,7 @@ Formulas are converted when the site is built, so that a page needs neither a ne
 """
 
 import html
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
+log = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).resolve().parents[1]
 # Pages that lie in the root, where code forges look for them.
 PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
@@ -37,7 +39,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         name, _, anchor = target.partition("#")
         place = (folder / name).resolve()
         if not place.exists():
-            raise FileNotFoundError(f"{page.file.src_uri} links to {target}, which is not there")
+            log.warning("%s links to %s, which is not there", page.file.src_uri, target)
+            return match.group()
         if place.is_relative_to(ROOT / "docs"):
             inside = place.relative_to(ROOT / "docs")
             return f"[{text}]({inside}{'#' * bool(anchor)}{anchor})" if folder == ROOT else match.group()

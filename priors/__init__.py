@@ -1,4 +1,4 @@
-"""Codes and latents -> their distribution."""
+"""Priors: latents or codes -> their distribution."""
 
 from priors.pixelcnn import PixelCNN
 

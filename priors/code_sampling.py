@@ -1,4 +1,4 @@
-"""Logits, uniform numbers -> codes: guidance, temperature, top-k and top-p."""
+"""Sample codes: logits, uniform numbers -> codes, with guidance, temperature, top-k and top-p."""
 
 import math
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from priors.number_arguments import as_number, as_whole_number, described
 
 @dataclass(frozen=True)
 class CodeSampler:
-    """How a code is drawn from its logits; in the order of the arguments.
+    """Options for drawing a code from its logits, applied in the order of the arguments.
 
     Args:
-        guidance_scale: s in u + s (c - u), of logits c for the label and u for the null class; 1 is c.
+        guidance_scale: s in u + s (c - u), with logits c for the label and u for the null class; 1 gives c.
         temperature: divides the logits, > 0.
-        top_k: keeps the k most likely codes.
-        top_p: keeps the smallest set of codes whose probability reaches p.
+        top_k: keep the k most likely codes.
+        top_p: keep the smallest set of codes whose probability reaches p.
 
     Raises:
-        TypeError: one of them is no number.
-        ValueError: one of them is out of range.
+        TypeError: an option is no number.
+        ValueError: an option is out of range.
     """
 
     guidance_scale: float
@@ -37,7 +37,7 @@ class CodeSampler:
         if self.top_p is not None:
             numbers["top_p"] = as_number("top_p", self.top_p)
         for name, number in numbers.items():
-            object.__setattr__(self, name, number)  # those of numpy and torch as Python's own
+            object.__setattr__(self, name, number)  # converts numbers of numpy and torch to Python's
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale must be at least 0 and finite, got {self.guidance_scale}")
         if not self.temperature > 0:
@@ -53,19 +53,19 @@ class CodeSampler:
         return self.guidance_scale != 1
 
     def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """Logits (B, K), or where it is guided (2B, K), the null class first; uniform numbers (B,) -> codes (B,)."""
+        """Draw codes (B,): logits (B, K), or (2B, K) with the null class first if guided; uniform numbers (B,)."""
         logits = logits.float()
         if self.is_guided:
             unconditional, conditional = logits.chunk(2)
             logits = unconditional + self.guidance_scale * (conditional - unconditional)
-        # The largest is 0: divided by whatever temperature it stays, and others become -inf at most.
+        # The largest logit becomes 0 and stays 0 at any temperature; the others can only overflow to -inf.
         logits = logits - logits.amax(dim=1, keepdim=True)
         probabilities = restrict(logits / self.temperature, self.top_k, self.top_p).softmax(dim=1)
         return inverse_cdf(probabilities, uniform)
 
 
 def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits (B, K) with the codes outside top-k, then outside top-p, at -inf."""
+    """Set the logits (B, K) of codes outside top-k, then outside top-p, to -inf."""
     if top_k is None and top_p is None:
         return logits
     ordered, order = logits.sort(dim=1, descending=True)
@@ -73,25 +73,25 @@ def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
         ordered[:, top_k:] = -torch.inf
     if top_p is not None:
         probabilities = ordered.softmax(dim=1)
-        # A code stays while the probability before it is below p, so the first always stays.
+        # A code is kept while the probability of the codes before it is below p, so the first is always kept.
         ordered[probabilities.cumsum(dim=1) - probabilities >= top_p] = -torch.inf
     return torch.empty_like(logits).scatter_(1, order, ordered)
 
 
 def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The code at which the cumulative probability (B, K) passes the uniform number (B,)."""
+    """Find the code at which the cumulative probability (B, K) exceeds the uniform number (B,)."""
     cumulative = probabilities.double().cumsum(dim=1)
-    # Scaled by the total, which is 1 but for rounding: a number near 1 then never passes the last possible code.
+    # Scaled by the total (1 up to rounding), so that a number near 1 never exceeds the last possible code.
     threshold = uniform.double().unsqueeze(1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=probabilities.shape[1] - 1)
 
 
 def check_given_codes(given: Any, shape: tuple[int, ...], codebook_size: int) -> None:
-    """Checks codes that are to be completed, -1 where one is to be drawn.
+    """Check codes to be completed, with -1 for each code to be drawn.
 
     Raises:
-        TypeError: no tensor.
-        ValueError: of another shape or type, or beyond the codebook.
+        TypeError: the codes are no tensor.
+        ValueError: the codes have another shape or dtype, or are outside the codebook.
     """
     remedy = "take them from vqvae.encode_codes, and set -1 where one is to be drawn"
     if not isinstance(given, Tensor):
@@ -99,5 +99,5 @@ def check_given_codes(given: Any, shape: tuple[int, ...], codebook_size: int) ->
     if tuple(given.shape) != shape or given.dtype != torch.int64:
         raise ValueError(f"given codes are int64 {shape}, got {given.dtype} {tuple(given.shape)}; {remedy}")
     if given.min() < -1 or given.max() >= codebook_size:
-        found = f"{given.min().item()} to {given.max().item()}"
-        raise ValueError(f"given codes are 0 to {codebook_size - 1}, or -1 to be drawn, got {found}; {remedy}")
+        values = f"{given.min().item()} to {given.max().item()}"
+        raise ValueError(f"given codes are 0 to {codebook_size - 1}, or -1 to be drawn, got {values}; {remedy}")

@@ -10,14 +10,14 @@ from torch.nn.functional import mse_loss
 
 
 def make_scheduler(prediction_type: Literal["epsilon", "v_prediction"] = "epsilon") -> DDIMScheduler:
-    """The noise schedule of LDM's ImageNet model: 1000 steps, beta 0.0015 to 0.0195, linear in the root.
+    """Build the noise schedule of LDM's ImageNet model: 1000 steps, beta 0.0015 to 0.0195, linear in sqrt(beta).
 
-    Sampling begins at the last timestep whatever the number of steps ("trailing", Lin et al. 2024); diffusers' default
-    begins far below it where the number does not divide 1000, at 599 for 600 steps.
+    Sampling begins at the last timestep for any number of steps ("trailing" spacing, Lin et al. 2024). diffusers'
+    default spacing begins far below it if the number does not divide 1000, at timestep 599 for 600 steps.
 
     Args:
-        prediction_type: what the UNet predicts: the noise, or v (Salimans and Ho 2022), which asks less of a small
-            network at high noise, where the noise is nearly its input.
+        prediction_type: target of the UNet: the noise, or v (Salimans and Ho 2022). v is easier for a small network at
+            high noise, where the noise is nearly its input.
     """
     return DDIMScheduler(
         num_train_timesteps=1000,
@@ -39,8 +39,10 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
 
 
 def other_scheduler(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
-    """One of `SCHEDULERS` with the same noise schedule: DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022, second
-    order, multistep) or UniPC (Zhao et al. 2023)."""
+    """Build one of `SCHEDULERS` with the same noise schedule.
+
+    DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022, second order, multistep) or UniPC (Zhao et al. 2023).
+    """
     return SCHEDULERS[name].from_config(scheduler.config)
 
 
@@ -53,22 +55,22 @@ def diffusion_loss(
     label_dropout: float,
     min_snr_gamma: float | None = None,
 ) -> Tensor:
-    """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14) or v, with labels dropped to the null class.
+    """Compute the mean squared error of the predicted noise (Ho et al. 2020, eq. 14) or v, with label dropout.
 
     Timesteps, noise and dropped labels come from torch's global generators.
 
     Args:
         unet: (noised latents, timesteps, labels) -> `.sample`; may be wrapped for parallel training.
-        scheduler: adds the noise, and says what is predicted.
+        scheduler: adds the noise; its config says whether noise or v is predicted.
         latents: (B, D, h, w), scaled to unit standard deviation.
         labels: (B,) int64.
         null: id of the null class.
         label_dropout: probability in [0, 1] that a label is replaced by `null`.
-        min_snr_gamma: weighs each sample by min(snr, gamma) / snr where the noise is predicted, or by
-            min(snr, gamma) / (snr + 1) where v is (Hang et al. 2023, "Efficient diffusion training via min-SNR
-            weighting strategy"; they take 5); None weighs all alike.
+        min_snr_gamma: weights each sample by min(snr, gamma) / snr if noise is predicted, or by min(snr, gamma) / (snr
+            + 1) if v is (Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy", with gamma
+            5); None: equal weights.
     """
-    # Drawn on the CPU, so that one seed gives the same training on every kind of device.
+    # Drawn on the CPU, so that a seed gives the same training on any kind of device.
     noise = torch.randn(latents.shape, dtype=latents.dtype).to(latents.device)
     timesteps = torch.randint(scheduler.config.num_train_timesteps, labels.shape).to(latents.device)
     dropped = (torch.rand(labels.shape) < label_dropout).to(latents.device)
@@ -85,9 +87,9 @@ def diffusion_loss(
 
 
 def guide(predictions: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance u + s (c - u) (Ho and Salimans 2022).
+    """Apply classifier-free guidance u + s (c - u) (Ho and Salimans 2022).
 
-    Predicted noise or v of any dtype, (2B, D, h, w), the null class's first -> (B, D, h, w) float32.
+    Predicted noise or v (2B, D, h, w), the null class's u first, any dtype -> (B, D, h, w) float32.
     """
     unconditional, conditional = predictions.float().chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)

@@ -12,8 +12,8 @@ from torch.nn.functional import pad
 class GatedLayer(nn.Module):
     """One gated layer of the vertical stack (all rows above) and the horizontal stack (this row, to the left).
 
-    `sees_itself=False` is mask A: the present position is hidden from both convolutions; True is mask B. In both, the
-    vertical stack passes on rows above the present one only, since the first layer hid the present row from it.
+    `sees_itself=False` is mask A: the current position is hidden from both convolutions; True is mask B. In both, the
+    vertical stack carries only rows above the current one, because the first layer hid the current row from it.
     """
 
     def __init__(self, channels: int, kernel_size: int, num_classes: int, sees_itself: bool, dropout: float):
@@ -22,7 +22,7 @@ class GatedLayer(nn.Module):
         taps = reach + sees_itself
         self.vertical_pad = (reach, reach, reach, 0)
         self.horizontal_pad = (reach, 0, 0, 0)
-        # Without its own position the window ends one earlier; the surplus of the output is cut off in `forward`.
+        # With mask A the window ends one position earlier; `forward` cuts off the surplus of the output.
         self.vertical = nn.Conv2d(channels, 2 * channels, (taps, kernel_size))
         self.horizontal = nn.Conv2d(channels, 2 * channels, (1, taps))
         self.vertical_to_horizontal = nn.Conv2d(2 * channels, 2 * channels, 1)
@@ -32,7 +32,7 @@ class GatedLayer(nn.Module):
         self.residual = sees_itself
 
     def forward(self, vertical: Tensor, horizontal: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both stacks (B, C, h, w), labels (B,) -> both stacks (B, C, h, w)."""
+        """Compute both stacks (B, C, h, w) from both stacks (B, C, h, w) and labels (B,)."""
         height, width = vertical.shape[2:]
         condition = self.label(labels)[:, :, None, None]  # (B, 2C, 1, 1)
         above = self.vertical(pad(vertical, self.vertical_pad))[:, :, :height]  # (B, 2C, h, w)
@@ -43,6 +43,6 @@ class GatedLayer(nn.Module):
 
 
 def _gate(features: Tensor) -> Tensor:
-    """(B, 2C, h, w) -> tanh(first half) sigmoid(second half), (B, C, h, w)."""
+    """Compute tanh(first half) sigmoid(second half) of the channels: (B, 2C, h, w) -> (B, C, h, w)."""
     value, gate = features.chunk(2, dim=1)
     return torch.tanh(value) * torch.sigmoid(gate)

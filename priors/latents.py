@@ -1,13 +1,13 @@
-"""A frozen tokenizer as a boundary: images -> latents and codes; a data set of them, read from shards on disk.
+"""A frozen tokenizer's outputs: images -> latents and codes; a data set of them in shards on disk.
 
-A shard is a safetensors file about consecutive images of a data set, for n images in F orientations:
+A shard is a safetensors file of consecutive images of a data set, for n images in F orientations:
 
     latents  (n, F, D, h, w)  float32 or float16, before quantisation, not scaled
-    codes    (n, F, h, w)     int32, or (n, F, h, w, depth); not there where the tokenizer has none
+    codes    (n, F, h, w)     int32, or (n, F, h, w, depth); missing for a continuous tokenizer
     labels   (n,)             int64
-    moments  (1, 3)           float64: how many values the latents have, their mean, their sum of squares about it
+    moments  (1, 3)           float64: statistics of all latent values: count, mean, sum of squares about the mean
 
-F is 1, the images as they are, or 2, also mirrored from left to right.
+F is 1 (the images as they are), or 2 (also mirrored left to right).
 """
 
 import hashlib
@@ -25,21 +25,21 @@ from tokenizer.data.framing import mirrored, uniform_draws
 from tokenizer.loading.old_configs import without_network_options
 from tokenizer.model import VQTokenizer
 
-# To be raised when the meaning of the stored tensors changes.
+# Version of the shards; increase it when the meaning of the stored tensors changes.
 SHARD_FORMAT = 2
 
-# Images in one pass through the encoder, whatever the batch: 32 of 256 px take a few GB in a VQGAN.
+# Images per pass through the encoder, for any batch size: 32 of 256 px take a few GB in a VQGAN.
 ENCODED_AT_ONCE = 32
 
 
 def tokenizer_fingerprint(tokenizer: VQTokenizer) -> str:
-    """SHA-256 (hex) over the tokenizer's config, and every tensor of its state with name, dtype and shape."""
+    """Compute the SHA-256 (hex) of the tokenizer's config and of all its tensors with name, dtype and shape."""
     digest = hashlib.sha256()
     config = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
     config = without_network_options(config)  # so that runs and caches from before network_options stay known
     digest.update(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
-        # The counter of training steps changes no latent and no code.
+        # The step counter influences neither latents nor codes.
         if name != "bottleneck.step":
             digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -48,10 +48,10 @@ def tokenizer_fingerprint(tokenizer: VQTokenizer) -> str:
 
 @torch.no_grad()
 def encode_images(tokenizer: VQTokenizer, images: Tensor) -> dict[str, Tensor]:
-    """Images (B, C, H, W) in [-1, 1] -> {"latents": (B, D, h, w) float32, not scaled, "codes": (B, h, w) int64}.
+    """Encode images (B, C, H, W) in [-1, 1]: {"latents": (B, D, h, w) float32, not scaled, "codes": (B, h, w) int64}.
 
-    Where a token has several codes, they are (B, h, w, depth); a continuous tokenizer has none. The tokenizer is in
-    eval mode and in float32; the result is on its device.
+    Codes are (B, h, w, depth) if a token has several, and missing for a continuous tokenizer. The tokenizer is in eval
+    mode and float32; the result is on its device.
     """
     latents = [tokenizer.encode(part.to(tokenizer.device)).latents for part in images.split(ENCODED_AT_ONCE)]
     encoded = {"latents": torch.cat(latents).float()}
@@ -68,14 +68,14 @@ def encode_shard(
     flips: bool = False,
     num_workers: int = 0,
 ) -> dict[str, Tensor]:
-    """The tensors of the shard about these images of a data set, on the CPU; see above.
+    """Compute the tensors of the shard of these images, on the CPU; the module's docstring lists them.
 
     Args:
-        tokenizer: in eval mode and in float32, on the device that is to compute.
-        dataset: images of the tokenizer's size and channels; as they are, whatever `augmented` would draw.
-        indices: which images.
-        dtype: of the latents in the shard.
-        flips: whether the images are encoded mirrored as well.
+        tokenizer: in eval mode and float32, on the device that computes.
+        dataset: images of the tokenizer's size and channels, encoded without random augmentation.
+        indices: indices of the images.
+        dtype: dtype of the latents in the shard.
+        flips: whether mirrored images are encoded as well.
         num_workers: loader processes.
 
     Raises:
@@ -83,15 +83,15 @@ def encode_shard(
     """
     batches = evaluation_batches(Subset(dataset, indices), batch_size=ENCODED_AT_ONCE, num_workers=num_workers)
     dtypes = {"latents": dtype, "codes": torch.int32}
-    found, labels = {}, []
+    columns, labels = {}, []
     for batch in batches:
         sides = [batch["images"], batch["images"].flip(-1)] if flips else [batch["images"]]
         encoded = [encode_images(tokenizer, side) for side in sides]
         for name in encoded[0]:
             both = torch.stack([side[name].to("cpu", dtypes[name]) for side in encoded], dim=1)
-            found.setdefault(name, []).append(both)
+            columns.setdefault(name, []).append(both)
         labels.append(batch["labels"])
-    shard = {name: torch.cat(parts) for name, parts in found.items()} | {"labels": torch.cat(labels)}
+    shard = {name: torch.cat(parts) for name, parts in columns.items()} | {"labels": torch.cat(labels)}
     if not shard["latents"].isfinite().all():
         name = str(dtype).removeprefix("torch.")
         raise ValueError(f"latents of images {indices[0]} to {indices[-1]} are not finite in {name}")
@@ -99,47 +99,47 @@ def encode_shard(
 
 
 def _statistics(values: Tensor) -> Tensor:
-    """(count, mean, sum of squares about the mean) of all values, float64 (1, 3)."""
+    """Compute (count, mean, sum of squares about the mean) of all values, float64 (1, 3)."""
     values = values.double()
     mean = values.mean()
     return torch.stack([torch.tensor(values.numel(), dtype=torch.float64), mean, (values - mean).square().sum()])[None]
 
 
 def latent_scale(statistics: Tensor) -> float:
-    """1 / standard deviation of the latents of all shards, from their statistics (shards, 3) float64.
+    """Compute 1 / standard deviation of the latents of all shards from their statistics (shards, 3) float64.
 
-    Times this, the latents have unit variance.
+    Latents multiplied by it have unit variance.
 
     Raises:
-        ValueError: the latents are all equal.
+        ValueError: all latents are equal.
     """
     counts, means, squares = statistics.unbind(1)
     mean = (counts * means).sum() / counts.sum()
     variance = (squares.sum() + (counts * (means - mean).square()).sum()) / (counts.sum() - 1)
     deviation = variance.sqrt().item()
-    if not deviation > 1e-7 * mean.abs().item():  # what float32 tells apart
+    if not deviation > 1e-7 * mean.abs().item():  # below the resolution of float32
         raise ValueError(f"the latents' standard deviation is {deviation}: the tokenizer encodes every image alike")
     return 1 / deviation
 
 
 class EncodedDataset(Dataset):
-    """A data set as the tokenizer sees it, in the data set's order; the shards are mapped into memory, not read.
+    """A data set as the tokenizer encodes it, in the data set's order; shards are memory-mapped.
 
-    Item: {"latents": float32 (D, h, w), "codes": int64 (h, w) or (h, w, depth), "labels": int64 ()} of one image
-    as it is, "codes" as far as the tokenizer has them; of a list of indices, the batch of their items.
+    Item: {"latents": float32 (D, h, w), "codes": int64 (h, w) or (h, w, depth), "labels": int64 ()} of one image, not
+    mirrored; "codes" is missing for a continuous tokenizer. A list of indices gives the batch of their items.
 
     Args:
         shards: their files, in order.
 
     Attributes:
         labels: (n,) int64, in memory.
-        statistics: (shards, 3) float64, of the latents in all orientations: what `latent_scale` takes.
+        statistics: (shards, 3) float64, of the latents in all orientations: the argument of `latent_scale`.
     """
 
     def __init__(self, shards: Sequence[Path]):
         self.shards = list(shards)
         small = [_open(file, "labels", "moments") for file in self.shards]
-        self.labels = torch.cat([shard["labels"] for shard in small])  # a copy: these were maps of the files
+        self.labels = torch.cat([shard["labels"] for shard in small])  # cat copies the memory-mapped labels
         self.statistics = torch.cat([shard["moments"] for shard in small])
         self._ends = torch.tensor([len(shard["labels"]) for shard in small]).cumsum(0)
         self._mapped: dict[int, dict[str, Tensor]] = {}
@@ -154,11 +154,11 @@ class EncodedDataset(Dataset):
 
     @property
     def is_augmented(self) -> bool:
-        """Whether the shards have mirrored images, which training sees half of the time: `augmented`."""
+        """Whether the shards have mirrored images, which training sees half of the time: see `augmented`."""
         return self._shard(0)["latents"].shape[1] == 2
 
     def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, Tensor]:
-        """The batch of the indices as training sees it in an epoch: those mirrored that the images themselves would be.
+        """Return the batch of the indices as training sees it in an epoch: the same images are mirrored as in pixels.
 
         A function of seed, epoch and each index alone.
         """
@@ -174,23 +174,23 @@ class EncodedDataset(Dataset):
             batch[name] = torch.empty(len(indices), *values.shape[2:], dtype=dtype)
         shards = torch.bucketize(indices, self._ends, right=True)
         for shard in shards.unique().tolist():
-            here = (shards == shard).nonzero().flatten()
-            rows = indices[here] - (self._ends[shard - 1] if shard else 0)
+            positions = (shards == shard).nonzero().flatten()
+            rows = indices[positions] - (self._ends[shard - 1] if shard else 0)
             for name, values in self._shard(shard).items():
-                batch[name][here] = values[rows, orientations[here]].to(batch[name].dtype)
+                batch[name][positions] = values[rows, orientations[positions]].to(batch[name].dtype)
         return batch
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
-        """Latents and codes of a shard, mapped when they are first asked for."""
+        """Return latents and codes of a shard, mapped on first access."""
         if shard not in self._mapped:
             self._mapped[shard] = _open(self.shards[shard], "latents", "codes")
         return self._mapped[shard]
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_mapped": {}}  # another process maps the files itself, instead of being sent them
+        return self.__dict__ | {"_mapped": {}}  # another process maps the files itself instead of receiving their data
 
 
 def _open(file: Path, *names: str) -> dict[str, Tensor]:
-    """Tensors of a safetensors file as maps of it: what is not touched is not read."""
+    """Map tensors of a safetensors file: only accessed parts are read."""
     with safe_open(file, "pt") as tensors:
         return {name: tensors.get_tensor(name) for name in names if name in tensors.keys()}  # noqa: SIM118

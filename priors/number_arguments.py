@@ -1,4 +1,4 @@
-"""Numbers that a caller gives, of Python, numpy or torch, told from what only looks like one."""
+"""Convert number arguments of Python, numpy or torch, and refuse values that only look like numbers."""
 
 import reprlib
 from typing import Any
@@ -7,15 +7,15 @@ import numpy as np
 from torch import Tensor
 
 _SHOWN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, range, np.generic)
-_LONGEST = 80  # characters of it
+_LONGEST = 80  # characters of a description
 
 
 def as_number(name: str, value: Any) -> float:
-    """A number that is given as the argument `name`: an int, a float, or one of numpy or in a tensor of one element.
+    """Convert the argument `name` to float: an int, a float, a numpy number, or a tensor of one element.
 
     Raises:
         TypeError: anything else; text and truth values are no numbers.
-        ValueError: a number that no float holds.
+        ValueError: a number beyond the range of a float.
     """
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, int | float):
@@ -27,10 +27,10 @@ def as_number(name: str, value: Any) -> float:
 
 
 def as_whole_number(name: str, value: Any) -> int:
-    """A whole number that is given as the argument `name`: an int, or one of numpy or in a tensor of one element.
+    """Convert the argument `name` to int: an int, a numpy integer, or an integer tensor of one element.
 
     Raises:
-        TypeError: anything else, 10.0 among it, which may come of a division that was not meant.
+        TypeError: anything else, including 10.0, which may come from an unintended division.
     """
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, int):
@@ -39,21 +39,21 @@ def as_whole_number(name: str, value: Any) -> int:
 
 
 def described(value: Any) -> str:
-    """Describe what a caller gave, for one line of an error."""
-    if isinstance(value, Tensor) and value.is_nested:  # which has no shape
+    """Describe an argument's value in one line for an error."""
+    if isinstance(value, Tensor) and value.is_nested:  # has no shape
         return "a nested Tensor"
     if isinstance(value, Tensor | np.ndarray):
         return f"a {type(value).__name__} of {value.dtype} {tuple(value.shape)}"
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if value is not None and not isinstance(value, _SHOWN):  # whose repr may be a whole network
+    if value is not None and not isinstance(value, _SHOWN):  # its repr may be a whole network
         return f"a {type(value).__name__}"
     text = " ".join(reprlib.repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _plain(value: Any) -> Any:
-    """The Python number in a scalar of numpy or in a tensor or array of one element; anything else as it is."""
+    """Return the Python number in a numpy scalar, or in a tensor or array of one element; other values unchanged."""
     if isinstance(value, Tensor):
         return value.item() if not (value.is_meta or value.is_nested) and value.numel() == 1 else value
     if isinstance(value, np.ndarray | np.generic):

@@ -1,7 +1,6 @@
 """A class-conditional gated PixelCNN over the code grid: codes, labels -> nll; labels -> sampled codes.
 
-van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders". The causal masks are written as
-padding: a convolution that may not see the present row or pixel is shifted by one, and has no masked weights.
+van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders".
 """
 
 import math
@@ -23,10 +22,10 @@ from tokenizer.model import VQTokenizer
 
 
 def code_grid(tokenizer: VQTokenizer) -> tuple[int, int]:
-    """(h, w) of a tokenizer's codes.
+    """Return (h, w) of a tokenizer's codes.
 
     Raises:
-        ValueError: it has no codes, or several for a token, which this prior does not model.
+        ValueError: the tokenizer has no codes, or several per token, which this prior does not model.
     """
     depth = tokenizer.bottleneck.depth
     if depth != 1:
@@ -49,8 +48,8 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         num_layers: gated layers; the first has mask A and kernel 7, the others mask B and kernel 3.
         head_channels: width of the layer before the logits.
         dropout: dropout inside the gated layers.
-        label_dropout: probability in [0, 1) that a label is replaced by the null class in training, which guidance
-            needs; at 0 there is no null class.
+        label_dropout: probability in [0, 1) that training replaces a label by the null class, which guidance needs; at
+            0 the model has no null class.
     """
 
     @register_to_config
@@ -86,9 +85,11 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         )
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """Codes (B, h, w) and labels (B,), int64 -> logits (B, K, h, w), from the codes before in raster order."""
+        """Compute logits (B, K, h, w), each from the codes before it in raster order: codes (B, h, w), labels (B,),
+        int64.
+        """
         if self.training and self.config.label_dropout:
-            # Drawn on the CPU, so that one seed gives the same training on every kind of device.
+            # Drawn on the CPU, so that a seed gives the same training on any kind of device.
             dropped = (torch.rand(labels.shape) < self.config.label_dropout).to(labels.device)
             labels = torch.where(dropped, self.null_label, labels)
         vertical = horizontal = self.embedding(codes).permute(0, 3, 1, 2)  # (B, C, h, w)
@@ -97,16 +98,16 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         return self.head(relu(horizontal))
 
     def nll(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """Negative log-likelihood in nats per code, (B,) float32: codes (B, h, w) int64, labels (B,) int64."""
+        """Compute the negative log-likelihood in nats per code, (B,) float32; codes (B, h, w), labels (B,) int64."""
         return code_nll(self(codes, labels), codes)
 
     def bits_per_code(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """`nll` in bits."""
+        """Compute `nll` in bits."""
         return self.nll(codes, labels) / math.log(2)
 
     @property
     def null_label(self) -> int | None:
-        """The id of the null class, which stands for "no label"; None where the prior was trained without."""
+        """Id of the null class, which stands for "no label"; None if the prior was trained without label dropout."""
         return self.config.num_classes if self.config.label_dropout else None
 
     @torch.no_grad()
@@ -125,24 +126,24 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         use_cache: bool = True,
         compile: bool = False,
     ) -> Tensor:
-        """Draws codes position by position, each from its own uniform number, in evaluation mode.
+        """Sample codes position by position, each from its own uniform number, in evaluation mode.
 
         Args:
             labels: (B,) int64.
-            generators: one per sample, of any device; None is torch's global generator.
+            generators: one per sample, on any device; None is torch's global generator.
             temperature: divides the logits, > 0.
-            top_k: keeps the k most likely codes.
-            top_p: keeps the smallest set of codes whose probability reaches p.
-            progress: wraps the positions, to show how far the sampling is.
-            on_position: called with each position and the codes (B, h, w) up to it; of the codes it returns, that of
-                this position replaces the one that was drawn.
-            guidance_scale: s in u + s (c - u), of logits c for the label and u for the null class; 1 is c.
-            given: codes (B, h, w) int64 to be completed, -1 where one is to be drawn. A code that is given is a
-                condition of those after it; what comes before it is drawn as if it were not known.
-            use_cache: False computes the rows so far anew for every position: the same codes, but where a uniform
-                number is as close to a code's limit as the rounding of the logits (about 1e-7).
-            compile: the step of a position through torch.compile, which takes a while for every new batch size; after
-                eight of them in a process PyTorch leaves it as it is.
+            top_k: keep the k most likely codes.
+            top_p: keep the smallest set of codes whose probability reaches p.
+            progress: wraps the positions, to show the progress.
+            on_position: called with each position and the codes (B, h, w) so far; the code that it returns at this
+                position replaces the drawn one.
+            guidance_scale: s in u + s (c - u), with logits c for the label and u for the null class; 1 gives c.
+            given: codes (B, h, w) int64 to complete, with -1 for each code to draw. A given code conditions the codes
+                after it; codes before it are drawn without knowing it.
+            use_cache: False recomputes all rows so far for every position: the same codes, except where a uniform
+                number is within rounding (about 1e-7) of a code's limit.
+            compile: compile a position's step with torch.compile, which takes a while for every new batch size; after
+                eight sizes in a process PyTorch stops compiling.
 
         Returns:
             Codes (B, h, w) int64.
@@ -163,16 +164,16 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             given = given.to(self.device)
         draws = [True] * height if given is None else (given < 0).any(dim=2).any(dim=0).tolist()  # of each row
         codes = torch.zeros(len(labels), height, width, dtype=torch.int64, device=labels.device)
-        # One uniform number per position, drawn per sample: a batch then equals its singles.
+        # One uniform number per position, drawn per sample, so that a batch gives the same samples as single calls.
         uniform = torch.stack(
             [
                 torch.rand(height * width, generator=generator, device=generator.device if generator else "cpu")
                 for generator in generators
             ]
         ).to(labels.device)
-        repeats = 2 if sampler.is_guided else 1  # the null class's codes are the same
+        repeats = 2 if sampler.is_guided else 1  # null class and label share the codes
         conditions = torch.cat([torch.full_like(labels, self.null_label), labels]) if sampler.is_guided else labels
-        # The cache reads the weights, and has no dropout: a model that several threads share is not switched for it.
+        # The cache reads the weights and applies no dropout, so a model shared by threads keeps its mode.
         with nullcontext() if use_cache else _evaluating(self):
             cache = None
             if use_cache:
@@ -184,7 +185,7 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
                 if draws[row]:
                     if cache:
                         logits = cache.logits(column)
-                    else:  # rows below cannot matter yet
+                    else:  # rows below have no influence yet
                         logits = self(codes[:, : row + 1].repeat(repeats, 1, 1), conditions)[:, :, row, column]
                     drawn = sampler(logits, uniform[:, position])
                     if given is not None:
@@ -199,7 +200,7 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         return codes
 
     def check_sampler(self, sampler: CodeSampler) -> None:
-        """Raises ValueError for guidance where there is no null class."""
+        """Raise ValueError for guidance if the prior has no null class."""
         if sampler.is_guided and self.null_label is None:
             raise ValueError(
                 f"guidance_scale {sampler.guidance_scale} needs a prior trained with label_dropout above 0, and this "
@@ -209,7 +210,7 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, then in the one it was in."""
+    """Put the model into evaluation mode within the context."""
     training = model.training
     model.eval()
     try:
@@ -219,5 +220,5 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def code_nll(logits: Tensor, codes: Tensor) -> Tensor:
-    """Cross-entropy in nats per code, (B,) float32, from logits (B, K, h, w) and codes (B, h, w)."""
+    """Compute the cross-entropy in nats per code, (B,) float32: logits (B, K, h, w), codes (B, h, w)."""
     return cross_entropy(logits.float(), codes, reduction="none").mean(dim=(1, 2))

@@ -1,8 +1,8 @@
-"""A PixelCNN's logits position after position, every activation computed once: codes so far -> logits of the next one.
+"""Incremental logits of a PixelCNN, every activation computed once: codes so far -> logits of the next position.
 
-The vertical stack of a row depends on the rows above alone, so all of it is computed when the row begins. The
-horizontal stack goes on by one position at a time. Besides the row it works on, each layer keeps the one row, or the
-one position, that the convolutions of the next ones reach back to; the first layer keeps three.
+The vertical stack of a row depends only on the rows above, so it is computed when the row begins. The horizontal stack
+advances one position at a time. In addition to the current row, each layer keeps the one row, or the one position, that
+the next convolutions reach back to; the first layer keeps three.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from torch.nn.functional import conv2d
 
 from priors.gated_layer import GatedLayer
 
-# Matrix products of a few rows have kernels of their own, which round otherwise. Batches are filled up to so many rows,
-# and a sample is the same in any of them; on the CPUs at hand 8 are enough.
+# Matrix products of few rows use other kernels, which round differently. Batches are padded to this many rows, so that
+# a sample is the same in a batch of any size; 8 are enough on the CPUs that were tried.
 FEWEST_ROWS = 16
 
 
 class PixelCNNCache:
-    """What one batch of grids needs while it is sampled.
+    """State of one batch of grids during sampling.
 
     Call `begin_row`, then for each column `logits` and `append`; then the next row.
 
@@ -28,8 +28,8 @@ class PixelCNNCache:
         embedding: the model's embedding of codes.
         head: the model's 1 x 1 convolutions from the last layer to the logits.
         labels: (B,) int64.
-        width: of the grid.
-        compile: the step of a position through torch.compile, for this shape alone.
+        width: width of the grid.
+        compile: compile a position's step with torch.compile, for this shape alone.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class PixelCNNCache:
         labels = torch.cat([labels, labels.new_zeros(batch - len(labels))])
         self._reach = layers[0].horizontal_pad[0]
         zeros = embedding.weight.new_zeros
-        # The label's share of every gate, and of the horizontal gates also what is constant: (B, 2C, 1, 1).
+        # Contribution of the label to every gate, for horizontal gates with all constants: (B, 2C, 1, 1).
         self._above_condition = [layer.label(labels)[:, :, None, None] for layer in layers]
         self._left_condition = [
             ((condition[:, :, 0, 0] + bias) * _tanh_scale(condition))[:, :, None, None]
@@ -58,10 +58,10 @@ class PixelCNNCache:
         self._rows = [zeros(batch, channels, self._reach, width)]  # the inputs of each layer, from the rows above
         self._rows += [zeros(batch, channels, 1, width) for _ in range(num_layers - 1)]
         self._conditions = zeros(width, num_layers, batch, 2 * channels)
-        self._embedded = zeros(batch, self._reach + width, channels)  # this row's codes, after what pads it
+        self._embedded = zeros(batch, self._reach + width, channels)  # this row's codes, behind the padding
         self._stack, gates = zeros(num_layers, batch, channels), zeros(num_layers, batch, 2 * channels)
         self._begun = False
-        views = None if compile else _views(self._stack, gates)  # a compiled function makes its own for nothing
+        views = None if compile else _views(self._stack, gates)  # a compiled function creates them at no cost
 
         def step(conditions: Tensor, recent: Tensor) -> Tensor:
             return _step(self._horizontal, conditions, recent, self._stack, gates, views or _views(self._stack, gates))
@@ -69,21 +69,21 @@ class PixelCNNCache:
         self._step = torch.compile(step, dynamic=False) if compile else step
 
     def begin_row(self) -> None:
-        """Computes the vertical stack of the next row, and empties the horizontal one."""
+        """Compute the vertical stack of the next row, and clear the horizontal one."""
         if self._begun:
-            # The row that is complete joins the rows that the first layer sees.
+            # Append the completed row to the input of the first layer.
             row = self._embedded[:, self._reach :].movedim(2, 1)[:, :, None]  # (B, C, 1, w)
             self._rows[0] = torch.cat([self._rows[0], row], dim=2)[:, :, 1:]
         self._begun = True
         vertical: Tensor | None = None
         for index, weights in enumerate(self._vertical):
-            seen = self._rows[index]
+            inputs = self._rows[index]
             if vertical is not None:
-                seen = torch.cat([seen, vertical], dim=2)
+                inputs = torch.cat([inputs, vertical], dim=2)
                 self._rows[index] = vertical
-            # Channels last: a column's channels then lie together, as the horizontal stack reads them.
-            seen = seen.contiguous(memory_format=torch.channels_last)
-            above = conv2d(seen, weights.above, weights.above_bias, padding=(0, weights.reach))  # (B, 2C, 1, w)
+            # Channels last, so that the channels of a column are contiguous for the horizontal stack.
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            above = conv2d(inputs, weights.above, weights.above_bias, padding=(0, weights.reach))  # (B, 2C, 1, w)
             condition = conv2d(above, weights.to_horizontal, weights.to_horizontal_bias)
             self._conditions[:, index] = condition.add_(self._left_condition[index])[:, :, 0].permute(2, 0, 1)
             value, gate = above.add_(self._above_condition[index]).chunk(2, dim=1)
@@ -91,24 +91,24 @@ class PixelCNNCache:
         self._stack.copy_(self._horizontal.empty[:, None])
 
     def logits(self, column: int) -> Tensor:
-        """Logits (B, K) at this column of the row, of whose codes all before it have been appended."""
+        """Compute logits (B, K) at this column of the row; all codes before it must have been appended."""
         recent = self._embedded[:, column : column + self._reach].flatten(1)  # (B, reach C)
         return self._step(self._conditions[column], recent)[: self._batch]
 
     def append(self, column: int, codes: Tensor) -> None:
-        """Takes in the codes (B,) of this column."""
+        """Append the codes (B,) of this column."""
         self._embedded[: self._batch, self._reach + column] = self._embedding(codes)
 
 
 def _tanh_scale(gates: Tensor) -> Tensor:
-    """(2C,): 1 for the values, 1 / 2 for the gates (B, 2C, ...): sigmoid(x) is (1 + tanh(x / 2)) / 2."""
+    """Return (2C,): 1 for the values, 1 / 2 for the gates (B, 2C, ...), as sigmoid(x) is (1 + tanh(x / 2)) / 2."""
     scale = gates.new_ones(gates.shape[1])
     scale[len(scale) // 2 :] = 0.5
     return scale
 
 
 class _VerticalWeights:
-    """The weights of a layer's vertical stack, in the layout that its rows have."""
+    """Weights of a layer's vertical stack, in the memory layout of its rows."""
 
     def __init__(self, layer: GatedLayer):
         self.reach = layer.vertical_pad[0]
@@ -120,11 +120,11 @@ class _VerticalWeights:
 
 
 class _HorizontalWeights:
-    """The weights of the horizontal stack and the head as matrices, (in, out).
+    """Weights of the horizontal stack and the head as matrices (in, out).
 
-    Two things are moved into the weights, so that a layer is four calls: both halves of a gate are a tanh; and the
-    stack is kept without the biases of `horizontal_out`, whose sum up to a layer is a constant that the next
-    convolution's bias takes up.
+    Two transformations reduce a layer to four calls. Both halves of a gate become a tanh. And the stack is kept without
+    the biases of `horizontal_out`: their sum up to a layer is a constant, which the bias of the next convolution
+    absorbs.
     """
 
     def __init__(self, layers: Sequence[GatedLayer], head: nn.Sequential):
@@ -141,14 +141,14 @@ class _HorizontalWeights:
             layer.horizontal.bias + layer.horizontal.weight[:, :, 0].sum(dim=2) @ bias
             for layer, bias in zip(others, biases, strict=False)
         ]
-        self.empty, self.last_bias = -biases, biases[-1]  # what stands for 0 left of the grid
+        self.empty, self.last_bias = -biases, biases[-1]  # empty: the stack's zeros left of the grid
         hidden, logits = head[0], head[2]
         self.hidden, self.hidden_bias = hidden.weight[:, :, 0, 0].T.contiguous(), hidden.bias
         self.logits, self.logits_bias = logits.weight[:, :, 0, 0].T.contiguous(), logits.bias
 
 
 def _views(stack: Tensor, gates: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Of each layer its state (B, C), its gates (B, 2C), and the two halves of these."""
+    """Return for each layer its state (B, C), its gates (B, 2C), and the two halves of the gates."""
     return [(state, gate, *gate.chunk(2, dim=1)) for state, gate in zip(stack, gates, strict=True)]
 
 
@@ -160,14 +160,14 @@ def _step(
     gates: Tensor,
     views: list[tuple[Tensor, Tensor, Tensor, Tensor]],
 ) -> Tensor:
-    """One position: the stack (L, B, C) goes from the position before to this one, in place -> logits (B, K).
+    """Compute one position: advance the stack (L, B, C) in place, and return logits (B, K).
 
-    `conditions` (L, B, 2C) are the rows above and the label, `recent` (B, reach C) the codes before; `gates` (L, B, 2C)
-    are written over, and `views` are `_views` of them.
+    `conditions` (L, B, 2C) come from the rows above and the label, `recent` (B, reach C) from the codes before; `gates`
+    (L, B, 2C) are overwritten, and `views` are their `_views`.
     """
     torch.addmm(conditions[0], recent, weights.first, out=gates[0])
     if weights.before is not None:
-        # What all layers take from the position before, while the stack still holds it.
+        # Contribution of the previous position to all layers, while the stack still holds it.
         torch.baddbmm(conditions[1:], stack[:-1], weights.before, out=gates[1:])
     before: Tensor | None = None
     for index, (state, gate, value, doubled) in enumerate(views):

@@ -1,8 +1,8 @@
 """The UNets of latent diffusion: noised latents, timesteps, class labels -> predicted noise or v.
 
-Both embed one class more than there are: the last is the null class, which stands for "no label" in training (label
-dropout) and in classifier-free guidance. The class reaches the network in one of two ways: added to the embedding of
-time, as in diffusers' `UNet2DModel`, or as the context of cross-attention, as in the original latent diffusion.
+Both embed one class more than the data have: the last one is the null class, which stands for "no label" in training
+(label dropout) and in classifier-free guidance. The class reaches the network in one of two ways: added to the time
+embedding, as in diffusers' `UNet2DModel`, or as the context of cross-attention, as in the original latent diffusion.
 """
 
 from math import gcd
@@ -19,28 +19,29 @@ from tokenizer.loading.safe_mixin import CompleteWeights, only_safetensors
 
 
 class CrossAttentionUNet(CompleteWeights, ModelMixin, ConfigMixin):
-    """The UNet of LDM's class-conditional ImageNet model (Rombach et al. 2022), called as `UNet2DModel` is.
+    """The UNet of LDM's class-conditional ImageNet model (Rombach et al. 2022), called like `UNet2DModel`.
 
-    diffusers' `UNet2DConditionModel` whose context is one token, the class's embedding. Attention over one token gives
-    that token's value whatever the queries and keys are, so these weights of the cross-attention get no gradient: as in
-    the original, whose number of parameters this is.
+    It is diffusers' `UNet2DConditionModel` whose context is one token, the class's embedding. Attention over a single
+    token returns that token's value for any queries and keys, so the query and key weights of the cross-attention get
+    no gradient. The original has the same property and the same number of parameters.
 
     Args:
         sample_size: (h, w) of the latents.
         in_channels: D of the latents.
         block_out_channels: width of each level.
         layers_per_block: residual blocks per level.
-        attends: for each level, whether self- and cross-attention follow its residual blocks; they follow the middle's.
+        attends: for each level, whether self- and cross-attention follow its residual blocks; the middle always has
+            them.
         head_channels: channels per attention head, at every level.
-        num_class_embeds: classes with the null class.
+        num_class_embeds: number of classes, including the null class.
         dropout: dropout inside the residual blocks.
         norm_num_groups: groups of the group norms.
         class_embedding_dim: width of the class's embedding.
     """
 
     _supports_gradient_checkpointing = True
-    # What stays together on a device, and is gathered at once where weights are sharded (FSDP); both are in every such
-    # UNet, as accelerate demands.
+    # Units that stay on one device, and are gathered at once when weights are sharded (FSDP). accelerate requires that
+    # every UNet has both.
     _no_split_modules = ["ResnetBlock2D", "BasicTransformerBlock"]  # noqa: RUF012
 
     @register_to_config
@@ -68,7 +69,7 @@ class CrossAttentionUNet(CompleteWeights, ModelMixin, ConfigMixin):
             down_block_types=tuple("CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in attends),
             up_block_types=tuple("CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)),
             cross_attention_dim=class_embedding_dim,
-            # diffusers' name says otherwise: the number of heads. Without attention it is not used, but must not be 0.
+            # Despite its name this is the number of heads. Levels without attention ignore it, but it must not be 0.
             attention_head_dim=tuple(max(1, width // head_channels) for width in block_out_channels),
             dropout=dropout,
             norm_num_groups=norm_num_groups,
@@ -77,20 +78,20 @@ class CrossAttentionUNet(CompleteWeights, ModelMixin, ConfigMixin):
     def forward(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor, return_dict: bool = True
     ) -> UNet2DConditionOutput | tuple[Tensor]:
-        """Noised latents (B, D, h, w), timesteps () or (B,), labels (B,) int64 -> `.sample` (B, D, h, w)."""
+        """Predict `.sample` (B, D, h, w): noised latents (B, D, h, w), timesteps () or (B,), labels (B,) int64."""
         context = self.class_embedding(class_labels)[:, None]  # (B, 1, class_embedding_dim)
         return self.unet(sample, timestep, encoder_hidden_states=context, return_dict=return_dict)
 
 
 class CompleteUNet2DModel(UNet2DModel):
-    """Loads diffusers' `UNet2DModel`, where its own `from_pretrained` would read pickles and leave weights at random.
+    """Loader of diffusers' `UNet2DModel`, whose own `from_pretrained` reads pickles and leaves missing weights random.
 
-    What it gives is a `UNet2DModel`, and saved as one.
+    The loaded model is a `UNet2DModel`, and is saved as one.
     """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> UNet2DModel:
-        """Loads a local folder. Raises ValueError where its config or weights are broken, or do not fit."""
+        """Load a local folder; raise ValueError if its config or weights are broken, or do not fit each other."""
         only_safetensors(kwargs)
         check_model_folder(UNet2DModel, Path(pretrained_model_name_or_path), kwargs.get("variant"))
         return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -110,25 +111,26 @@ def make_unet(
     dropout: float = 0.0,
     conditioning: Literal["embedding", "cross_attention"] = "embedding",
 ) -> UNet:
-    """The UNet of the diffusion prior, with random weights.
+    """Build the UNet of the diffusion prior, with random weights.
 
     Args:
         latent_shape: (D, h, w) of the latents.
-        num_classes: classes without the null class, which is added here.
+        num_classes: number of classes, without the null class, which is added.
         channels: width at the full latent size.
-        channel_multipliers: width of each level over `channels`; the latents are halved from level to level.
+        channel_multipliers: width of each level as a multiple of `channels`; the latents are halved from level to
+            level.
         num_blocks: residual blocks per level.
-        attention_sizes: latent heights with attention after the residual blocks, in the way down and up; None is the
+        attention_sizes: latent heights with attention after the residual blocks, on the way down and up; None: the
             lowest level alone.
         head_channels: channels per attention head.
         dropout: dropout inside the residual blocks.
-        conditioning: how the class reaches the network: `embedding`, added to the embedding of time; or
-            `cross_attention`, as in the original LDM: where the other attends to itself alone, a transformer block
-            attends to itself and to the class, and has a feed-forward layer.
+        conditioning: how the class reaches the network: `embedding`, added to the time embedding; or `cross_attention`,
+            as in the original LDM: instead of self-attention alone, a transformer block with self-attention, attention
+            to the class, and a feed-forward layer.
 
     Raises:
-        ValueError: latents that cannot be halved as often as there are levels, an attention size that never occurs, or
-            a width that does not go into groups or heads.
+        ValueError: latents that cannot be halved once per further level, an attention size that does not occur, or a
+            width that is not divisible into groups or heads.
     """
     if conditioning not in ("embedding", "cross_attention"):
         raise ValueError(f"unet.conditioning is embedding or cross_attention, got {conditioning!r}")
@@ -155,7 +157,8 @@ def make_unet(
     if absent := set(attention_sizes) - set(sizes):
         raise ValueError(f"unet.attention_sizes {sorted(absent)} are not among the sizes of the UNet's levels, {sizes}")
     attends = tuple(size in attention_sizes for size in sizes)
-    for multiplier, attention in zip(channel_multipliers, [*attends[:-1], True], strict=True):  # the middle attends too
+    # The middle has attention too, at the width of the lowest level.
+    for multiplier, attention in zip(channel_multipliers, [*attends[:-1], True], strict=True):
         if attention and channels * multiplier % head_channels:
             raise ValueError(
                 f"channels x {multiplier} = {channels * multiplier} do not go into heads of {head_channels}"
@@ -166,7 +169,7 @@ def make_unet(
         "block_out_channels": tuple(channels * multiplier for multiplier in channel_multipliers),
         "layers_per_block": num_blocks,
         "dropout": dropout,
-        # Two channels per group at least: in a group of one the norm would take out the embedding of time and class.
+        # At least two channels per group: a group of one would normalise away the embeddings of time and class.
         "norm_num_groups": gcd(32, channels // 2),
         "num_class_embeds": num_classes + 1,
     }
@@ -182,7 +185,7 @@ def make_unet(
 
 
 def null_label(unet: UNet) -> int:
-    """The id of the null class: the last row of the class embedding. Raises ValueError where there is none."""
+    """Return the id of the null class, the last row of the class embedding; raise ValueError if the UNet has none."""
     if unet.config.num_class_embeds is None:
         raise ValueError("the UNet has no class embedding, num_class_embeds; make one with priors.unet.make_unet")
     return unet.config.num_class_embeds - 1

@@ -74,8 +74,10 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     same roots, but the root of an eigenvalue that is 0 up to rounding is 1e-8 and not 0.
 
     Args:
-        mean_a, mean_b: (D,), real.
-        covariance_a, covariance_b: (D, D), symmetric and positive semi-definite up to the rounding of float32.
+        mean_a: (D,), real.
+        covariance_a: (D, D), symmetric and positive semi-definite up to the rounding of float32.
+        mean_b: as mean_a.
+        covariance_b: as covariance_a.
 
     Raises:
         ValueError: shapes that do not fit, values that are complex or not finite, or what is no covariance.

@@ -15,36 +15,28 @@ class Verb:
     Attributes:
         module: its `main` runs the command.
         summary: what it reads => what it writes.
-        following: the verb that usually comes next.
         is_training: whether the module is a training, which --dry_run plans.
         others: modules whose `main` runs `arcvq VERB NAME ...`, by name.
     """
 
     module: str
     summary: str
-    following: str = ""
     is_training: bool = False
     others: dict[str, str] = field(default_factory=dict)
 
 
 VERBS = {
     "quickstart": Verb("arcvq.quickstart", "embedded digits => both stages and a report, in runs/quickstart"),
-    "train-tokenizer": Verb(
-        "arcvq.training.tokenizer", "images => runs/<name>/tokenizer", "train-ldm", is_training=True
-    ),
-    "train-ldm": Verb(
-        "arcvq.training.ldm", "a tokenizer's latents => runs/<name>/pipeline", "sample", is_training=True
-    ),
-    "train-pixelcnn": Verb(
-        "arcvq.training.pixelcnn", "a tokenizer's codes => runs/<name>/pipeline", "sample", is_training=True
-    ),
-    "sample": Verb("arcvq.sampling.command", "a pipeline => images as PNG files, npz or tar shards", "evaluate"),
+    "train-tokenizer": Verb("arcvq.training.tokenizer", "images => runs/<name>/tokenizer", is_training=True),
+    "train-ldm": Verb("arcvq.training.ldm", "a tokenizer's latents => runs/<name>/pipeline", is_training=True),
+    "train-pixelcnn": Verb("arcvq.training.pixelcnn", "a tokenizer's codes => runs/<name>/pipeline", is_training=True),
+    "sample": Verb("arcvq.sampling.command", "a pipeline => images as PNG files, npz or tar shards"),
     "evaluate": Verb(
         "arcvq.evaluation.command",
         "a tokenizer, a pipeline or images => named numbers in a JSON file",
         others={"compare": "arcvq.evaluation.compare_images", "schedulers": "arcvq.evaluation.schedulers"},
     ),
-    "convert": Verb("arcvq.conversion.convert", "weights of public code => a tokenizer folder", "evaluate"),
+    "convert": Verb("arcvq.conversion.convert", "weights of public code => a tokenizer folder"),
     "codebook": Verb(
         "arcvq.conversion.codebook", "features of images => a frozen codebook; a tokenizer => fewer codes"
     ),
@@ -77,7 +69,7 @@ def run_verb(name: str, args: list[str] | None = None) -> None:
 
     imported = importlib.import_module(module)
     if verb.is_training:
-        from arcvq.planning.dry_run import train_or_plan
+        from arcvq.planning.train_or_plan import train_or_plan
 
         run_script(train_or_plan(imported))
     else:

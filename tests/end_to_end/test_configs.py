@@ -8,7 +8,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from places import ROOT
 
-from arcvq.planning.dry_run import train_or_plan
+from arcvq.planning.train_or_plan import train_or_plan
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer

@@ -1,4 +1,4 @@
-"""A data set's name, folder or address -> its images, decoded when asked for, in memory, or streamed -> batches.
+"""Load a data set: its name, folder or address -> images (decoded on demand, in memory or streamed) -> batches.
 
 A batch is {"images": float32 (B, C, S, S) in [-1, 1], "labels": int64 (B,)}.
 """
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def load_images(config: DataConfig, split: Literal["train", "test"]) -> ImageDataset | StreamedImages:
-    """Load the train or the held-out images of a data set, as `load_splits`.
+    """Load the train or the held-out images of a data set, as `load_splits` does.
 
     Raises:
         DataError: as `load_splits`, or no image is held out.
@@ -53,15 +53,15 @@ def load_images(config: DataConfig, split: Literal["train", "test"]) -> ImageDat
 
 
 def load_splits(config: DataConfig) -> DataSplits:
-    """Load both splits of a data set; no image is decoded but the first usable one.
+    """Load both splits of a data set; of all images only the first usable one is decoded.
 
-    The held-out split is `config.test_split`, else test, else validation, evaluation or dev (see `split_names`). Where
-    there is none, every tenth image of `epoch_order(n, 0, 0)` is held out of the train split, the same ones in every
-    run (of streamed images: none). Size and channels that the config leaves open are those of the train split, classes
-    those of both. A data set without labels is one class, "image".
+    The held-out split is `config.test_split`, else test, else validation, evaluation or dev (see `split_names`). If a
+    data set has none, every tenth image of `epoch_order(n, 0, 0)` is held out of the train split, the same ones in
+    every run; streamed data sets then have no held-out split. Size and channels not set in the config are those of the
+    train split; classes are those of both splits. A data set without labels has one class, "image".
 
     Raises:
-        DataError: the data set, a split or a column is missing or ambiguous, an image is in no split or no class, or
+        DataError: the data set, a split or a column is missing or ambiguous, an image belongs to no split or class, or
             labels or the first image are unusable.
     """
     config.check()
@@ -89,17 +89,17 @@ def load_splits(config: DataConfig) -> DataSplits:
         len(rows), lambda index: train.decode(rows[index]), lambda index: train.header(rows[index]), sample, config
     )
 
-    def split_images(split: Literal["train", "test"], name: str, of_table: np.ndarray) -> ImageDataset:
+    def split_images(split: Literal["train", "test"], name: str, table_rows: np.ndarray) -> ImageDataset:
         return ImageDataset(
             encoded=images[name],
-            rows=of_table,
-            labels=torch.from_numpy(labels[name][of_table]),
+            rows=table_rows,
+            labels=torch.from_numpy(labels[name][table_rows]),
             class_names=class_names,
             framing=config.framing(kind.image_size, split),
             channels=kind.channels,
             name=config.name,
             split=split,
-            bad_images=BadImages(len(of_table)) if config.on_bad_image == "skip" else None,
+            bad_images=BadImages(len(table_rows)) if config.on_bad_image == "skip" else None,
         )
 
     name = "train" if source.held_out is None else source.held_out.name
@@ -108,7 +108,7 @@ def load_splits(config: DataConfig) -> DataSplits:
 
 
 def _columns(source: Source, config: DataConfig) -> tuple[dict[str, ImageColumn], dict[str, np.ndarray], list[str]]:
-    """The images and the labels, int64 (n,), of each split by its name; the class names."""
+    """Read the images and labels, int64 (n,), of each split by name, and the class names."""
     tables = [source.train] + ([] if source.held_out is None else [source.held_out])
     owner = f"data set {config.name!r}"
     image_column, label_column = find_columns(source.train.rows.features, config, owner)
@@ -130,7 +130,7 @@ def _columns(source: Source, config: DataConfig) -> tuple[dict[str, ImageColumn]
 
 
 def _is_null(table: SplitTable, column: str) -> bool:
-    """Whether a label column is there and says nothing, as `datasets` writes it where there are no classes."""
+    """Tell whether a label column exists but is all null, as `datasets` writes it for data without classes."""
     values = table.rows.data.column(column)
     return len(values) > 0 and values.null_count == len(values)
 
@@ -138,18 +138,18 @@ def _is_null(table: SplitTable, column: str) -> bool:
 def _check_alike(
     table: SplitTable, image_column: str, label_column: str | None, owner: str, config: DataConfig
 ) -> None:
-    """DataError: the held-out split has other columns than the train split."""
-    there = table.rows.features
-    if image_column not in there:
-        raise DataError(f"split {table.name!r} of {owner} has no column {image_column!r}, only {', '.join(there)}")
-    if label_column is not None and label_column not in there:
+    """Raise DataError if the held-out split lacks columns of the train split, or has labels that train lacks."""
+    columns = table.rows.features
+    if image_column not in columns:
+        raise DataError(f"split {table.name!r} of {owner} has no column {image_column!r}, only {', '.join(columns)}")
+    if label_column is not None and label_column not in columns:
         raise DataError(
             f"split {table.name!r} of {owner} has no labels, the train split has; put its images into class folders, "
             f"set data.test_split to another split, or data.label_column to {NO_LABELS}"
         )
     if label_column is None and config.label_column is None:
-        _, found = find_columns(there, config, f"split {table.name!r} of {owner}")
-        if found is not None and not _is_null(table, found):
+        _, own_labels = find_columns(columns, config, f"split {table.name!r} of {owner}")
+        if own_labels is not None and not _is_null(table, own_labels):
             raise DataError(
                 f"split {table.name!r} of {owner} has labels, the train split has none; label its images, or set "
                 f"data.label_column to {NO_LABELS}"

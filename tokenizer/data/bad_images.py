@@ -1,4 +1,4 @@
-"""Images that cannot be used, where they are skipped: which they are, and which stand in for them."""
+"""Skip unusable images: record which they are, and replace each by the next usable one."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -8,20 +8,20 @@ import torch
 
 from tokenizer.data.decoding import DataError, ImageError
 
-# So many in a row are no slip: the data set is another one than was meant, or its disk is gone.
+# Most unusable images in a row. More mean that it is the wrong data set, or that its disk is gone.
 LONGEST_GAP = 100
 
-# Of so many images the report says what is wrong.
+# Images whose reason the report names.
 REPORTED = 3
 
-Found = TypeVar("Found")
+Item = TypeVar("Item")
 
 
 class BadImages:
-    """The images of a data set that were found to be unusable so far, by this process or by its loader's workers.
+    """The unusable images of a data set found so far, by this process or its loader's workers.
 
-    In the place of one comes the next usable one: what an index stands for depends on the data set alone, so any number
-    of workers and processes, and a resumed run, see the same.
+    An unusable image is replaced by the next usable one. So the image at an index depends on the data set alone, and is
+    the same for any number of workers and processes, and in a resumed run.
 
     Attributes:
         found: bool (n,), in shared memory.
@@ -32,36 +32,36 @@ class BadImages:
 
     @property
     def count(self) -> int:
-        """How many were found."""
+        """Number of unusable images found so far."""
         return int(self.found.sum())
 
-    def usable(self, index: int, read: Callable[[int], Found]) -> Found:
-        """What `read` makes of an index; where that raises ImageError, of the first index after it where it does not.
+    def usable(self, index: int, read: Callable[[int], Item]) -> Item:
+        """Return `read(index)`; if that raises ImageError, `read` of the first later index for which it does not.
 
-        After the last index comes the first.
+        The first index follows the last one.
 
         Raises:
-            DataError: `LONGEST_GAP` in a row, or all, are unusable.
-            IndexError: the index is none of the data set's.
+            DataError: `LONGEST_GAP` images in a row, or all of them, are unusable.
+            IndexError: the index is out of range.
         """
         number = len(self.found)
         if not -number <= index < number:
             raise IndexError(f"index {index} is not in 0..{number - 1}")
         tried = min(LONGEST_GAP, number)
-        for place in range(index, index + tried):
-            # One that was found is not tried again: to fail may take as long as to succeed.
-            if not self.found[place % number]:
+        for candidate in range(index, index + tried):
+            # Known bad images are not tried again: failing may take as long as succeeding.
+            if not self.found[candidate % number]:
                 try:
-                    return read(place % number)
+                    return read(candidate % number)
                 except ImageError:
-                    self.found[place % number] = True
+                    self.found[candidate % number] = True
         try:
             return read(index % number)
         except ImageError as error:
             raise DataError(f"{tried} images in a row are unusable, the first: {error}") from error
 
     def reasons(self, read: Callable[[int], object]) -> Iterator[str]:
-        """What is wrong with each, in order: `read` tries it once more."""
+        """Yield the reason why each unusable image fails, in order, by trying `read` once more."""
         for index in self.found.nonzero().flatten().tolist():
             try:
                 read(index)
@@ -71,14 +71,14 @@ class BadImages:
 
 
 def bad_images_of(dataset: object) -> BadImages | None:
-    """Those of a data set that skips them; None where they are errors, or it has no images but latents."""
+    """Return a data set's record of skipped images; None if bad images are errors, or it holds latents."""
     return getattr(dataset, "bad_images", None)
 
 
 def report_bad_images(dataset: object) -> str | None:
-    """One line: how many images of a data set were skipped so far, and what is wrong with the first of them.
+    """Describe in one line how many images of a data set were skipped so far, and why the first of them.
 
-    None where there are none, or where they are errors.
+    None if there are none, or if bad images are errors.
     """
     bad = bad_images_of(dataset)
     if bad is None or not bad.count:
@@ -86,6 +86,6 @@ def report_bad_images(dataset: object) -> str | None:
     number, total = bad.count, len(bad.found)
     reasons = list(islice(bad.reasons(dataset.try_image), REPORTED))
     more = [f"and {number - len(reasons)} more"] if number > len(reasons) else []
-    are = "image is unusable and is" if number == 1 else "images are unusable and are"
-    of = f"1 of {total}" if number == 1 else f"{number} of {total}"
-    return f"{of} {are} skipped: {'; '.join([*reasons, *more])}"
+    verb = "image is unusable and is" if number == 1 else "images are unusable and are"
+    share = f"1 of {total}" if number == 1 else f"{number} of {total}"
+    return f"{share} {verb} skipped: {'; '.join([*reasons, *more])}"

@@ -1,7 +1,7 @@
-"""A data set -> this process's batches of the steps of a training, or all images once, in order.
+"""Draw batches of a data set: this process's batches of a training's steps, or all images once, in order.
 
-The order of the training images is a function of (seed, step) alone: a resumed run, and a run on any number of
-workers or processes, sees the same global batches as an uninterrupted run on one.
+The order of the training images is a function of (seed, step) alone: a resumed run, and a run with any number of
+workers or processes, sees the same global batches as an uninterrupted run of one process.
 """
 
 import atexit
@@ -35,12 +35,12 @@ def training_batches(
     world_size: int = 1,
     num_workers: int = 0,
 ) -> "DataLoader | StreamedBatches":
-    """This process's batches of global steps start_step..stop_step-1, batch_size // world_size images each.
+    """Load this process's batches of global steps start_step..stop_step-1, batch_size // world_size images each.
 
-    Any data set will do whose item of a list of indices is their batch. One whose `is_augmented` is true gives the
-    batch of a list as training sees it, by `augmented(indices, seed, epoch)`. The arguments and errors are those of
-    `StepBatches`; the order of `StreamedImages` is that of `StreamOrder`, and their batches run on over the end of an
-    epoch. The global random state is neither read nor advanced.
+    Works for any data set that returns a batch for a list of indices. If its `is_augmented` is true, batches come from
+    its `augmented(indices, seed, epoch)` instead. Arguments and errors are those of `StepBatches`; `StreamedImages` are
+    read in the order of `StreamOrder`, and their batches may span two epochs. The global random state is neither read
+    nor advanced.
     """
     if isinstance(dataset, StreamedImages):
         return StreamedBatches(dataset, batch_size, seed, start_step, stop_step, rank, world_size, num_workers)
@@ -51,19 +51,19 @@ def training_batches(
 
 
 def evaluation_batches(dataset: Dataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """Every image once, in order, cropped to the centre; the last batch may be smaller."""
+    """Load every image once, in order, cropped to the centre; the last batch may be smaller."""
     batches = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
     return loader(dataset, num_workers, sampler=batches, batch_size=None)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
-    """The permutation of 0..num_samples-1, int64 (num_samples,), in which an epoch visits them."""
+    """Return the permutation of 0..num_samples-1, int64 (num_samples,), in which an epoch visits the images."""
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num_samples))
 
 
 @dataclass(eq=False, repr=False)
 class StepBatches(Sampler[list[int]]):
-    """The indices of the batch of every global step in start_step..stop_step-1.
+    """Sampler: the indices of the batch of every global step in start_step..stop_step-1.
 
     Each epoch has num_samples // batch_size steps over a new permutation, whose remainder is dropped. `batch_size` is
     global: process `rank` of `world_size` gets the rank-th contiguous share of it.
@@ -90,7 +90,7 @@ class StepBatches(Sampler[list[int]]):
         return (indices for _, indices in self.with_epochs())
 
     def with_epochs(self) -> Iterator[tuple[int, list[int]]]:
-        """The epoch of each step beside its indices."""
+        """Yield each step's epoch and indices."""
         steps_per_epoch, share = self.num_samples // self.batch_size, self.batch_size // self.world_size
         current_epoch = None
         for step in range(self.start_step, self.stop_step):
@@ -108,7 +108,7 @@ class _EpochBatches(StepBatches):
 
 @dataclass(eq=False, repr=False)
 class _Augmented(Dataset):
-    """Batches by (epoch, indices)."""
+    """Data set of augmented batches, indexed by (epoch, indices)."""
 
     dataset: Dataset
     seed: int
@@ -124,10 +124,10 @@ class _Augmented(Dataset):
 
 @dataclass(eq=False, repr=False)
 class StreamedBatches:
-    """This process's batches of a streamed data set; its errors are those of `StepBatches`.
+    """This process's batches of a streamed data set; raises the errors of `StepBatches`.
 
-    Each worker reads places of the batch of its own, no block twice, and the main process puts their parts together;
-    of more workers than the process has places, the others are not started.
+    Each worker reads its own positions of the batch, so that no block is read twice, and the main process joins the
+    parts. Workers beyond the number of positions are not started.
     """
 
     dataset: StreamedImages
@@ -148,11 +148,11 @@ class StreamedBatches:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         share = self.batch_size // self.world_size
         workers = min(self.num_workers, share)
-        places = np.array_split(self.rank * share + np.arange(share), max(workers, 1))
-        # uint8 between the processes: a quarter of the bytes. Pinned are the batches, not their parts.
-        parts = iter(loader(_Parts(self, places), workers, pinned=False, batch_size=None))
+        positions = np.array_split(self.rank * share + np.arange(share), max(workers, 1))
+        # Workers send uint8, a quarter of the bytes of float32. The batches are pinned, not their parts.
+        parts = iter(loader(_Parts(self, positions), workers, pinned=False, batch_size=None))
         for _ in range(len(self)):
-            images, labels = zip(*(next(parts) for _ in places), strict=True)
+            images, labels = zip(*(next(parts) for _ in positions), strict=True)
             batch = {"images": as_floats(torch.cat(images)), "labels": torch.cat(labels)}
             yield {name: tensor.pin_memory() for name, tensor in batch.items()} if _pinned() else batch
 
@@ -162,17 +162,17 @@ class _Parts(IterableDataset):
     """A worker's part of each batch, uint8 images and labels; the loader takes the workers' parts in turn."""
 
     batches: StreamedBatches
-    places: list[np.ndarray]
+    positions: list[np.ndarray]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()
         run = self.batches
-        places = self.places[0 if worker is None else worker.id].tolist()
-        return run.dataset.stream(places, run.batch_size, run.seed, range(run.start_step, run.stop_step))
+        positions = self.positions[0 if worker is None else worker.id].tolist()
+        return run.dataset.stream(positions, run.batch_size, run.seed, range(run.start_step, run.stop_step))
 
 
 def check_shares(num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
-    """Raises DataError unless every process can have its share of a batch."""
+    """Raise DataError if the batch cannot be split into equal shares of the processes."""
     batch = f"batch size {batch_size}"
     if not 1 <= batch_size <= num_samples:
         raise DataError(
@@ -185,13 +185,14 @@ def check_shares(num_samples: int, batch_size: int, rank: int, world_size: int) 
 
 
 def loader(dataset: Dataset | range, num_workers: int, pinned: bool = True, **batching) -> DataLoader:
-    """torch's loader, without a trace in the global random state; a data set in memory needs no workers.
+    """Build a DataLoader that leaves the global random state untouched; data sets in memory get no workers.
 
-    Signals by which a job is ended or told to save are for the main process, which workers outlive by seconds.
+    Its workers ignore the signals that end a job or ask it to save: these are for the main process, which still needs
+    batches.
     """
     if getattr(dataset, "in_memory", False):
-        num_workers = 0  # to index a tensor takes less than to send the batch from another process
-    # A generator of its own: without one each pass draws a seed from the global random state and moves it on.
+        num_workers = 0  # indexing a tensor is faster than sending a batch between processes
+    # Without an own generator, each pass would draw a seed from the global random state and advance it.
     generator = torch.Generator()
     if num_workers:
         _end_workers_at_exit()
@@ -200,13 +201,13 @@ def loader(dataset: Dataset | range, num_workers: int, pinned: bool = True, **ba
 
 
 def _begin_worker(_: int) -> None:
-    # A scheduler, or the keyboard, signals the whole process group; a step that is to be saved still needs its batch.
+    # Schedulers and the keyboard signal the whole process group, but the last step before saving needs its batch.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # A batch that cannot be sent, for want of shared memory, would only be reported, and waited for for ever.
+    # If a batch cannot be sent for lack of shared memory, torch prints the error and the main process waits forever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
-    # torch's workers look whether they have another parent; that of a fork server's children is the server, which they
-    # keep alive: after a kill of the main process they would stay for ever, with their memory.
+    # torch's workers end when their parent does. The parent of a fork server's children is the server, which they keep
+    # alive: if the main process were killed, they would stay forever, with their memory.
     threading.Thread(target=_end_with_main_process, daemon=True).start()
 
 
@@ -217,19 +218,19 @@ def _end_with_main_process() -> None:
 
 def _end_worker(error: Exception, _: object) -> None:
     print(f"a process that loads data cannot hand on its images: {error}", file=sys.stderr, flush=True)
-    os._exit(1)  # which the main process sees
+    os._exit(1)  # the main process notices the exit
 
 
 @cache
 def _end_workers_at_exit() -> None:
-    # Comes before that of multiprocessing, which sends daemons SIGTERM and waits for them.
+    # Runs before multiprocessing's own exit handler, which sends daemons SIGTERM and waits for them.
     atexit.register(_end_workers)
 
 
 def _end_workers() -> None:
     workers = [child for child in multiprocessing.active_children() if child.daemon]
     if workers:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain that they were killed
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report the kill as an error
     for worker in workers:
         worker.kill()
 

@@ -1,4 +1,4 @@
-"""The columns of a table -> which one holds the images and which the labels; a column of any kind -> images."""
+"""Find the image and the label column of a table, and convert any kind of image column to encoded images."""
 
 import io
 import re
@@ -26,34 +26,35 @@ _MAY_BE_LABELS = re.compile(
 def find_columns(
     features: datasets.Features, config: DataConfig, owner: str, has_classes: bool = False
 ) -> tuple[str, str | None]:
-    """Choose the image column and, where there is one, the label column.
+    """Choose the image column and, if any, the label column.
 
-    Those that the config names; else the only image column, and the only class label column, or `label` or `labels`.
+    The config's columns win; else the only image column, and the only class-label column, or `label` or `labels`.
 
     Args:
-        features: of the table, by column.
-        config: of the data set.
-        owner: the words that name the table.
-        has_classes: whether the images have classes by their folders.
+        features: features of the table, by column.
+        config: config of the data set.
+        owner: name of the table in errors.
+        has_classes: whether class folders already give the images classes.
 
     Raises:
-        DataError: a column that is named is missing, several may be meant, or one may hold labels by its name.
+        DataError: a named column is missing, several columns may be meant, or a column's name suggests labels.
     """
-    there = f"the columns of {owner} are {listed(list(features), 30)}"
-    image_column = _image_column(features, config.image_column, there)
+    columns_text = f"the columns of {owner} are {listed(list(features), 30)}"
+    image_column = _image_column(features, config.image_column, columns_text)
     named = config.label_column
     if named is not None:
         if named not in features and named != NO_LABELS:
-            raise DataError(f"data.label_column {named!r} is missing: {there}")
+            raise DataError(f"data.label_column {named!r} is missing: {columns_text}")
         return image_column, named if named in features else None
     class_labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    found = class_labels or [column for column in ("label", "labels") if column in features]
-    if len(found) > 1:
+    candidates = class_labels or [column for column in ("label", "labels") if column in features]
+    if len(candidates) > 1:
         raise DataError(
-            f"{len(found)} columns may be the label_column: {there}; set data.label_column to one, or to {NO_LABELS}"
+            f"{len(candidates)} columns may be the label_column: {columns_text}; set data.label_column to one, or to "
+            f"{NO_LABELS}"
         )
-    if found or has_classes:
-        return image_column, found[0] if found else None
+    if candidates or has_classes:
+        return image_column, candidates[0] if candidates else None
     if may_be := [name for name, feature in features.items() if _MAY_BE_LABELS.fullmatch(name) and _is_plain(feature)]:
         raise DataError(
             f"no column of {owner} is called label; {listed(may_be)} may hold the labels: set data.label_column to "
@@ -62,15 +63,17 @@ def find_columns(
     return image_column, None
 
 
-def _image_column(features: datasets.Features, named: str | None, there: str) -> str:
+def _image_column(features: datasets.Features, named: str | None, columns_text: str) -> str:
     if named is not None:
         if named not in features:
-            raise DataError(f"data.image_column {named!r} is missing: {there}")
+            raise DataError(f"data.image_column {named!r} is missing: {columns_text}")
         return named
-    found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if len(found) != 1:
-        raise DataError(f"{len(found) or 'no'} columns may be the image_column: {there}; set data.image_column to one")
-    return found[0]
+    candidates = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(candidates) != 1:
+        raise DataError(
+            f"{len(candidates) or 'no'} columns may be the image_column: {columns_text}; set data.image_column to one"
+        )
+    return candidates[0]
 
 
 def _is_plain(feature: object) -> bool:
@@ -79,9 +82,9 @@ def _is_plain(feature: object) -> bool:
 
 
 def as_images(table: datasets.Dataset, column: str) -> datasets.Dataset:
-    """Give `column` alone, as encoded images.
+    """Select `column` alone, as encoded images.
 
-    Parquet that was written without `datasets` may hold plain bytes, paths, structs of both, or lists of pixels.
+    Parquet written without `datasets` may hold plain bytes, paths, structs of both, or lists of pixels.
 
     Raises:
         DataError: the column holds no images, or pixels that are no integers in 0..255.
@@ -99,7 +102,7 @@ def as_images(table: datasets.Dataset, column: str) -> datasets.Dataset:
 
 
 def _from_pixels(table: datasets.Dataset, column: str) -> datasets.Dataset:
-    """Lists (H, W) or (H, W, C) of integers in 0..255, which `datasets` would take for wider ones."""
+    """Encode lists (H, W) or (H, W, C) of integers in 0..255, which `datasets` would take for a wider type."""
     encoded = []
     for row, value in enumerate(table.data.column(column)):
         where = f"row {row} of column {column!r}"

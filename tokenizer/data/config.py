@@ -1,4 +1,4 @@
-"""Which images are read and as what; the options that a data set's name leaves open."""
+"""Options of a data set: which images are read, and in which form."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,30 +10,31 @@ from tokenizer.data.split_names import split_name
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and as what they are read.
+    """Which images to read, and in which form.
 
     Args:
-        name: digits, mnist, cifar10, a data set's id on the Hub, a folder of images, a folder of parquet files, or
-            where shards to stream lie: a folder, or an address such as hf://datasets/ILSVRC/imagenet-1k/data.
+        name: digits, mnist, cifar10, a data set's id on the Hub, a folder of images, a folder of parquet files, or the
+            location of shards to stream: a folder, or an address such as hf://datasets/ILSVRC/imagenet-1k/data.
         image_size: side S of the square images; larger ones are resized and cropped. None: the first image's own size.
-        channels: 1 (grey) or 3 (RGB). None: 1 where all images are grey, of many a sample.
-        image_column: the column that holds the images. None: the only image column.
-        label_column: the column that holds the labels; none: there are no classes. None: the only class label column,
-            or "label" or "labels".
-        label_values: what integers without names are: ids, the class ids from 0 on, of which some may have no image;
-            distinct: each value is a class. None: ids, and an error where half of the classes would have no image.
-        num_workers: processes that decode images beside the main one.
-        memory_limit_gib: images to train a tokenizer on whose pixels take no more than this are decoded once and held
-            in memory, by each process; 0: never.
-        resize_to: pixels to which the short side is resized before the crop; a smaller image is enlarged. None:
-            image_size, and a smaller image is an error; 0: images are cropped as they are.
-        crop: which image_size x image_size pixels of a training image are seen: center, or random, others in each
+        channels: 1 (grey) or 3 (RGB). None: 1 if all images are grey (of many images, a sample is checked).
+        image_column: the column with the images. None: the only image column.
+        label_column: the column with the labels; none: no classes. None: the only class-label column, or "label" or
+            "labels".
+        label_values: meaning of integer labels without names: ids, class ids from 0 on, some of which may have no
+            image; distinct, each distinct value is a class. None: ids, and an error if half of the classes would have
+            no image.
+        num_workers: processes that decode images in addition to the main one.
+        memory_limit_gib: when training a tokenizer, images whose pixels take at most this much are decoded once and
+            held in memory, by each process; 0: never.
+        resize_to: pixels to which the short side is resized before the crop; smaller images are enlarged. None:
+            image_size, and a smaller image is an error; 0: images are cropped without resizing.
+        crop: position of the image_size x image_size crop of training images: center, or random, drawn anew in each
             epoch. Held-out images are cropped to the centre.
         flip: whether training images are mirrored half of the time.
-        streaming: whether shards (parquet, or tar as of WebDataset) are read as they are needed, in blocks whose order
-            is shuffled, and nothing is copied or downloaded as a whole.
+        streaming: whether shards (parquet, or tar in WebDataset's format) are read on demand, in shuffled blocks,
+            without copying or downloading the data set as a whole.
         shuffle_buffer: streamed images that are shuffled among each other, over all processes.
-        on_bad_image: what an image that cannot be read, decoded or framed is: an error, or, with skip, replaced by the
+        on_bad_image: an image that cannot be read, decoded or framed is an error, or, with skip, is replaced by the
             next usable one of the data set and its label, and counted.
         test_split: name of the held-out split; validation, valid and val are one name. None: test, else validation,
             else evaluation, else dev.
@@ -56,7 +57,7 @@ class DataConfig:
     test_split: str | None = None
 
     def check(self) -> None:
-        """Raises DataError where a value is none that it can have."""
+        """Raise DataError for a value out of its range."""
         wrong = [
             (bool(self.name), "name", "digits, mnist, cifar10, a folder, or a data set on the Hub"),
             (self.image_size is None or self.image_size >= 1, "image_size", "1 or more"),
@@ -82,7 +83,7 @@ class DataConfig:
             raise DataError(f"data.name is the address {self.name!r}; set data.streaming to true to read shards there")
 
     def framing(self, image_size: int, split: str) -> Framing:
-        """How images of a split are framed: only those of the train split at random."""
+        """Return the framing of a split's images; only the train split is framed at random."""
         train = split == "train"
         return Framing(
             image_size, self.resize_to, random_crop=train and self.crop == "random", flip=train and self.flip

@@ -1,4 +1,4 @@
-"""The images and labels of one split, by index, decoded when they are asked for."""
+"""The images and labels of one split, by index, decoded on demand."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,21 +10,21 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
-from tokenizer.data.bad_images import BadImages, Found
+from tokenizer.data.bad_images import BadImages, Item
 from tokenizer.data.decoding import ImageError, convert
 from tokenizer.data.framing import Framing, uniform_draws
 from tokenizer.data.image_column import ImageColumn
 
-# Of more images than this the fingerprint reads the bytes of a part: all of ImageNet would be 140 GB before step one.
+# Above this number of images the fingerprint reads only a part: ImageNet would be 140 GB before the first step.
 FINGERPRINT_WHOLE = 100_000
 FINGERPRINT_PART = 10_000
 
-# In the place of a length, where an image cannot be read and is skipped.
+# Hashed instead of the length of an image that cannot be read and is skipped.
 UNREADABLE = b"\xff" * 8
 
 
 class FramedImages(Dataset):
-    """Images of one size, in classes."""
+    """Images of one size, with class labels."""
 
     framing: Framing
     class_names: list[str]
@@ -38,8 +38,8 @@ class FramedImages(Dataset):
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def _usable(self, index: int, read: Callable[[int], Found]) -> Found:
-        """What `read` makes of the index, or of the one that stands in for it."""
+    def _usable(self, index: int, read: Callable[[int], Item]) -> Item:
+        """Return `read` of the index, or of the index that replaces it."""
         return read(index) if self.bad_images is None else self.bad_images.usable(index, read)
 
 
@@ -47,18 +47,18 @@ class FramedImages(Dataset):
 class ImageDataset(FramedImages):
     """Images and labels by index; built by `load_images`.
 
-    Item: {"images": float32 (channels, image_size, image_size) in [-1, 1], "labels": int64 ()}; of a list of indices,
-    the batch of their items. Images are turned upright by their EXIF orientation, transparency shows white, 16-bit grey
-    is rounded to 8 bits, the image is resized (bicubic, antialiased) as `framing` says and the centre is cropped.
-    What is drawn at random comes from `augmented` alone. `labels` are all labels, int64 (n,). With `bad_images` the
-    next usable image stands in for one that is not, with its own label and its own draws.
+    Item: {"images": float32 (channels, image_size, image_size) in [-1, 1], "labels": int64 ()}; a list of indices gives
+    the batch of their items. Images are rotated upright by their EXIF orientation, transparency becomes white, 16-bit
+    grey is rounded to 8 bits, the image is resized (bicubic, antialiased) as `framing` says and the centre is cropped.
+    Only `augmented` uses random numbers. `labels` are all labels, int64 (n,). With `bad_images`, the next usable image
+    replaces an unusable one, with its own label and its own random numbers.
 
     Raises:
         DataError: from an item: its image cannot be read or decoded, or is smaller than `image_size`.
     """
 
     encoded: ImageColumn
-    rows: np.ndarray  # of the column, one for each item
+    rows: np.ndarray  # rows of the column, one per item
     labels: torch.Tensor
     class_names: list[str]
     framing: Framing
@@ -69,7 +69,7 @@ class ImageDataset(FramedImages):
 
     @property
     def is_augmented(self) -> bool:
-        """Whether training sees other images than the items: `augmented`."""
+        """Whether training sees other images than the items: see `augmented`."""
         return self.framing.is_random
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class ImageDataset(FramedImages):
         return {"images": as_floats(pixels), "labels": labels}
 
     def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, torch.Tensor]:
-        """The batch of the indices as training sees it in an epoch: with random crops and flips where asked for."""
+        """Return the batch of the indices as training sees it in an epoch: cropped and flipped at random."""
         draws = dict(zip(indices, uniform_draws(seed, epoch, indices), strict=True))
 
         def read(index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,30 +91,30 @@ class ImageDataset(FramedImages):
         return {"images": as_floats(torch.stack(pixels)), "labels": torch.stack(labels)}
 
     def decode(self, index: int | list[int]) -> torch.Tensor:
-        """The image, uint8 (channels, image_size, image_size); of a list of b indices, (b, ...). Raises as an item."""
+        """Decode the image, uint8 (channels, image_size, image_size), or (b, ...) for a list. Raises as an item."""
         return self.labelled(index)[0]
 
     def labelled(self, index: int | list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The image as `decode` gives it, and its label, int64 (); of a list of b indices, (b, ...) and (b,)."""
+        """Decode the image as `decode` does, with its label, int64 (); for a list of b indices (b, ...) and (b,)."""
         if isinstance(index, list):
             pixels, labels = zip(*map(self.labelled, index), strict=True)
             return torch.stack(pixels), torch.stack(labels)
-        return self._usable(index, lambda one: (self._pixels(one), self.labels[one]))
+        return self._usable(index, lambda usable: (self._pixels(usable), self.labels[usable]))
 
     def try_image(self, index: int) -> None:
-        """Raises ImageError where the image at an index is unusable."""
+        """Raise ImageError if the image at an index is unusable."""
         self._pixels(index)
 
     def _pixels(self, index: int, draws: np.ndarray | None = None) -> torch.Tensor:
         image, where = self.encoded.decode(self.rows[index])
-        image = convert(image, self.channels, where)  # a large one is not to be in memory in both forms from here on
+        image = convert(image, self.channels, where)  # rebinding frees a large original
         return framed_pixels(image, where, self.framing, draws)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all encoded images in order, all labels, the size and the channels; computed once.
+        """Compute the SHA-256 (hex) of all encoded images in order, all labels, the size and the channels; cached.
 
-        Of more than `FINGERPRINT_WHOLE` images: of the lengths of all and the bytes of `FINGERPRINT_PART`, evenly
-        spaced.
+        For more than `FINGERPRINT_WHOLE` images, the bytes of `FINGERPRINT_PART` evenly spaced images and the lengths
+        of all are hashed.
         """
         return self._fingerprint
 
@@ -123,11 +123,11 @@ class ImageDataset(FramedImages):
         digest = hashlib.sha256(f"{self.image_size} {self.channels} {len(self)} ".encode())
         if self.framing.resize_to is not None:
             digest.update(f"{self.framing.resize_to} ".encode())
-        read = self.rows
+        rows_read = self.rows
         if len(self) > FINGERPRINT_WHOLE:
             digest.update(self.encoded.sizes(self.rows, self.bad_images is not None).astype("<i8").tobytes())
-            read = self.rows[np.linspace(0, len(self) - 1, FINGERPRINT_PART).astype(np.int64)]
-        for row in read:
+            rows_read = self.rows[np.linspace(0, len(self) - 1, FINGERPRINT_PART).astype(np.int64)]
+        for row in rows_read:
             try:
                 encoded, _ = self.encoded.read(row)
             except ImageError:
@@ -144,12 +144,12 @@ class ImageDataset(FramedImages):
 def framed_pixels(
     image: PIL.Image.Image, where: str, framing: Framing, draws: np.ndarray | None = None
 ) -> torch.Tensor:
-    """An L or RGB image of any size -> uint8 (1 or 3, image_size, image_size). ImageError names `where`."""
+    """Frame an L or RGB image of any size: uint8 (1 or 3, image_size, image_size). ImageError names `where`."""
     image = framing.apply(image, where, draws)
     pixels = np.asarray(image).reshape(framing.image_size, framing.image_size, -1).transpose(2, 0, 1)
     return torch.from_numpy(np.array(pixels, order="C"))
 
 
 def as_floats(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 of any shape -> float32 of the same shape in [-1, 1]."""
+    """Map uint8 of any shape to float32 in [-1, 1]."""
     return pixels.float().div_(127.5).sub_(1)

@@ -1,4 +1,4 @@
-"""Encoded images -> pixels: one column of a data set, decoded, and converted to the channels asked for."""
+"""Decode images: encoded bytes -> an upright image -> L or RGB with 8 bits."""
 
 import io
 import os
@@ -18,28 +18,28 @@ import PIL.ImageOps
 EXIF_ORIENTATION = 0x0112
 BICUBIC = PIL.Image.Resampling.BICUBIC
 
-# What is opened, as far as PIL was built with it. Others start programs (EPS), or hold no picture of this kind. TGA has
-# no mark of its own, so it comes last.
+# Formats that are opened, as far as PIL was built with them. Others start programs (EPS) or hold no such picture. TGA
+# has no magic number, so it comes last.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 
-# These are decoded into buffers of their library, next to the image: of half the pixels that others may have.
+# The libraries of these formats decode into a buffer of their own, so an image may have half as many pixels.
 _BUFFERED = ("WEBP", "JPEG2000", "AVIF")
 
-# An image of PIL.Image.MAX_IMAGE_PIXELS takes less in any format and mode that is opened.
+# More than an image of PIL.Image.MAX_IMAGE_PIXELS takes in any of these formats and modes.
 MAX_ENCODED_BYTES = 2**29
 
-# Side of the tiles in which a large image is converted: copies are of a tile, not of the image.
+# Side of the tiles in which large images are converted, so that intermediate copies are small.
 _TILE = 2048
 
 _SMALLER = "remove it, make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
 
-# Of a broken image there is an error; of what PIL finds odd about others, millions of lines would be no help. For the
-# whole process, as the filters of a `with` block are those of all threads.
+# Broken images raise errors; PIL's warnings about odd ones would be millions of lines. Set for the whole process,
+# because the filters of a `with` block apply to all threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class DataError(ValueError):
-    """Data that cannot be used, in one line which names the file, column or value and the remedy."""
+    """Unusable data; the message is one line that names the file, column or value and the remedy."""
 
     def __init__(self, message: str):
         # torch rebuilds a worker's error from the text of its traceback, whose last line is the original message.
@@ -49,14 +49,14 @@ class DataError(ValueError):
 
 
 class ImageError(DataError):
-    """One image that cannot be used; those beside it may be whole."""
+    """One unusable image; other images of the data set may be intact."""
 
 
 def decode_image(encoded: bytes, where: str) -> PIL.Image.Image:
-    """An encoded image, upright, in the mode it is stored in; `where` names it in an error.
+    """Decode an image, upright, in its stored mode; `where` names it in errors.
 
     Raises:
-        ImageError: it is broken, of no known format, of several frames, or too large to be decoded.
+        ImageError: it is broken, of an unknown format, has several frames, or is too large.
     """
     check_length(len(encoded), where)
     with _reasons(where):
@@ -70,21 +70,21 @@ def decode_image(encoded: bytes, where: str) -> PIL.Image.Image:
 
 
 def image_header(source: Path | BinaryIO, where: str) -> tuple[str, tuple[int, int]]:
-    """Read the mode and the size (width, height) of an image, upright; `where` names it in an error.
+    """Read the mode and the size (width, height) of an image, upright; `where` names it in errors.
 
     Raises:
-        ImageError: as `decode_image`, but for what only the pixels tell.
+        ImageError: as `decode_image`, except for errors that only decoding the pixels reveals.
     """
     with _reasons(where), open_image(source, where) as image:
-        # Of a PNG without EXIF in its header, PIL would look for it behind the pixels.
-        there = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)  # PIL turns a TIFF's size
-        turned = there and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        # For a PNG without EXIF in its header, PIL would search behind the pixels. PIL itself turns a TIFF's size.
+        has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        turned = has_exif and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
         return image.mode, image.size[::-1] if turned else image.size
 
 
 @contextmanager
 def _reasons(where: str) -> Iterator[None]:
-    """Whatever PIL raises as an ImageError that says what is wrong with the image."""
+    """Turn any error of PIL into an ImageError that says what is wrong with the image."""
     try:
         yield
     except ImageError:
@@ -94,12 +94,12 @@ def _reasons(where: str) -> Iterator[None]:
         raise ImageError(f"{where} cannot be decoded: not an image of the formats {known}; replace it") from error
     except PIL.Image.DecompressionBombError as error:
         raise ImageError(f"{where} is too large: {reason_of(error).rstrip('.')}; {_SMALLER}") from error
-    except Exception as error:  # what a decoder raises on broken data is open-ended: OSError, struct.error, ...
+    except Exception as error:  # decoders raise many classes on broken data: OSError, struct.error, ...
         raise ImageError(f"{where} cannot be decoded: {reason_of(error)}; remove or replace it") from error
 
 
 def _check_range(image: PIL.Image.Image, where: str) -> None:
-    """Raise ImageError where integers of 16 or 32 bits, which are read as 0..65535, may be meant as 0..255."""
+    """Raise ImageError if 16- or 32-bit integers, read as 0..65535, look as if they were meant as 0..255."""
     _, high = image.getextrema()
     if 0 < high <= 255:
         bits = 16 if "16" in image.mode else 32
@@ -110,7 +110,7 @@ def _check_range(image: PIL.Image.Image, where: str) -> None:
 
 
 def read_file(path: str) -> bytes:
-    """Read an image file. Raises ImageError where that cannot be."""
+    """Read an image file; raise ImageError if that fails."""
     check_file(path)
     try:
         return Path(path).read_bytes()
@@ -119,38 +119,40 @@ def read_file(path: str) -> bytes:
 
 
 def check_file(path: str) -> None:
-    """Raise ImageError where a path is no file that may be read."""
+    """Raise ImageError if a path is no regular file, or is too large."""
     try:
-        found = os.stat(path)  # noqa: PTH116 (a path may hold what a Path takes for an error of its own)
+        status = os.stat(path)  # noqa: PTH116 (Path itself raises other errors for some texts)
     except OSError as error:
         raise ImageError(f"image {path} cannot be read: {error.strerror}; restore the file") from error
-    if not stat.S_ISREG(found.st_mode):  # to open a pipe is to wait for its other end
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
         raise ImageError(f"image {path} cannot be read: it is no file; remove it")
-    check_length(found.st_size, f"image {path}")
+    check_length(status.st_size, f"image {path}")
 
 
 def check_length(length: int, where: str) -> None:
-    """ImageError where an encoded image has more bytes than are read."""
+    """Raise ImageError if an encoded image has more than MAX_ENCODED_BYTES."""
     if length > MAX_ENCODED_BYTES:
         raise ImageError(f"{where} has {length:,} bytes, more than {MAX_ENCODED_BYTES:,}; remove or compress it")
 
 
 def check_pixels(width: int, height: int, where: str, divisor: int = 1) -> None:
-    """ImageError where a size is more pixels than memory is taken for."""
+    """Raise ImageError if an image has more pixels than PIL.Image.MAX_IMAGE_PIXELS / divisor."""
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit // divisor:
         raise ImageError(f"{where} is too large: {width}x{height}, more than {limit // divisor:,} pixels; {_SMALLER}")
 
 
 def open_image(source: Path | BinaryIO, where: str) -> PIL.Image.Image:
-    """The image, its pixels not yet decoded. ImageError: several frames, or too large; what PIL raises besides."""
+    """Open an image without decoding its pixels. Raises ImageError for several frames or too many pixels, or PIL's
+    errors.
+    """
     image = PIL.Image.open(source, formats=_formats())
     check_pixels(*image.size, where, 2 if image.format in _BUFFERED else 1)
     if not all(image.size):
         raise ImageError(f"{where} is {image.width}x{image.height}, without a pixel; remove it")
     # The second picture of a phone's JPEG (MPO) is a preview, or the same from further right.
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        # Of a GIF or TIFF only counted by reading all of it.
+        # PIL counts the frames of a GIF or TIFF only by reading all of it.
         frames = vars(image).get("n_frames", "several")
         raise ImageError(f"{where} has {frames} frames; save the one to use as an image of its own")
     return image
@@ -164,13 +166,15 @@ def _formats() -> tuple[str, ...]:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Give the endings of file names that are read as images, in lower case, each with its dot."""
+    """List the file endings that are read as images, in lower case, with the dot."""
     formats = (*_formats(), "MPO")  # a phone's JPEG of several pictures
     return frozenset(suffix for suffix, name in PIL.Image.registered_extensions().items() if name in formats)
 
 
 def convert(image: PIL.Image.Image, channels: int, where: str) -> PIL.Image.Image:
-    """An image of any mode as L (channels 1) or RGB (channels 3), 8 bits. ImageError: it has no such form."""
+    """Convert an image of any mode to L (channels 1) or RGB (channels 3), 8 bits; raise ImageError if it has no such
+    form.
+    """
     mode = "L" if channels == 1 else "RGB"
     if image.mode == "F":
         raise ImageError(f"{where} has float values, whose range is not defined; save it with 8 or 16 bits")
@@ -178,8 +182,9 @@ def convert(image: PIL.Image.Image, channels: int, where: str) -> PIL.Image.Imag
         if image.mode == "I":
             low, high = image.getextrema()
             if low < 0 or high > 65535:
-                found = f"{low}..{high}"
-                raise ImageError(f"{where} has values {found}, which do not fit 0..65535; save it with 8 or 16 bits")
+                raise ImageError(
+                    f"{where} has values {low}..{high}, which do not fit 0..65535; save it with 8 or 16 bits"
+                )
         if image.mode == mode and not image.has_transparency_data:
             return image
         if max(image.size) <= _TILE:
@@ -192,7 +197,7 @@ def convert(image: PIL.Image.Image, channels: int, where: str) -> PIL.Image.Imag
         raise
     except ValueError as error:
         raise ImageError(f"{where} has mode {image.mode}, which has no RGB form; save it as RGB") from error
-    except Exception as error:  # of a broken palette or transparency, or for want of memory
+    except Exception as error:  # from a broken palette or transparency, or lack of memory
         raise ImageError(f"{where} cannot be converted to {mode}: {reason_of(error)}; save it as RGB") from error
 
 
@@ -215,7 +220,7 @@ def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def reason_of(error: Exception) -> str:
-    """The error's first line; `datasets` wraps a file it cannot parse in an error that says nothing."""
+    """Return the error's first line, or that of its cause if `datasets` wrapped it without a reason."""
     if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     return (str(error).splitlines() or [type(error).__name__])[0]

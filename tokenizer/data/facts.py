@@ -19,17 +19,17 @@ from tokenizer.data.split_names import split_name
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The train split of a data set.
+    """The train split of a data set, as a dry run needs it.
 
     Attributes:
-        name: as in data.name.
-        channels: of the images as they are trained on.
-        framing: what is seen of an image.
-        num_images: in the split.
-        num_classes: 1 without labels.
-        encoded_bytes: of all its images as they lie on disk.
-        measured: whether all this is of the data set itself, or of its published description.
-        line: what the data set was found to be.
+        name: data.name.
+        channels: channels of the images in training.
+        framing: framing of the images in training.
+        num_images: images of the split.
+        num_classes: classes; 1 without labels.
+        encoded_bytes: bytes of all its images on disk.
+        measured: whether the numbers come from the data set itself, not from its published description.
+        line: one line that describes the data set.
     """
 
     name: str
@@ -46,11 +46,11 @@ class DatasetInfo:
 
     @property
     def image_size(self) -> int:
-        """The side of the images as they are trained on."""
+        """Side of the images in training."""
         return self.framing.image_size
 
     def fingerprint(self) -> str:
-        """None: nothing is resumed."""
+        """Return an empty string: a dry run is never resumed."""
         return ""
 
 

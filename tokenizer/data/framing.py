@@ -1,4 +1,4 @@
-"""A decoded image -> the square of it that is trained on: resized, cropped, mirrored, by drawn numbers or none."""
+"""Frame a decoded image: resize, crop and mirror it to a square, at random or in the centre."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ import PIL.ImageOps
 
 from tokenizer.data.decoding import BICUBIC, ImageError, check_pixels
 
-# Of a side's pixels when an image is resized: PIL's table of weights takes some 40 bytes for each.
+# Longest side that is resized: PIL's table of weights takes some 40 bytes per pixel of the side.
 LONGEST_SIDE = 2**20
 
-_DRAWS = 3  # an image's: whether it is mirrored, the place of the crop from the left and from the top
+_DRAWS = 3  # random numbers per image: mirrored or not, left and top of the crop
 
 
 def uniform_draws(seed: int, epoch: int, indices: np.ndarray | list[int]) -> np.ndarray:
-    """Float64 (n, 3) in [0, 1) for n images: a function of seed, epoch and each image's index alone.
+    """Draw float64 (n, 3) in [0, 1) for n images, as a function of seed, epoch and each image's index alone.
 
-    A hash (splitmix64 of each number in turn; Steele et al. 2014) and no generator: the images of a batch come in any
-    order, from any process, and 1,024 of them take microseconds.
+    A hash (splitmix64 of each number in turn; Steele et al. 2014) instead of a generator, because the images of a batch
+    come in any order, from any process; 1,024 images take microseconds.
     """
     state = np.zeros((len(indices), _DRAWS), dtype=np.uint64)
     columns = np.asarray(indices, dtype=np.int64).astype(np.uint64)[:, None]
@@ -35,19 +35,19 @@ def _mix(state: np.ndarray) -> np.ndarray:
 
 
 def mirrored(draws: np.ndarray) -> np.ndarray:
-    """Which images are mirrored, bool (n,), by their draws (n, 3): half of them."""
+    """Return which images are mirrored, bool (n,), by their draws (n, 3): half of them."""
     return draws[:, 0] < 0.5
 
 
 @dataclass(frozen=True)
 class Framing:
-    """What becomes of an image's shape.
+    """How an image of any shape becomes a square.
 
     Args:
         image_size: side of the square.
-        resize_to: length of the short side before the crop. None: image_size, of images that are not smaller, which
-            are errors; a number: of all, smaller ones are enlarged; 0: no resizing.
-        random_crop: whether the place of the square is drawn; else it is the centre.
+        resize_to: length of the short side before the crop. None: image_size, and smaller images are errors; a number:
+            smaller images are enlarged; 0: no resizing.
+        random_crop: whether the crop's position is drawn at random; else it is the centre.
         flip: whether half of the images are mirrored.
     """
 
@@ -58,14 +58,15 @@ class Framing:
 
     @property
     def is_random(self) -> bool:
-        """Whether training sees another image than evaluation."""
+        """Whether training sees other images than evaluation."""
         return self.random_crop or self.flip
 
     def apply(self, image: PIL.Image.Image, where: str, draws: np.ndarray | None = None) -> PIL.Image.Image:
-        """The (image_size, image_size) image that `draws` (3,) ask for; without draws its centre, not mirrored.
+        """Frame an image to (image_size, image_size) with random numbers `draws` (3,); without them the centre, not
+        mirrored.
 
         Raises:
-            ImageError: the image, which `where` names, is smaller than the square, or too long to be resized.
+            ImageError: the image, named by `where`, is smaller than the square, or too long to be resized.
         """
         image = self._resize(image, where)
         size = self.image_size

@@ -1,4 +1,4 @@
-"""Decoded images: the uint8 pixels of a whole data set, in memory or one batch after another, and their variance."""
+"""Hold the uint8 pixels of a whole data set in memory, go through them in batches, compute their variance."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from tokenizer.data.dataset import ImageDataset, as_floats
 from tokenizer.data.framing import mirrored, uniform_draws
 from tokenizer.data.streaming.images import StreamedImages
 
-# Images in one tensor where a whole data set is gone through for its pixels.
+# Images per batch when all pixels of a data set are read.
 PIXEL_BATCH = 256
 
 
@@ -24,13 +24,13 @@ PIXEL_BATCH = 256
 class InMemoryImages(Dataset):
     """An `ImageDataset` in memory; built by `load_into_memory`.
 
-    Items, batches and fingerprint are those of the data set that was decoded.
+    Items, batches and fingerprint equal those of the data set that was decoded.
 
     Attributes:
         pixels: (n, channels, image_size, image_size) uint8.
-        labels: (n,) int64, of the images that are held.
-        source: the data set that was decoded; it says which images are unusable.
-        source_fingerprint: what `fingerprint` of it says.
+        labels: (n,) int64, of these images.
+        source: the data set that was decoded; it records unusable images.
+        source_fingerprint: fingerprint of the source.
         flip: whether training sees half of the images mirrored.
     """
 
@@ -46,7 +46,7 @@ class InMemoryImages(Dataset):
 
     @property
     def is_augmented(self) -> bool:
-        """Whether training sees other images than the items: `augmented`."""
+        """Whether training sees other images than the items: see `augmented`."""
         return self.flip
 
     @property
@@ -65,12 +65,12 @@ class InMemoryImages(Dataset):
         return len(self.pixels)
 
     def __getitem__(self, index: int | list[int]) -> dict[str, Tensor]:
-        # For a list index_select is several times as quick as pixels[index].
+        # For a list, index_select is several times as fast as pixels[index].
         pixels = self.pixels.index_select(0, torch.tensor(index)) if isinstance(index, list) else self.pixels[index]
         return {"images": as_floats(pixels), "labels": self.labels[index]}
 
     def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, Tensor]:
-        """The batch of the indices as training sees it in an epoch, some of them mirrored."""
+        """Return the batch of the indices as training sees it in an epoch, some of them mirrored."""
         pixels = self.pixels.index_select(0, torch.tensor(indices))
         flips = torch.from_numpy(mirrored(uniform_draws(seed, epoch, indices)))
         pixels[flips] = pixels[flips].flip(-1)
@@ -78,20 +78,20 @@ class InMemoryImages(Dataset):
 
     @property
     def bad_images(self) -> BadImages | None:
-        """Those in whose place others are held; None where they are errors."""
+        """Record of unusable images, which others replace; None if they are errors."""
         return self.source.bad_images
 
     def try_image(self, index: int) -> None:
-        """Raises ImageError where the image at an index of the data set that was decoded is unusable."""
+        """Raise ImageError if the image at an index of the source is unusable."""
         self.source.try_image(index)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the encoded images, labels, size and channels."""
+        """Return the SHA-256 (hex) of the encoded images, labels, size and channels."""
         return self.source_fingerprint
 
 
 def pixel_batches(dataset: ImageDataset | InMemoryImages | StreamedImages, num_workers: int) -> Iterable[Tensor]:
-    """Every image once, in order, cropped to the centre, uint8 (PIXEL_BATCH, C, S, S); the last may be smaller."""
+    """Load every image once, in order, cropped to the centre, uint8 (PIXEL_BATCH, C, S, S); the last may be smaller."""
     if isinstance(dataset, InMemoryImages):
         return dataset.pixels.split(PIXEL_BATCH)
     return loader(range(len(dataset)), num_workers, batch_size=PIXEL_BATCH, collate_fn=dataset.decode)
@@ -102,11 +102,11 @@ def load_into_memory(
     config: DataConfig,
     progress: Callable[[Iterable[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tensor]]] = lambda batches: batches,
 ) -> ImageDataset | InMemoryImages | StreamedImages:
-    """The data set decoded where its pixels take no more than `config.memory_limit_gib`, else as it is.
+    """Decode a data set into memory if its pixels take at most `config.memory_limit_gib`; else return it unchanged.
 
-    Images that are streamed, or cropped at random, are not held: they are never seen the same way twice.
+    Streamed or randomly cropped images are never held, because no two epochs see the same pixels.
 
-    `progress` wraps the batches, to show how far the decoding is.
+    `progress` wraps the batches, to show the progress of decoding.
 
     Raises:
         DataError: an image is unusable.
@@ -114,11 +114,11 @@ def load_into_memory(
     if isinstance(dataset, StreamedImages) or not bytes_held(dataset, config):
         return dataset
     pixels, labels = torch.empty(_shape(dataset), dtype=torch.uint8), torch.empty_like(dataset.labels)
-    places = zip(pixels.split(PIXEL_BATCH), labels.split(PIXEL_BATCH), strict=True)
+    targets = zip(pixels.split(PIXEL_BATCH), labels.split(PIXEL_BATCH), strict=True)
     batches = loader(range(len(dataset)), config.num_workers, batch_size=PIXEL_BATCH, collate_fn=dataset.labelled)
-    for (its_pixels, its_labels), (found, of_these) in zip(places, progress(batches), strict=True):
-        its_pixels.copy_(found)
-        its_labels.copy_(of_these)  # of the images that stand in for unusable ones, not those that were stored
+    for (target_pixels, target_labels), (batch_pixels, batch_labels) in zip(targets, progress(batches), strict=True):
+        target_pixels.copy_(batch_pixels)
+        target_labels.copy_(batch_labels)  # the labels of replaced images are those of their replacements
     return InMemoryImages(
         pixels=pixels,
         labels=labels,
@@ -132,19 +132,19 @@ def load_into_memory(
 
 
 def bytes_held(dataset: Dataset, config: DataConfig) -> int:
-    """The bytes that the images take when `load_into_memory` holds them; 0 where it does not."""
+    """Return the bytes that `load_into_memory` holds of a data set; 0 if it leaves the data set unchanged."""
     size = math.prod(_shape(dataset))
     fits = size <= config.memory_limit_gib * 2**30
     return size if fits and not config.streaming and not dataset.framing.random_crop else 0
 
 
 def _shape(dataset: Dataset) -> tuple[int, int, int, int]:
-    """(n, channels, image_size, image_size)"""
+    """Return (n, channels, image_size, image_size)."""
     return len(dataset), dataset.channels, dataset.image_size, dataset.image_size
 
 
 def pixel_variance(batches: Iterable[Tensor]) -> float:
-    """Variance of all values of uint8 tensors, mapped to [-1, 1]; exact but for the rounding of float64."""
+    """Compute the variance of all values of uint8 tensors, mapped to [-1, 1]; exact up to float64 rounding."""
     counts = sum(torch.bincount(batch.flatten(), minlength=256) for batch in batches)
     values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     mean = (counts * values).sum() / counts.sum()

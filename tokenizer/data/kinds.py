@@ -1,4 +1,4 @@
-"""The images of a data set -> the side and the channels as which all are read, where the config leaves that open."""
+"""Decide the size and channels of all images of a data set, if the config leaves them open."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,18 +10,18 @@ from tokenizer.data.bad_images import BadImages
 from tokenizer.data.config import DataConfig
 from tokenizer.data.decoding import DataError, ImageError
 
-# Of more images than this a sample says what all are: to open each of a million files takes minutes.
+# Above this number of images a sample decides for all: opening a million files takes minutes.
 SAMPLE = 2048
 
 
 @dataclass(frozen=True)
 class ImageKind:
-    """Hold the size and channels that all images of a data set are read with.
+    """Size and channels with which all images of a data set are read.
 
     Attributes:
         image_size: side of the square.
         channels: 1 (grey) or 3 (RGB).
-        notes: what was decided by a part of the images, or for images that differ.
+        notes: decisions taken from a part of the images, or despite differing images.
     """
 
     image_size: int
@@ -30,7 +30,7 @@ class ImageKind:
 
 
 def is_grey(mode: str) -> bool:
-    """Say whether images of a mode of PIL are read as grey where all of a data set are."""
+    """Tell whether images of a PIL mode count as grey."""
     return mode in ("1", "L") or mode.startswith("I")
 
 
@@ -41,17 +41,18 @@ def image_kind(
     sample: Sequence[int],
     config: DataConfig,
 ) -> ImageKind:
-    """Decide on the side and the channels: the config's; else the first image's side, and 1 channel if all are grey.
+    """Decide size and channels: the config's, else the first image's side, and 1 channel if all images are grey.
 
     Args:
-        number: of the images to train on.
-        decode: gives an image by its index, and the words that name it.
-        header: gives an image's mode and size (width, height) by its index.
-        sample: the indices of the images that decide on the channels, all or some.
-        config: of the data set.
+        number: number of training images.
+        decode: returns an image by index, and its name for errors.
+        header: returns an image's mode and size (width, height) by index.
+        sample: indices of the images that decide the channels, all or some.
+        config: config of the data set.
 
     Raises:
-        DataError: there is no image, the first one cannot be decoded, or it has no one side.
+        DataError: the data set has no image, the first one cannot be decoded, or is not square while image_size is
+            open.
     """
     if not number:
         raise DataError(f"data set {config.name!r} has no images to train on; add some, or correct data.name")
@@ -63,7 +64,7 @@ def image_kind(
         return ImageKind(image_size, config.channels)
     grey, sizes = [], set()
     for index in sample:
-        with suppress(ImageError):  # one that cannot be read says so when it is read
+        with suppress(ImageError):  # an unreadable image raises when it is read
             mode, size = header(index)
             grey.append(is_grey(mode))
             sizes.add(size)

@@ -1,4 +1,4 @@
-"""Label columns -> class ids of every split, and the class names that all splits share."""
+"""Convert label columns to class ids and class names that all splits share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ import pyarrow.compute
 from tokenizer.data.decoding import DataError, reason_of
 from tokenizer.data.left_out import listed
 
-# Labels are numbers from 0 on: one beyond this is a hash, a time, or broken.
+# Largest number of classes: a label beyond it is a hash, a time, or broken.
 MOST_CLASSES = 2**20
 
 
 @dataclass(frozen=True)
 class LabelPart:
-    """The labels of a part of a split that names its classes itself: a table, or a file of a table.
+    """The labels of a part of a split that numbers its classes itself: a table, or one file of a table.
 
     Attributes:
         values: integers or texts.
-        names: what the integers stand for; None where only the numbers are known.
-        where: the words that name the part in an error, such as "split 'train'".
+        names: class names of the integers; None if only numbers are known.
+        where: name of the part in errors, such as "split 'train'".
     """
 
     values: pyarrow.ChunkedArray
@@ -31,12 +31,12 @@ class LabelPart:
 
 
 def label_part(values: pyarrow.ChunkedArray, feature: object, where: str) -> LabelPart:
-    """Make a part of a column and its feature in `datasets`."""
+    """Build a part from a column and its feature in `datasets`."""
     return LabelPart(plain(values), feature.names if isinstance(feature, datasets.ClassLabel) else None, where)
 
 
 def plain(values: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
-    """Give texts and numbers as such, where they are stored as places in a dictionary or as views."""
+    """Cast dictionary-encoded and view columns to plain texts and numbers."""
     if pyarrow.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pyarrow.types.is_string_view(values.type) or pyarrow.types.is_large_string(values.type):
@@ -47,21 +47,21 @@ def plain(values: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
 def class_ids(
     splits: dict[str, list[LabelPart]], column: str, label_values: str | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Number the classes alike in all splits.
+    """Number the classes consistently over all splits.
 
-    Classes that parts name are one where their names are, whatever number each part gives them; the order is that of
-    the first part. Texts are classes in alphabetical order. Plain integers are class ids, see `check_ids`.
+    Named classes are merged by name, whatever number each part gives them, in the order of the first part. Texts are
+    classes in alphabetical order. Plain integers are class ids, see `check_ids`.
 
     Args:
         splits: the parts of each split.
-        column: the name of the label column.
+        column: name of the label column.
         label_values: `data.label_values`.
 
     Returns:
         Labels int64 (n,) of each split, and the class names.
 
     Raises:
-        DataError: a label is missing, or is no class; parts differ in the kind of their labels.
+        DataError: a label is missing or no class, or parts differ in the kind of their labels.
     """
     parts = [part for of_split in splits.values() for part in of_split if len(part.values)]
     for part in parts:
@@ -75,8 +75,10 @@ def class_ids(
             raise DataError(f"row {row} of {part.where} has no label in column {column!r}; label or remove the row")
     kinds = {_kind(part, column): part.where for part in parts}
     if len(kinds) > 1:
-        (one, where), (other, there) = list(kinds.items())[:2]
-        raise DataError(f"label column {column!r} holds {one} in {where} and {other} in {there}; write them alike")
+        (kind, where), (other_kind, other_part) = list(kinds.items())[:2]
+        raise DataError(
+            f"label column {column!r} holds {kind} in {where} and {other_kind} in {other_part}; write them alike"
+        )
     if not parts:
         return {split: np.zeros(0, np.int64) for split in splits}, []
     of_kind = {"class names": _named, "texts": _texts, "integers": _numbers}[next(iter(kinds))]
@@ -86,9 +88,9 @@ def class_ids(
             f"{next(iter(kinds))}: leave it out"
         )
     ids, class_names = of_kind(parts, column, label_values)
-    found = iter(ids)
-    by_split = {split: [next(found) for part in of_split if len(part.values)] for split, of_split in splits.items()}
-    return {split: np.concatenate([np.zeros(0, np.int64), *these]) for split, these in by_split.items()}, class_names
+    ids = iter(ids)
+    by_split = {split: [next(ids) for part in of_split if len(part.values)] for split, of_split in splits.items()}
+    return {split: np.concatenate([np.zeros(0, np.int64), *arrays]) for split, arrays in by_split.items()}, class_names
 
 
 def _kind(part: LabelPart, column: str) -> str:
@@ -106,7 +108,7 @@ def _kind(part: LabelPart, column: str) -> str:
 
 def _named(parts: list[LabelPart], column: str, _: str | None) -> tuple[list[np.ndarray], list[str]]:
     class_names = list(dict.fromkeys(name for part in parts for name in part.names))
-    place = {name: label for label, name in enumerate(class_names)}
+    label_of = {name: label for label, name in enumerate(class_names)}
     ids = []
     for part in parts:
         values = as_integers(part.values, f"label column {column!r} of {part.where}")
@@ -116,7 +118,7 @@ def _named(parts: list[LabelPart], column: str, _: str | None) -> tuple[list[np.
                 f"label column {column!r} of {part.where} has label {wrong[0]}, which is no class; correct it, or set "
                 "data.test_split where the split has no labels"
             )
-        ids.append(np.array([place[name] for name in part.names], np.int64)[values])
+        ids.append(np.array([label_of[name] for name in part.names], np.int64)[values])
     return ids, class_names
 
 
@@ -146,12 +148,12 @@ def _numbers(parts: list[LabelPart], column: str, label_values: str | None) -> t
 def check_ids(values: np.ndarray, where: str, label_values: str | None) -> list[str]:
     """Name the classes of plain integers, which are class ids from 0 on: "0", "1", ... up to the highest.
 
-    Where 0 does not occur, or half of the ids do not, they may be no ids: 1 to 10, or postcodes. That is an error
+    If 0 does not occur, or half of the ids do not, the integers may be no ids (1 to 10, or postcodes). That is an error
     unless `label_values` is "ids".
 
     Args:
-        values: the labels that occur, once each, rising.
-        where: the words that name the labels.
+        values: the distinct labels, ascending.
+        where: name of the labels in errors.
 
     Raises:
         DataError: a label is no class, or the labels may be no ids.
@@ -174,17 +176,17 @@ def check_ids(values: np.ndarray, where: str, label_values: str | None) -> list[
 
 
 def distinct_names(values: np.ndarray, where: str) -> list[str]:
-    """Name the classes of values that are one class each. DataError: too many."""
+    """Name the classes of values of which each is a class; raise DataError if they are too many."""
     if len(values) > MOST_CLASSES:
         raise DataError(f"{where} has {len(values):,} values, too many for classes; name another column")
     return [str(value) for value in values.tolist()]
 
 
 def as_integers(labels: pyarrow.ChunkedArray, where: str) -> np.ndarray:
-    """Give Arrow integers as int64 (n,).
+    """Cast Arrow integers to int64 (n,).
 
     Raises:
-        DataError: one is larger than that.
+        DataError: a value does not fit.
     """
     try:
         return labels.cast(pyarrow.int64()).to_numpy()

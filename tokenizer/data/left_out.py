@@ -1,4 +1,4 @@
-"""Count the files of a data set's folder that are not read, for the line that says so."""
+"""Count the files of a data set's folder that are not read, for the printed summary."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class LeftOut:
-    """The files that lie in a folder and are not used.
+    """The unused files of a folder.
 
     Attributes:
-        hidden: files whose name, or whose folder's, begins with a dot, or that an operating system has put there.
-        endings: how many files there are of each ending that no image has.
-        splits: how many images lie in each split that is not used.
-        others: anything else, by the words that name it.
+        hidden: files whose name or folder begins with a dot, or that an operating system created.
+        endings: number of files per ending that is no image's.
+        splits: number of images of each unused split.
+        others: number of other files, by a description.
     """
 
     hidden: int = 0
@@ -32,5 +32,5 @@ class LeftOut:
 
 
 def listed(names: list[str], most: int = 10) -> str:
-    """Join names with commas, those beyond `most` as dots."""
+    """Join names with commas; names beyond `most` become dots."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

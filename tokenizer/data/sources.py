@@ -1,4 +1,4 @@
-"""A data set's name -> the tables of its train and its held-out split, from here or from the Hub."""
+"""Load a data set by name: the tables of its train and its held-out split, local or from the Hub."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -7,8 +7,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import PIL.Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from tokenizer.data.config import DataConfig
 from tokenizer.data.decoding import BICUBIC, DataError, reason_of
@@ -23,7 +21,7 @@ from tokenizer.data.split_names import held_out_split, shards_by_split, split_na
 
 HUB_IDS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 
-# Endings of files that have to be unpacked first.
+# Endings of archives, which the user has to unpack.
 _ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar")
 
 
@@ -32,9 +30,9 @@ class SplitTable:
     """The rows of one split.
 
     Attributes:
-        name: of the split.
-        rows: images, and what is known of them.
-        parquet: the files that the rows were read from, each of which may number the classes in its own order.
+        name: name of the split.
+        rows: images and further columns.
+        parquet: files that the rows were read from, each of which may number the classes in its own order.
     """
 
     name: str
@@ -42,7 +40,7 @@ class SplitTable:
     parquet: list[Path] = field(default_factory=list)
 
     def labels(self, column: str) -> list[LabelPart]:
-        """Read the label column, in parts that number the classes each on its own."""
+        """Read the label column, in parts that number their classes independently."""
         if self.parquet:
             return parquet_labels(self.parquet, column)
         return [label_part(self.rows.data.column(column), self.rows.features[column], f"split {self.name!r}")]
@@ -53,10 +51,10 @@ class Source:
     """The splits of a data set.
 
     Attributes:
-        train: what is trained on.
-        held_out: what is not; None where there is no such split.
-        left_out: files and splits that are not used.
-        notes: what a user is told besides.
+        train: the train split.
+        held_out: the held-out split; None if the data set has none.
+        left_out: unused files and splits.
+        notes: further remarks for the user.
     """
 
     train: SplitTable
@@ -69,7 +67,7 @@ def load_source(config: DataConfig) -> Source:
     """Find a data set and read its splits; digits, mnist and cifar10 are never taken for folders.
 
     Raises:
-        DataError: there is no such data set, or no train split, or it cannot be read.
+        DataError: the data set does not exist, cannot be read, or has no train split.
     """
     name = config.name
     if name == "digits":
@@ -80,7 +78,7 @@ def load_source(config: DataConfig) -> Source:
     if not name or name.startswith((".", "/", "~")) or folder.is_file():
         raise DataError(f"data folder {name!r} is not there or is not a folder; set data.name to a folder")
     if name not in HUB_IDS and name.count("/") != 1:
-        # `datasets` would take a word for one of its formats, or for any data set of that name in its cache.
+        # `datasets` would take a single word for one of its formats, or for a data set of that name in its cache.
         raise DataError(
             f"data set {name!r} is neither digits, mnist, cifar10 nor a folder here; set data.name to one of them, or "
             "to a data set on the Hub, as owner/name"
@@ -97,7 +95,7 @@ def load_source(config: DataConfig) -> Source:
 
 
 def _of_folder(folder: Path, config: DataConfig) -> Source:
-    """A folder of image files, of parquet files, or as `datasets` saves a data set to disk."""
+    """Load a folder of image files, of parquet files, or written by `datasets.save_to_disk`."""
     owner = f"folder {config.name!r}"
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         try:
@@ -105,32 +103,32 @@ def _of_folder(folder: Path, config: DataConfig) -> Source:
         except Exception as error:  # broken Arrow files and JSON raise errors of many unrelated classes
             raise DataError(f"{owner} cannot be loaded from disk: {reason_of(error)}; save it anew") from error
         return _of_tables(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, config)
-    found = find_files(folder)
-    if found.images and found.parquet:
+    listing = find_files(folder)
+    if listing.images and listing.parquet:
         raise DataError(
-            f"{owner} holds {len(found.images)} images and {len(found.parquet)} parquet files, such as "
-            f"{found.parquet[0]}; move one of the two kinds out of it"
+            f"{owner} holds {len(listing.images)} images and {len(listing.parquet)} parquet files, such as "
+            f"{listing.parquet[0]}; move one of the two kinds out of it"
         )
-    if found.images:
-        return _of_images(found, owner, config)
-    if found.parquet:
-        return _of_parquet(folder, found, owner, config)
-    raise DataError(f"{owner} cannot be loaded as images or parquet: {_what_else(found)}")
+    if listing.images:
+        return _of_images(listing, owner, config)
+    if listing.parquet:
+        return _of_parquet(folder, listing, owner, config)
+    raise DataError(f"{owner} cannot be loaded as images or parquet: {_what_else(listing)}")
 
 
-def _of_images(found: FoundFiles, owner: str, config: DataConfig) -> Source:
-    splits = folder_splits(found, owner, config.test_split)
+def _of_images(listing: FoundFiles, owner: str, config: DataConfig) -> Source:
+    splits = folder_splits(listing, owner, config.test_split)
     held_out = _chosen(splits, config)
     other = splits[held_out].images if held_out else None
     refuse_overlap(splits["train"].images, other, owner)
     used = ["train"] + ([held_out] if held_out else [])
-    tables = {name: SplitTable(name, image_table(splits[name], found.metadata, config)) for name in used}
-    found.left_out.splits = {name: len(split.images) for name, split in splits.items() if name not in used}
-    return Source(tables["train"], tables.get(held_out), found.left_out, splits["train"].notes())
+    tables = {name: SplitTable(name, image_table(splits[name], listing.metadata, config)) for name in used}
+    listing.left_out.splits = {name: len(split.images) for name, split in splits.items() if name not in used}
+    return Source(tables["train"], tables.get(held_out), listing.left_out, splits["train"].notes())
 
 
-def _of_parquet(folder: Path, found: FoundFiles, owner: str, config: DataConfig) -> Source:
-    shards = shards_by_split(found.parquet, owner, config.test_split)
+def _of_parquet(folder: Path, listing: FoundFiles, owner: str, config: DataConfig) -> Source:
+    shards = shards_by_split(listing.parquet, owner, config.test_split)
     files = {split: [folder / path for path in paths] for split, paths in shards.items()}
     held_out = _chosen(files, config)
     used = ["train"] + ([held_out] if held_out else [])
@@ -139,12 +137,12 @@ def _of_parquet(folder: Path, found: FoundFiles, owner: str, config: DataConfig)
         if not number_of_rows(files[split]):
             raise DataError(f"split {split!r} of {owner} has no rows; add some, or remove its files")
     tables = {split: SplitTable(split, load_parquet(files[split], split), files[split]) for split in used}
-    found.left_out.splits = {name: number_of_rows(its) for name, its in files.items() if name not in used}
-    return Source(tables["train"], tables.get(held_out), found.left_out)
+    listing.left_out.splits = {name: number_of_rows(paths) for name, paths in files.items() if name not in used}
+    return Source(tables["train"], tables.get(held_out), listing.left_out)
 
 
 def _of_tables(tables: Mapping[str, datasets.Dataset], config: DataConfig) -> Source:
-    """A data set whose splits have names already."""
+    """Load a data set whose splits are already named."""
     named = {split_name(name): table for name, table in tables.items()}
     if len(named) < len(tables):
         raise DataError(f"data set {config.name!r} has the splits {', '.join(tables)}, several of one kind; rename one")
@@ -158,36 +156,39 @@ def _of_tables(tables: Mapping[str, datasets.Dataset], config: DataConfig) -> So
 
 
 def _chosen(splits: Collection[str], config: DataConfig) -> str | None:
-    """The split that is held out. DataError: there is no train split."""
+    """Choose the held-out split; raise DataError if the data set has no train split."""
     owner = f"data set {config.name!r}"
     if "train" not in splits:
         raise DataError(f"{owner} has no train split, only {', '.join(splits)}; rename one to train")
     return held_out_split(splits, config.test_split, owner)
 
 
-def _what_else(found: FoundFiles) -> str:
-    """Say what a folder without images holds, and what to do about it."""
-    endings = found.left_out.endings
-    if found.metadata:
-        return f"it holds {listed(found.metadata, 3)} and no image; put the images beside it"
+def _what_else(listing: FoundFiles) -> str:
+    """Describe what a folder without images holds, and the remedy."""
+    endings = listing.left_out.endings
+    if listing.metadata:
+        return f"it holds {listed(listing.metadata, 3)} and no image; put the images beside it"
     if not endings:
-        hidden = f", but for {found.left_out.hidden} hidden files" if found.left_out.hidden else ""
+        hidden = f", but for {listing.left_out.hidden} hidden files" if listing.left_out.hidden else ""
         return f"it is empty{hidden}; set data.name to a folder with images"
-    there = f"it holds {sum(endings.values())} files, of {listed(sorted(endings))}"
+    contents = f"it holds {sum(endings.values())} files, of {listed(sorted(endings))}"
     if ".tar" in endings:
-        return f"{there}; set data.streaming to true to read tar shards, or unpack them"
+        return f"{contents}; set data.streaming to true to read tar shards, or unpack them"
     if archives := [ending for ending in endings if ending in _ARCHIVES]:
-        return f"{there}; unpack the {listed(sorted(archives))} first"
+        return f"{contents}; unpack the {listed(sorted(archives))} first"
     if ".arrow" in endings:
-        return f"{there}; save it by save_to_disk of `datasets`, whole, or as parquet"
-    return f"{there}, none that an image's name ends in; convert them to PNG, or rename them"
+        return f"{contents}; save it by save_to_disk of `datasets`, whole, or as parquet"
+    return f"{contents}, none that an image's name ends in; convert them to PNG, or rename them"
 
 
 def digit_tables() -> dict[str, datasets.Dataset]:
-    """scikit-learn's 1,797 digits of 8x8, enlarged to 32x32, in a fixed stratified split of 1,437 and 360."""
+    """Load scikit-learn's 1,797 digits of 8x8, enlarged to 32x32, in a fixed stratified split of 1,437 and 360."""
+    from sklearn.datasets import load_digits  # takes a second, and only the digits need it
+    from sklearn.model_selection import train_test_split
+
     images, targets = load_digits(return_X_y=True)
     pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    # PPM is not compressed: quick to decode, and the fingerprint does not depend on the version of zlib.
+    # PPM is uncompressed: fast to decode, and the fingerprint does not depend on the version of zlib.
     encoded = [b"P5 32 32 255 " + PIL.Image.fromarray(digit).resize((32, 32), BICUBIC).tobytes() for digit in pixels]
     label = datasets.ClassLabel(names=[str(digit) for digit in range(10)])
     features = datasets.Features({"image": datasets.Image(), "label": label})

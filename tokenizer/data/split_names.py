@@ -1,7 +1,7 @@
-"""Name the splits: which folders and which shards hold training images, and which hold images held out.
+"""Recognise splits by name: which folders and shards hold training images, and which held-out ones.
 
-A folder is a split where its name, in any case, is one of `SPLITS`; nothing else in a path or a file's name counts.
-A shard is of the split whose folder it lies in, or whose name stands last in its own, before numbers and hashes.
+A folder is a split if its name, in any case, is one of `SPLITS`; no other part of a path counts. A shard belongs to the
+split whose folder it lies in, or whose name is the last word of its file name before numbers and hashes.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from tokenizer.data.decoding import DataError
 from tokenizer.data.left_out import listed
 
-# What a split may be called, and the name under which it is known here.
+# Accepted names of splits, and their canonical names.
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -26,24 +26,24 @@ SPLITS = {
     "dev": "dev",
 }
 
-# Of several held-out splits the first of these that is there.
+# Order of preference among several held-out splits.
 HELD_OUT_SPLITS = ("test", "validation", "evaluation", "dev")
 
-# Words of a shard's name that number it: `train-00000-of-00005`, `train-00000-of-00001-5ab2c8d1e0f34567`.
+# Words that number a shard: `train-00000-of-00005`, `train-00000-of-00001-5ab2c8d1e0f34567`.
 _NUMBERING = re.compile(r"\d+|of|part|shard|(?=[a-f]*\d)[0-9a-f]{8,}")
 
 
 def split_name(name: str) -> str:
-    """Give a split's one name: `validation` for Val and valid; another name stays as it is."""
+    """Return a split's canonical name: `validation` for Val and valid; other names stay as they are."""
     return SPLITS.get(name.casefold(), name)
 
 
 def split_of_folder(folder: str, test_split: str | None = None) -> str | None:
-    """Give the split that a folder's name stands for; None where it is no split.
+    """Return the split that a folder's name stands for; None if it is no split.
 
     Args:
-        folder: its name, without the path before it.
-        test_split: another name that the user calls the held-out split by, in any case.
+        folder: name of the folder, without its path.
+        test_split: a further name of the held-out split, in any case.
     """
     if test_split is not None and folder.casefold() == test_split.casefold():
         return split_name(test_split)
@@ -51,14 +51,14 @@ def split_of_folder(folder: str, test_split: str | None = None) -> str | None:
 
 
 def split_of_shard(path: str, test_split: str | None = None) -> tuple[str | None, str]:
-    """Give the split of a shard, and the words of its name before the split's: `imagenet1k` of `imagenet1k-train-007`.
+    """Return the split of a shard, and the words before the split in its name: `imagenet1k` of `imagenet1k-train-007`.
 
     Args:
-        path: below the data set's folder, with "/".
-        test_split: as of `split_of_folder`.
+        path: path below the data set's folder, with "/".
+        test_split: as in `split_of_folder`.
 
     Raises:
-        DataError: its folder and its name are of two splits.
+        DataError: its folder and its name belong to two splits.
     """
     *folders, file = path.split("/")
     of_folder = next(filter(None, (split_of_folder(folder, test_split) for folder in folders)), None)
@@ -75,10 +75,10 @@ def split_of_shard(path: str, test_split: str | None = None) -> tuple[str | None
 
 
 def shards_by_split(paths: list[str], owner: str, test_split: str | None) -> dict[str, list[str]]:
-    """Sort shards into splits: paths below the data set's folder; `train` alone where no shard names a split.
+    """Sort shards (paths below the data set's folder) into splits; `train` alone if no shard names a split.
 
     Raises:
-        DataError: only some name a split, or what looks like splits are names: bullet-train-1, crash-test-1.
+        DataError: only some shards name a split, or the split words may be part of names: bullet-train-1, crash-test-1.
     """
     by_split: dict[str | None, list[str]] = defaultdict(list)
     before: dict[str, set[str]] = defaultdict(set)
@@ -109,34 +109,34 @@ def shards_by_split(paths: list[str], owner: str, test_split: str | None) -> dic
 
 
 def splits_by_another_name(names: Collection[str]) -> tuple[str, str] | None:
-    """Find two names that differ only in a word for a train and for a held-out split: training_set and test_set."""
-    found: dict[tuple[str, ...], dict[bool, str]] = defaultdict(dict)
+    """Find two names that differ only in a word for a train and a held-out split: training_set and test_set."""
+    pairs: dict[tuple[str, ...], dict[bool, str]] = defaultdict(dict)
     for name in sorted(names):
         apart = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[0-9])(?=[A-Za-z])", "-", name).casefold()
         words = [word for word in re.split(r"[\W_]+", apart) if word]
-        for place, word in enumerate(words):
+        for index, word in enumerate(words):
             if word in SPLITS:
-                rest = (*words[:place], "", *words[place + 1 :])
-                found[rest].setdefault(SPLITS[word] == "train", name)
-    return next(((pair[True], pair[False]) for pair in found.values() if len(pair) == 2), None)
+                rest = (*words[:index], "", *words[index + 1 :])
+                pairs[rest].setdefault(SPLITS[word] == "train", name)
+    return next(((pair[True], pair[False]) for pair in pairs.values() if len(pair) == 2), None)
 
 
-def held_out_split(found: Collection[str], test_split: str | None, owner: str) -> str | None:
-    """Choose the split that is held out; None where there is none.
+def held_out_split(splits: Collection[str], test_split: str | None, owner: str) -> str | None:
+    """Choose the held-out split; None if there is none.
 
     Args:
-        found: the names of the splits that are there.
-        test_split: the one that the user asks for; None: the first of `HELD_OUT_SPLITS`.
-        owner: the words that name the data set.
+        splits: names of the existing splits.
+        test_split: the split that the user asks for; None: the first of `HELD_OUT_SPLITS`.
+        owner: name of the data set in errors.
 
     Raises:
-        DataError: the split that is asked for is missing.
+        DataError: the requested split is missing.
     """
     if test_split is None:
-        return next((name for name in HELD_OUT_SPLITS if name in found), None)
+        return next((name for name in HELD_OUT_SPLITS if name in splits), None)
     wanted = split_name(test_split).casefold()
-    name = next((name for name in found if name.casefold() == wanted), None)
+    name = next((name for name in splits if name.casefold() == wanted), None)
     if name is None:
-        there = f"{owner} has the splits {', '.join(found)}" if found else f"{owner} has none"
-        raise DataError(f"data.test_split {test_split!r} is missing: {there}; set it to one of them")
+        existing = f"{owner} has the splits {', '.join(splits)}" if splits else f"{owner} has none"
+        raise DataError(f"data.test_split {test_split!r} is missing: {existing}; set it to one of them")
     return name

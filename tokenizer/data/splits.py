@@ -1,4 +1,4 @@
-"""The train and the held-out images of a data set, and the line that says what they are."""
+"""The train and held-out images of a data set, and the line that describes them."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from tokenizer.data.decoding import DataError
 from tokenizer.data.left_out import LeftOut, listed
 from tokenizer.data.streaming.images import StreamedImages
 
-# Names of classes that the line holds.
+# Most class names that the line lists.
 _SHOWN = 10
 
 
@@ -18,10 +18,10 @@ class DataSplits:
     """Both splits of a data set; built by `load_splits`.
 
     Attributes:
-        train: the images to train on.
-        left_out: what lies beside them and is not used.
-        notes: what a user is told besides, and how images were held out.
-        without: why no image is held out; None where some are.
+        train: the training images.
+        left_out: unused files and splits of the data set.
+        notes: further remarks for the user, such as how images were held out.
+        without: why no image is held out; None if some are.
     """
 
     train: ImageDataset | StreamedImages
@@ -32,13 +32,13 @@ class DataSplits:
 
     @property
     def held_out(self) -> ImageDataset | StreamedImages:
-        """The images that are not trained on. DataError: there are none."""
+        """The held-out images. Raises DataError if there are none."""
         if self._held_out is None:
             raise DataError(self.without)
         return self._held_out
 
     def __str__(self) -> str:
-        """The line that is printed before a training, a dry run or an evaluation.
+        """Describe the data set in the line that is printed before a training, a dry run or an evaluation.
 
         `data: 60000 train, 10000 held out, 10 classes (0, 1, 2, ...), 1 x 28 x 28; left out: 3 hidden`
         """
@@ -57,6 +57,6 @@ class DataSplits:
 
 
 def empty_classes(images: ImageDataset | StreamedImages) -> list[str]:
-    """Give the names of the classes that no image is of."""
+    """List the names of classes without an image."""
     counts = torch.bincount(images.labels, minlength=images.num_classes)
     return [name for name, count in zip(images.class_names, counts.tolist(), strict=True) if not count]

@@ -112,7 +112,7 @@ def estimate(case: str, options: list[str], steps: int) -> dict[str, Any]:
     script.check(config)
     report = estimate_needs(script, config, parser.settings(config), plan_data(config), processes=1)
     memory = report.memory
-    parts = memory.tensors | {"holes of the allocator": memory.holes, "program": memory.program}
+    parts = memory.tensors | {"holes of the allocator": memory.fragmentation, "program": memory.program}
     return {"bytes": memory.total, "parts": parts, "parameters": report.parameters}
 
 

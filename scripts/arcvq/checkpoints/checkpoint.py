@@ -1,9 +1,9 @@
-"""The checkpoints of a run folder: `checkpoints/step-<n>`, complete ones only.
+"""Save and load the checkpoints of a run folder: `checkpoints/step-<n>`.
 
-Each holds what Accelerate saves of models, optimisers, scaler and random states, `ema.safetensors` where there is an
-average, `own_<rank>.safetensors` of each process, and `progress.json`: what the run counts, and the length and SHA-256
-of every other file. It is written under another name, brought to the disk, and then renamed: after a kill or a loss of
-power it is whole, or it is not there.
+A checkpoint holds what accelerate saves (models, optimizers, scaler, random states), `ema.safetensors` if the run keeps
+an average, `own_<rank>.safetensors` of each process, and `progress.json` with the run's counters and the length and
+SHA-256 of every other file. It is written under a hidden name, brought to the disk, and then renamed: after a kill or a
+power failure it is complete, or it does not exist.
 """
 
 import errno
@@ -22,27 +22,27 @@ from torch import Tensor
 
 from arcvq.checkpoints.manifest import (
     Progress,
-    complete,
+    changed_file,
+    missing_file,
     read_progress,
     step_of,
-    what_has_changed,
-    what_is_missing,
+    write_manifest,
 )
 from arcvq.compute.atomic_files import to_disk
 
-# What saving and loading raise: the file system's errors, and those of the formats' libraries.
+# Errors of saving and loading, by the file system and by the formats' libraries.
 _FILE_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run goes on from, beside what Accelerate saves of models, optimisers, scaler and random states.
+    """The state of a run, in addition to what accelerate saves.
 
     Args:
-        progress: how far it is.
-        averages: of the model's parameters, by name; empty where the run keeps none.
-        own: what this process has added up by itself and not yet logged, by group and name; after a change in the
-            number of processes there is none.
+        progress: how far the run is.
+        averages: EMA of the model's parameters, by name; empty if the run keeps none.
+        own: sums of this process that are not logged yet, by group and name; empty after a change in the number of
+            processes.
     """
 
     progress: Progress
@@ -51,49 +51,49 @@ class RunState:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first, as far as the lengths of their files tell."""
-    return [checkpoint for checkpoint in _named(folder) if not what_is_missing(checkpoint)]
+    """List the complete checkpoints of a run folder, oldest first; only the lengths of their files are checked."""
+    return [checkpoint for checkpoint in _named(folder) if not missing_file(checkpoint)]
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether a run folder holds any, complete or damaged."""
+    """Tell whether a run folder holds any checkpoint, complete or damaged."""
     return bool(_named(folder))
 
 
 def newest_intact(accelerator: Accelerator, folder: Path) -> Path | None:
-    """The newest checkpoint that is as it was written, on every process; a line for each that is passed over.
+    """Return the newest undamaged checkpoint, on every process; print a line for each one that is skipped.
 
     Raises:
-        OSError: a file that is there cannot be read: it is not known whether the checkpoint is damaged.
+        OSError: a file exists but cannot be read, so nobody knows whether the checkpoint is damaged.
     """
-    found = [None]
+    newest = [None]
     if accelerator.is_main_process:
         for unfinished in sorted((folder / "checkpoints").glob(".step-*")):
             print(f"warning: {unfinished} was not finished; it is passed over", file=sys.stderr)
         damaged = False
         for checkpoint in reversed(_named(folder)):
-            reason = what_is_missing(checkpoint) or what_has_changed(checkpoint)
+            reason = missing_file(checkpoint) or changed_file(checkpoint)
             if not reason:
-                found = [str(checkpoint)]
+                newest = [str(checkpoint)]
                 break
             print(f"warning: {checkpoint} is damaged ({reason}); it is passed over", file=sys.stderr)
             damaged = True
-            # Under another name it is counted neither as one that is kept nor as one to go on from.
+            # Under another name it is neither counted among those to keep nor resumed from.
             checkpoint.rename(_aside(checkpoint))
-        if damaged and found == [None]:
+        if damaged and newest == [None]:
             print(f"warning: {folder} has no other checkpoint; the run begins anew", file=sys.stderr)
     if accelerator.num_processes > 1:
-        broadcast_object_list(found)
-    return found[0] and Path(found[0])
+        broadcast_object_list(newest)
+    return newest[0] and Path(newest[0])
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, keep: int) -> None:
-    """Writes `step-<n>`, whole or not at all, and then deletes all but the newest `keep`; on every process.
+    """Write `step-<n>`, complete or not at all, then delete all but the newest `keep`; every process calls this.
 
-    A warning is printed where an old one cannot be deleted.
+    An old checkpoint that cannot be deleted gives a warning.
 
     Raises:
-        OSError: it cannot be written; what was there before still is.
+        OSError: the checkpoint cannot be written; the older ones are unchanged.
     """
     step = state.progress.step
     final = folder / "checkpoints" / f"step-{step}"
@@ -113,8 +113,8 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, kee
     def finish() -> None:
         if state.averages:
             save_file(state.averages, unfinished / "ema.safetensors")
-        complete(unfinished, state.progress)
-        if final.exists():  # a damaged one: the run has come here again
+        write_manifest(unfinished, state.progress)
+        if final.exists():  # a damaged one, whose step the run has repeated
             _remove(final)
         unfinished.rename(final)
         to_disk(final.parent)
@@ -133,12 +133,16 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, kee
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool, folder: Path | None = None) -> RunState:
-    """Loads the state of what `accelerator` has prepared; what else there is, with averages if the run keeps them.
+    """Load the state of all modules that `accelerator` has prepared, and return the rest.
 
-    `folder` is where that state is read where it is not the checkpoint's own, as of a run whose parts have changed.
+    Args:
+        accelerator: has prepared the run's modules and optimizers.
+        checkpoint: folder of the checkpoint.
+        averaged: whether the run keeps averages.
+        folder: where accelerate's files are read instead, if the run's modules have changed.
 
     Raises:
-        ValueError: the checkpoint is not one of this run's models, or of another way of sharing them.
+        ValueError: the checkpoint does not fit the run's modules, or was distributed in another way.
     """
     progress = read_progress(checkpoint)
     sharded = {progress.distribution, accelerator.distributed_type.value} & {"FSDP"}
@@ -152,7 +156,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool, 
         averages = load_file(checkpoint / "ema.safetensors") if averaged else {}
         own = load_file(checkpoint / _own_file(accelerator)) if progress.processes == accelerator.num_processes else {}
     except (*_FILE_ERRORS, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]  # torch names the tensor in a later line
+        reason = " ".join(str(error).split())[:300]  # torch names the tensor on a later line
         raise ValueError(
             f"{checkpoint} does not fit to this run: {reason}; set what the model is made of as it was, or start over: "
             "run.other_settings start_over, or another run.name"
@@ -161,7 +165,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool, 
 
 
 def note_processes(before: Progress, processes: int, threads: int) -> None:
-    """Says what is not as it would be on the processes, and the CPU's threads of each, that a run had before."""
+    """Print a note if the number of processes, or of CPU threads in each, has changed since the checkpoint."""
     if before.threads != threads:
         print(
             f"note: threads of each process so far: {before.threads}, now: {threads}. Sums are rounded otherwise: the "
@@ -176,7 +180,7 @@ def note_processes(before: Progress, processes: int, threads: int) -> None:
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Does something on the main process, and then all go on; where it fails, all fail."""
+    """Run `action` on the main process while the others wait; if it fails, all fail."""
     _on_each(accelerator, action if accelerator.is_main_process else lambda: None)
 
 
@@ -197,7 +201,7 @@ def _grouped(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _aside(checkpoint: Path) -> Path:
-    """Where a damaged checkpoint goes until the next one is written."""
+    """Return the name of a damaged checkpoint, under which it stays until the next one is written."""
     aside = checkpoint.with_name(f".damaged-{checkpoint.name}")
     if aside.exists():
         _remove(aside)
@@ -205,7 +209,7 @@ def _aside(checkpoint: Path) -> Path:
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:
-    """Deletes the checkpoints from before `step`, but the newest complete ones."""
+    """Delete the checkpoints before `step`, except for the newest `keep` complete ones."""
     kept = checkpoints(folder)[-keep:]
     for old in _named(folder):
         if old not in kept and step_of(old) < step:
@@ -216,7 +220,7 @@ def _prune(folder: Path, step: int, keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Deletes a folder with its contents, a file, or a link, but not what that leads to."""
+    """Delete a folder with its contents, a file, or a link without its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -224,14 +228,14 @@ def _remove(path: Path) -> None:
 
 
 def _named(folder: Path) -> list[Path]:
-    """What is called a checkpoint, oldest first."""
-    found = (folder / "checkpoints").glob("step-*")
-    named = (path for path in found if path.name.removeprefix("step-").isdecimal())
+    """List all paths that are named like a checkpoint, oldest first."""
+    paths = (folder / "checkpoints").glob("step-*")
+    named = (path for path in paths if path.name.removeprefix("step-").isdecimal())
     return sorted((path for path in named if path.name == f"step-{step_of(path)}"), key=step_of)
 
 
 def _on_each(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Does something on every process, and then all go on; where it fails on one, all fail, with its error."""
+    """Run `action` on every process; if it fails on one, all fail with its error."""
     failures: list[Exception | None] = [None]
     try:
         action()
@@ -246,16 +250,16 @@ def _on_each(accelerator: Accelerator, action: Callable[[], None]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The error's first line; of the file system's, what it is and of which file."""
+    """Return an error's first line; for the file system's errors, the reason and the file."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
-    if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):  # torch says where in its code
+    if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):  # torch names only its own source line
         return "the disk is full, or a file may not grow so large"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _left(folder: Path) -> str:
-    """What a run can be resumed from."""
+    """Say which checkpoint the run can resume from."""
     saved = checkpoints(folder)
     if not saved:
         return "there is none before it"

@@ -1,4 +1,4 @@
-"""The list of a checkpoint's files, by which it is known later whether it is as it was written: progress.json."""
+"""Write and check a checkpoint's manifest, progress.json: counters, and the lengths and SHA-256 of all files."""
 
 import errno
 import hashlib
@@ -15,15 +15,15 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, beside what its tensors say.
+    """How far a run is.
 
     Args:
         step: completed steps.
-        processes: how many processes made the last of them.
-        threads: how many threads of the CPU each of these computed with.
-        distribution: how accelerate distributed the model over them.
-        counts: what the run counts, by name.
-        bad_images: those that were found to be unusable, and skipped.
+        processes: number of processes of the last step.
+        threads: CPU threads of each process.
+        distribution: accelerate's distributed type.
+        counts: the run's counters, by name.
+        bad_images: indices of unusable images, which are skipped.
     """
 
     step: int
@@ -35,13 +35,13 @@ class Progress:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of completed steps that a checkpoint holds."""
+    """Return the number of completed steps from a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def complete(checkpoint: Path, progress: Progress) -> None:
-    """Writes the list of what is in the folder, and brings all of it to the disk."""
-    files = {str(file.relative_to(checkpoint)): _facts(file) for file in _files(checkpoint)}
+def write_manifest(checkpoint: Path, progress: Progress) -> None:
+    """Write the manifest of a folder, and bring the folder to the disk."""
+    files = {str(file.relative_to(checkpoint)): _sync_and_hash(file) for file in _files(checkpoint)}
     content = asdict(progress) | {"files": files}
     (checkpoint / PROGRESS).write_text(json.dumps(content | {"sha256": _hash(content)}, indent=1))
     for path in (checkpoint / PROGRESS, *(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint):
@@ -49,7 +49,11 @@ def complete(checkpoint: Path, progress: Progress) -> None:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """What a checkpoint says of itself. ValueError where another version of this project has written it."""
+    """Read a checkpoint's progress.
+
+    Raises:
+        ValueError: another version of this project has written it.
+    """
     stored = _read(checkpoint)
     if lacking := Progress.__dataclass_fields__.keys() - stored.keys():
         raise ValueError(
@@ -60,7 +64,7 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint's list holds. ValueError where that is not as it was written, by its own hash."""
+    """Read the manifest. ValueError if its own hash does not match."""
     stored = json.loads((checkpoint / PROGRESS).read_text())
     if stored.pop("sha256", None) != _hash(stored):
         raise ValueError(f"{PROGRESS} is not as it was written")
@@ -71,8 +75,8 @@ def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def what_is_missing(checkpoint: Path) -> str | None:
-    """What a checkpoint lacks to be complete, as far as names and lengths tell; None where it lacks nothing."""
+def missing_file(checkpoint: Path) -> str | None:
+    """Describe the first file that is missing or has another length; return None if there is none."""
     try:
         progress = _read(checkpoint)
         lengths = {name: facts["bytes"] for name, facts in progress["files"].items()}
@@ -93,8 +97,8 @@ def what_is_missing(checkpoint: Path) -> str | None:
     return None
 
 
-def what_has_changed(checkpoint: Path) -> str | None:
-    """The file that is not as it was written, if there is one."""
+def changed_file(checkpoint: Path) -> str | None:
+    """Describe the first file whose SHA-256 has changed; return None if there is none."""
     for name, facts in _read(checkpoint)["files"].items():
         try:
             with (checkpoint / name).open("rb") as file:
@@ -106,9 +110,9 @@ def what_has_changed(checkpoint: Path) -> str | None:
 
 
 def _unreadable(error: OSError) -> str:
-    """How damage to the disk, or a folder in a file's place, is told; other errors are raised again."""
+    """Describe a damaged disk, or a folder where a file should be; raise any other error again."""
     if error.errno not in (errno.EIO, errno.EISDIR):
-        raise error  # whether the checkpoint is damaged is not known
+        raise error  # the checkpoint may be intact
     return f"{error.strerror}: {Path(error.filename or PROGRESS).name}"
 
 
@@ -116,8 +120,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _facts(file: Path) -> dict[str, int | str]:
-    """What tells later whether the file is as it was written; it is brought to the disk."""
+def _sync_and_hash(file: Path) -> dict[str, int | str]:
+    """Bring a file to the disk, and return its length and SHA-256."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
         os.fsync(opened.fileno())

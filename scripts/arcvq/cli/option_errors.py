@@ -1,4 +1,4 @@
-"""Explain a wrong option: of an unknown one the name that was meant, of a wrong value what the option takes."""
+"""Explain a wrong option: suggest the name that was meant, or say which values the option takes."""
 
 import argparse
 import difflib
@@ -9,17 +9,17 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 _WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", NoneType: "null", Any: "any"}
 
-# As far apart a word may be from the one that was meant, in difflib's ratio.
+# Lowest similarity, as difflib's ratio, of a word and the one that was meant.
 _CLOSE = 0.7
-# As far where nothing else than a slip of the hand is likely; below it a whole word of a name says more.
+# Lowest similarity of a slip of the hand; below it a whole word that two names share says more.
 _TYPO = 0.8
 
 
 class OptionErrors:
-    """The words for errors in a parser's options.
+    """Explains errors in a parser's options.
 
     Args:
-        actions: the parser's.
+        actions: the parser's actions.
         names_within: for an option that takes further names, as model.quantizer_options, a function that lists these.
     """
 
@@ -33,7 +33,7 @@ class OptionErrors:
         self._names = [name for name in self._actions if f"--{name}" in self._strings and name not in sections]
 
     def unknown_word(self, args: Sequence[str]) -> str | None:
-        """What is wrong with the first word of a command line that looks like an option and is none."""
+        """Explain the first word of a command line that looks like an option and is none; None without such."""
         for word in args:
             if word == "--":
                 return None
@@ -43,16 +43,19 @@ class OptionErrors:
         return None
 
     def unknown_name(self, options: Mapping[str, Any]) -> str | None:
-        """What is wrong with the first name in a config's nested options that is none of an option."""
+        """Explain the first name in a config's nested options that is not an option; None without such a name."""
         for name in self._leaves(options):
             if name not in self._actions and not self._is_known(f"--{name}"):
                 return f"there is no option {name}; {self._meant(name)}"
         return None
 
     def wrong_value(self, message: str, args: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> str | None:
-        """The words for what a parser says in its own of an option's value; None where it names no option.
+        """Reword a parser's message about the value of an option; None where the message names no option.
 
-        `args` and `configs` are where the values are from.
+        Args:
+            message: the parser's message.
+            args: the words of the command line.
+            configs: the nested options of the config files.
         """
         action = self._named(message)
         if action is None:

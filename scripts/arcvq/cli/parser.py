@@ -1,5 +1,7 @@
 """The command line of a verb: options from signatures, a YAML file by --config, one line for an error."""
 
+import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
@@ -9,29 +11,37 @@ from typing import Any, get_args
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from arcvq.cli.configs import CONFIGS
+from arcvq.cli.configs import CONFIGS, find_config
+from arcvq.cli.help import HelpPage, OptionFormatter, asked_for_help
 from arcvq.cli.option_errors import OptionErrors
 from arcvq.cli.safe_yaml import read_yaml
 from arcvq.cli.script import fail
 
-# What jsonargparse lets through of Python's, for numbers without end and other values that it does not expect.
+# Errors that jsonargparse passes on from Python, for infinite numbers and other values that it does not expect.
 _UNEXPECTED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class ScriptParser(ArgumentParser):
     """A parser with --config, whose errors are one line that names the value and the valid options.
 
-    Without a --config among the arguments, `digits_config`, a file of configs/digits, is the config where it is given.
+    Args:
+        description: what the verb does, in a sentence.
+        digits_config: the file of configs/digits that is the config where the arguments name none.
+        page: the first page of the help; None: all options.
 
     Attributes:
         names_within: for an option that takes further names, as model.quantizer_options, a function that lists these.
             An error calls it to say which name was meant.
     """
 
-    def __init__(self, description: str, digits_config: str | None = None):
-        super().__init__(description=description, exit_on_error=False, allow_abbrev=False)
+    def __init__(self, description: str, digits_config: str | None = None, page: HelpPage | None = None):
+        super().__init__(
+            description=description, exit_on_error=False, allow_abbrev=False, formatter_class=OptionFormatter
+        )
+        self._page = page
         default = f"; without one it is configs/digits/{digits_config}" if digits_config else ""
-        self.add_argument("--config", action="config", help=f"YAML file with options{default}")
+        text = f"YAML file with options, or its name in configs/, as mnist/arcvq.yaml{default}"
+        self.add_argument("--config", action="config", help=text)
         self.names_within: dict[str, Callable[[], Iterable[str]]] = {}
         self._default_config = [f"--config={CONFIGS / 'digits' / digits_config}"] if digits_config else []
         self._dataclasses: dict[str, type] = {}
@@ -42,6 +52,11 @@ class ScriptParser(ArgumentParser):
             self._dataclasses[nested_key] = class_type
         return super().add_class_arguments(class_type, nested_key, **options)
 
+    def explain(self, option: str, text: str) -> None:
+        """Replace the help of an option that `add_class_arguments` has added."""
+        (action,) = (action for action in self._actions if action.dest == option)
+        action.help = text
+
     def parse(self, args: Sequence[str] | None) -> Namespace:
         """Parse options; on an error print one line and exit with status 2.
 
@@ -51,9 +66,13 @@ class ScriptParser(ArgumentParser):
         Returns:
             The options by name. A section is an instance of its dataclass, or a Namespace where it has none.
         """
-        args = self._config_first(list(sys.argv[1:] if args is None else args))
+        args = list(sys.argv[1:] if args is None else args)
+        if (topic := asked_for_help(args)) is not None:
+            print(self.help_on(topic), end="")
+            sys.exit()
         errors = OptionErrors(self._actions, self.names_within)
         try:
+            args = self._config_first(args)
             configs = self._read_files(args, errors)
             if wrong := errors.unknown_word(args):
                 raise ValueError(wrong)
@@ -69,11 +88,47 @@ class ScriptParser(ArgumentParser):
             config[name] = kind(**config[name].as_dict())
         return config
 
+    def help_on(self, topic: str) -> str:
+        """Write the help on all options, on a section or on an option; with the topic "" the first page.
+
+        Exit with one line and status 2 where there is no such topic.
+        """
+        sections = [name for name in self.groups if f"--{name}" in self._option_string_actions]
+        positional = [action for action in self._actions if not action.option_strings]
+        if topic == "" and self._page is not None:
+            shown = {*self._page.common, *(action.dest for action in positional)}
+        elif topic in ("", "all"):
+            shown = {action.dest for action in self._actions}
+        else:
+            shown = self._option_names(topic.removeprefix("--"))
+        if not shown:
+            fail(f"no help on {topic!r:.80}; --help takes all, an option, or one of {', '.join(sections)}")
+        before = self.usage, self.description, {action: action.help for action in self._actions}
+        for action in self._actions:
+            # A section is no option: ScriptParser takes its options, and not a file for it.
+            if action.dest not in shown or (action.dest in sections and action.option_strings):
+                action.help = argparse.SUPPRESS
+        if self._page is not None:
+            words = [f"[{action.dest.upper()}]" for action in positional]
+            self.usage = " ".join(["%(prog)s", *words, "[--config FILE] [--OPTION VALUE ...]"])
+        if self._page is not None and topic == "":
+            more = f"--help all shows all options, --help SECTION those of {', '.join(sections)}"
+            self.description = f"{self.description}\n\n{self._page}\n\n{more}"
+        text = self.format_help()
+        self.usage, self.description, helps = before
+        for action, help_text in helps.items():
+            action.help = help_text
+        return text
+
+    def _option_names(self, prefix: str) -> set[str]:
+        """Find the options of a section, or the option, of this name."""
+        return {a.dest for a in self._actions if a.dest == prefix or a.dest.startswith(f"{prefix}.")}
+
     def _read_files(self, args: Sequence[str], errors: OptionErrors) -> list[dict[str, Any]]:
-        """What the files after --config hold.
+        """Read the files after --config.
 
         Raises:
-            ValueError: one of another kind than `read_yaml` reads, that names further files, or what is no option.
+            ValueError: `read_yaml` cannot read a file, or the file names further files or unknown options.
         """
         configs = []
         for word, following in zip(args, [*args, None][1:], strict=True):
@@ -81,7 +136,7 @@ class ScriptParser(ArgumentParser):
             if name == "config" and word.startswith("--"):
                 file = value if "=" in word else following
                 if file is None:
-                    continue  # argparse says so
+                    continue  # argparse reports the missing value
                 options = read_yaml(Path(file).expanduser())
                 if "config" in options:
                     raise ValueError(f"{file}: a config names no other; name each with --config")
@@ -101,7 +156,7 @@ class ScriptParser(ArgumentParser):
         return configs
 
     def _check_values(self, config: Namespace) -> None:
-        """Raises ValueError for a None that is not among an option's values; jsonargparse does not look at it."""
+        """Raise ValueError for a None that an option does not take; jsonargparse does not check it."""
         for action in self._actions:
             hint = getattr(action, "_typehint", None)
             if hint is None or action.default is None or config.get(action.dest) is not None:
@@ -110,15 +165,20 @@ class ScriptParser(ArgumentParser):
                 raise ValueError(f"{action.dest} must not be null; remove it to keep its default, {action.default!r}")
 
     def _config_first(self, args: list[str]) -> list[str]:
-        """The same arguments with --config before all others, so that an option always overrides the file."""
+        """Put --config before all other arguments, so that an option always overrides the file, and find the files.
+
+        Raises:
+            ValueError: no such file, and no config of this name.
+        """
         first, rest, words = [], [], iter(args)
         for word in words:
-            if word == "--config":
-                first += [word, *(value for value in [next(words, None)] if value is not None)]
-            elif word.startswith("--config="):
-                first.append(word)
-            else:
+            flag, equals, name = word.partition("=")
+            if flag != "--config":
                 rest.append(word)
+            elif equals or (name := next(words, None)) is not None:
+                first.append(f"--config={_found_config(name)}")
+            else:
+                first.append(word)  # argparse says that its value is missing
         return (first or self._default_config) + rest
 
     def settings(self, config: Namespace) -> dict[str, Any]:
@@ -130,3 +190,11 @@ class ScriptParser(ArgumentParser):
         settings = yaml.safe_load(self.dump(plain))
         settings.pop("config", None)
         return settings
+
+
+def _found_config(name: str) -> str:
+    """Find a config; say on the first process which file it is where it was found by its name."""
+    file = find_config(name)
+    if file != Path(name).expanduser() and os.environ.get("RANK", "0") == "0":
+        print(f"config: {file}")
+    return str(file)

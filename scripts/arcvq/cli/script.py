@@ -17,27 +17,27 @@ from arcvq.compute.allocator import keep_freed_memory
 
 
 def fail(message: str) -> NoReturn:
-    """Prints one line to standard error and exits with status 2."""
+    """Print one line to standard error, and exit with status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Runs a script's `main`; an error of the user's, a ValueError or an OSError, becomes one line.
+    """Run a verb's `main`; turn an error of the user's, as a ValueError or an OSError, into one line.
 
-    With ARCVQ_TRACEBACK=1 in the environment the traceback is shown.
+    ARCVQ_TRACEBACK=1 in the environment shows the traceback instead.
     """
     keep_freed_memory()
     if not torch.accelerator.is_available():
-        # Or accelerate takes each of several processes without a GPU for the only one.
+        # Without this accelerate takes each of several processes without a GPU for the only one.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a .functools.lru_cache")  # in diffusers
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, said once by the error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the error reports retries without a network once
     try:
         main()
         _end_one_of_several(0)
-    except SystemExit as end:  # after a signal, for which all processes have saved
+    except SystemExit as end:  # after a signal; all processes have saved
         if isinstance(end.code, int):
             _end_one_of_several(end.code)
         raise
@@ -69,7 +69,7 @@ def _end_one_of_several(status: int) -> None:
 
 
 def _message(error: Exception) -> str | None:
-    """What to tell the user of an error; None where it is one of the program."""
+    """Choose the message for the user; None for an error of the program itself."""
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
         return f"out of memory ({text or 'no more is given'}); lower optim.batch_size, or raise optim.accumulation"

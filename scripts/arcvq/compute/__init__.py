@@ -1,1 +1,1 @@
-"""Resumable chunks of work, threads, memory: how the machine is used."""
+"""Use the machine: resumable work, threads, memory, atomic files."""

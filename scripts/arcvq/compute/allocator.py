@@ -1,4 +1,4 @@
-"""How the process's memory is handed back."""
+"""Keep freed memory in the process instead of returning it to the system."""
 
 import ctypes
 import os
@@ -11,10 +11,11 @@ _LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep freed memory for the next allocation; elsewhere, or if the user has set malloc up, does nothing.
+    """Make glibc keep freed memory for the next allocation.
 
-    By default every large tensor is a mapping of its own, returned when it is freed, and the next step waits for the
-    kernel to map and clear the same pages again.
+    By default every large tensor gets its own mapping, which is returned when the tensor is freed, and the next step
+    waits until the kernel has mapped and cleared the same pages again. This does nothing without glibc, or if the user
+    has configured malloc.
     """
     if keeps_freed_memory():
         libc = ctypes.CDLL(None)
@@ -23,6 +24,6 @@ def keep_freed_memory() -> None:
 
 
 def keeps_freed_memory() -> bool:
-    """Whether `keep_freed_memory` does anything here."""
-    chosen = [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]
-    return not chosen and sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
+    """Tell whether `keep_freed_memory` has an effect here."""
+    configured = [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]
+    return not configured and sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")

@@ -1,7 +1,7 @@
-"""Long measurements in chunks: computed once, by whichever process and thread comes to them, kept, read in order.
+"""Map a function over many images in chunks, on all processes and threads; stored chunks are not computed again.
 
-A chunk is a range of images and what was measured of them. It is a function of the range alone: what the main process
-reads is the same for any number of processes, and after any interruption.
+A chunk holds the values of a range of images, and depends on that range alone. So the main process reads the same
+values for any number of processes, and after any interruption.
 """
 
 import copy
@@ -29,23 +29,24 @@ from tqdm.auto import tqdm
 
 from arcvq.compute.atomic_files import atomic_file
 
-# No process waits longer for the others, of which each has its share of the images.
+# A process waits at most this long for the others, which may have more work.
 LONGEST_WAIT = timedelta(days=7)
 
 T = TypeVar("T")
+# A range of images => their values by name.
 Measure = Callable[[range], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class ResumableMap:
-    """The chunks of one measurement, in a folder that `settings` name: with other settings it is another folder.
+    """The chunks of one map over images, stored in a folder whose name holds a hash of `settings`.
 
     Args:
-        parent: where that folder is.
-        title: begins its name, and tells what the progress bar counts.
-        settings: all that the values depend on, JSON-able.
-        images: how many.
-        size: images of a chunk; the last one may have fewer.
+        parent: the folder that contains the chunks' folder.
+        title: beginning of the folder's name, and label of the progress bar.
+        settings: all that the values depend on, as JSON.
+        images: number of images.
+        size: images per chunk; the last chunk may have fewer.
     """
 
     parent: Path
@@ -60,59 +61,58 @@ class ResumableMap:
 
     @property
     def files(self) -> list[Path]:
-        """The file of each chunk."""
+        """The files of all chunks, in order."""
         return [self._file(chunk) for chunk in self.ranges()]
 
     def ranges(self) -> list[range]:
-        """The images of each chunk."""
+        """Return the range of images of each chunk."""
         return [range(start, min(start + self.size, self.images)) for start in range(0, self.images, self.size)]
 
     def compute(self, make_worker: Callable[[], Measure], verify: bool = True) -> None:
-        """Computes this process's share of the chunks that are not there yet, with a progress bar on the main one.
+        """Compute this process's share of the missing chunks; the main process shows a progress bar.
 
-        Every process calls it; none returns before all chunks are there. `make_worker` is called once for each thread
-        and gives the function that measures the images of a range; its models are the thread's own.
+        Every process calls this, and none returns before all chunks are stored.
 
         Args:
-            make_worker: makes a thread's function.
-            verify: compare the values of stored chunks with their SHA-256, which reads all of them; otherwise each
-                file's header is read alone, which tells a chunk that is cut off or of another measurement.
+            make_worker: called once in each thread; returns the function that maps a range of images to values. Its
+                models must belong to that thread.
+            verify: whether to compare the values of stored chunks with their SHA-256, which reads all of them. Without
+                it only each file's header is read, which tells a chunk that is cut off or of other settings.
 
         Raises:
-            OSError: a process does not find the chunks of the others: the folder is not a shared one.
+            OSError: a process does not find the chunks of the others, so the folder is not shared.
         """
         state = PartialState()
         if state.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=2) + "\n")
         state.wait_for_everyone()
-        missing = self._missing(
-            state, verify
-        )  # nobody writes before all have looked: each must see the same chunks missing
-        ours = missing[state.process_index :: state.num_processes]
+        # All look before anyone writes, so all find the same chunks missing.
+        missing = self._missing(state, verify)
+        share = missing[state.process_index :: state.num_processes]
         done = self.images - sum(map(len, missing))
         with tqdm(
             total=self.images, initial=done, desc=self.title, unit="image", disable=not state.is_main_process
         ) as bar:
-            for chunk in _in_threads(ours, lambda measure, chunk: self._write(chunk, measure(chunk)), make_worker):
+            for chunk in _in_threads(share, lambda measure, chunk: self._write(chunk, measure(chunk)), make_worker):
                 bar.update(len(chunk) * min(state.num_processes, len(missing)))
         state.wait_for_everyone()
         if lost := [chunk for chunk in self.ranges() if not self._file(chunk).is_file()]:
             raise OSError(f"{self._file(lost[0])} is not there: all processes need one folder, shared by all machines")
 
     def read(self, *names: str) -> Iterator[dict[str, Tensor]]:
-        """The values of all chunks, in order: those that are named and there, or all of them."""
+        """Yield the values of each chunk, in order; `names` selects some of them, where a chunk has them."""
         for chunk in self.ranges():
             with safetensors.safe_open(self._file(chunk), "pt") as values:
                 yield {name: values.get_tensor(name) for name in values.keys() if not names or name in names}  # noqa: SIM118
 
     def column(self, name: str) -> Tensor | None:
-        """One of the values of all images, concatenated; None where the chunks do not have it."""
+        """Concatenate one of the values over all images; return None if no chunk has it."""
         parts = [values[name] for values in self.read(name) if values]
         return torch.cat(parts) if parts else None
 
     def remove(self) -> None:
-        """Deletes the folder, if it is there."""
+        """Delete the folder, if it exists."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
@@ -124,9 +124,10 @@ class ResumableMap:
         return self.folder / f"{chunk.start:08d}-{chunk.stop:08d}.safetensors"
 
     def _origin(self, chunk: range, values: dict[str, Tensor]) -> dict[str, str]:
-        """Return the metadata of a chunk's file, by which a chunk of another measurement, or a damaged one, is known.
+        """Return the metadata of a chunk's file: its range, the settings' hash and a hash of its values.
 
-        One entry: the order of several would change from file to file.
+        It tells a damaged chunk, or one of other settings. It is a single entry, because safetensors writes several in
+        varying order.
         """
         digest = hashlib.sha256()
         for name in sorted(values):
@@ -148,15 +149,14 @@ class ResumableMap:
             return False
 
     def _missing(self, state: PartialState, verify: bool) -> list[range]:
-        """The chunks that are not there, or damaged: each process looks at its share, and all are told."""
+        """List the chunks that are missing or damaged; each process checks its share, and all get the whole list."""
         chunks = self.ranges()
-        ours = chunks[state.process_index :: state.num_processes]
+        share = chunks[state.process_index :: state.num_processes]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             shown = {"desc": f"checking {self.title}", "leave": False, "disable": not state.is_main_process}
-            whole = list(
-                tqdm(pool.map(partial(self._is_whole, verify=verify), ours), total=len(ours), delay=1, **shown)
-            )
-        missing = [chunk for chunk, is_whole in zip(ours, whole, strict=True) if not is_whole]
+            is_whole = partial(self._is_whole, verify=verify)
+            whole = list(tqdm(pool.map(is_whole, share), total=len(share), delay=1, **shown))
+        missing = [chunk for chunk, is_whole in zip(share, whole, strict=True) if not is_whole]
         damaged = [chunk for chunk in missing if self._file(chunk).exists()]
         if state.num_processes > 1:
             missing, damaged = gather_object(missing), gather_object(damaged)
@@ -172,7 +172,7 @@ class ResumableMap:
 
 
 def copy_sharing_weights(thing: T, *modules: nn.Module) -> T:
-    """A copy of a module, or of a pipeline with these modules, for one thread: its own state, the same weights."""
+    """Copy a module, or a pipeline with these modules, for one thread; the copy shares the weights."""
     tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
     return copy.deepcopy(thing, {id(tensor): tensor for tensor in tensors})
 
@@ -180,10 +180,10 @@ def copy_sharing_weights(thing: T, *modules: nn.Module) -> T:
 def _in_threads(
     chunks: list[range], work: Callable[[Measure, range], None], make_worker: Callable[[], Measure]
 ) -> Iterator[range]:
-    """Does each chunk in one thread of the CPU, as many at once as there are threads; yields them as they are done.
+    """Compute each chunk in one CPU thread, several chunks at once, and yield the chunks as they finish.
 
-    Kernels round as the number of their threads has them split the work: a chunk that one thread computes is the same
-    in any process. On a GPU one thread feeds the device.
+    Rounding depends on the number of threads among which a kernel splits its work. With one thread per chunk, a chunk
+    is the same in any process. On a GPU one thread feeds the device.
     """
     threads = torch.get_num_threads()
     own = threading.local()
@@ -196,7 +196,7 @@ def _in_threads(
         return chunk
 
     with ThreadPoolExecutor(1 if torch.cuda.is_available() else threads) as pool:
-        # A copy for each: torch keeps its compiler's limits in the context, which a new thread would not have.
+        # Each thread gets a copy of the context, in which torch keeps its compiler's limits.
         waiting = {pool.submit(copy_context().run, do, chunk) for chunk in chunks}
         try:
             while waiting:

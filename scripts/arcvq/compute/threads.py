@@ -1,4 +1,4 @@
-"""How many threads a process computes with."""
+"""Set the number of threads that a process computes with."""
 
 import os
 
@@ -7,7 +7,7 @@ import torch
 
 
 def use_all_cores() -> None:
-    """Shares the physical cores among this machine's processes; `accelerate launch` alone leaves one to each.
+    """Divide the physical cores among the processes of this machine; `accelerate launch` would give one to each.
 
     A number of threads that the user has set in OMP_NUM_THREADS stays.
     """

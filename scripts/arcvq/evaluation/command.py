@@ -23,6 +23,7 @@ from accelerate import PartialState
 from jsonargparse import Namespace
 
 from arcvq.cli.announced_data import announce, announced_splits
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
 from arcvq.compute.atomic_files import atomic_file
@@ -59,10 +60,28 @@ UNUSED = {
     STATISTICS: (*SAMPLED, *PAIRED, "protocol"),
 }
 
+HELP = HelpPage(
+    common=(
+        *("output", "protocol", "num_images", "seed", "reference", "extractor", "lpips", "save_images", "batch_size"),
+        *("data.name", "data.test_split", "data.num_workers"),
+        *("sampling.guidance_scale", "sampling.num_inference_steps", "sampling.temperature"),
+    ),
+    examples=(
+        "arcvq evaluate",
+        "arcvq evaluate reconstruction runs/tokenizer --lpips alex",
+        "arcvq evaluate generation runs/ldm --num_images 50000",
+        "arcvq evaluate generation samples.npz --protocol adm --reference VIRTUAL_imagenet256_labeled.npz",
+    ),
+    writes="OUTPUT: a JSON file with the protocol, the settings and the numbers, and pictures",
+    following="arcvq evaluate compare FIRST SECOND, arcvq evaluate schedulers runs/ldm, arcvq reproduce table_1",
+)
+
 
 def make_parser() -> ScriptParser:
     """The options of this script."""
-    parser = ScriptParser("Measure a tokenizer (reconstruction), or a pipeline or images in files (generation).")
+    parser = ScriptParser(
+        "Measure a tokenizer (reconstruction), or a pipeline or images in files (generation).", page=HELP
+    )
     tasks = [*DEFAULT_FOLDERS, STATISTICS, "all"]
     parser.add_argument("task", nargs="?", choices=tasks, default="all", help="all: whatever of runs/ is there")
     parser.add_argument(

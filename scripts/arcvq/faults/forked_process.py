@@ -22,7 +22,7 @@ MODULES = [
     "arcvq.training.tokenizer",
     "arcvq.training.ldm",
     "arcvq.training.pixelcnn",
-    "arcvq.planning.dry_run",
+    "arcvq.planning.train_or_plan",
     "arcvq.evaluation.command",
     "arcvq.sampling.command",
     "arcvq.quickstart",

@@ -7,7 +7,6 @@ It raises the errors of the training, and otherwise prints the parameters, memor
 """
 
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import nn
 
-from arcvq.cli.parser import ScriptParser
 from arcvq.planning.fake_memory import FakeAllocation, StepMemory
 from arcvq.planning.planned_data import PlannedEncodedData, PlannedImages
 from arcvq.planning.planned_training import PlannedTraining
@@ -38,7 +36,7 @@ class DryReport:
 
     def __str__(self) -> str:
         memory = self.memory
-        others = {"holes of the allocator": memory.holes, "program": memory.program}
+        others = {"holes of the allocator": memory.fragmentation, "program": memory.program}
         most = dict(sorted((memory.most | others).items(), key=lambda item: -item[1])) | {"all": memory.total}
         at_peak = memory.tensors | others | {"all": memory.total}
         lines = ["parameters", *(f"  {name:<32}{count:>14,}" for name, count in self.parameters.items())]
@@ -46,40 +44,6 @@ class DryReport:
         for name, size in most.items():
             lines.append(f"  {name:<32}{format_bytes(at_peak.get(name, 0)):>14}{format_bytes(size):>14}")
         return "\n".join([*lines, *(f"{name:<34}{value}" for name, value in self.others.items())])
-
-
-def train_or_plan(training: ModuleType) -> Callable[[Sequence[str] | None], DryReport | None]:
-    """Make the `main` of a training's verb, which trains, or with --dry_run plans the training.
-
-    Args:
-        training: a module with `make_parser`, `check`, `set_up` and `train`, as arcvq.training.tokenizer.
-    """
-
-    def main(args: Sequence[str] | None = None) -> DryReport | None:
-        parser = make_parser(training)
-        config = parser.parse(args)
-        processes = config.pop("dry_run")
-        settings = parser.settings(config)
-        if processes is None:
-            training.train(config, settings)
-            return None
-        return dry_run(training, config, settings, processes)
-
-    return main
-
-
-def make_parser(training: ModuleType) -> ScriptParser:
-    """Declare the options of a training, and --dry_run."""
-    parser = training.make_parser()
-    parser.add_argument(
-        "--dry_run",
-        type=int | None,
-        nargs="?",
-        const=0,
-        default=None,
-        help="only say what the training takes; a number is that of the processes to reckon with, else the launcher's",
-    )
-    return parser
 
 
 def dry_run(training: ModuleType, config: Namespace, settings: dict[str, Any], processes: int) -> DryReport | None:

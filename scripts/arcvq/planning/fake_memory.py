@@ -1,4 +1,4 @@
-"""What a training step takes in memory, by part, with nothing allocated.
+"""Estimate the memory of a training step, by part, without allocating any.
 
 The step's own code runs on fake tensors, which have a shape, a type and a device but no memory. Every storage that an
 operator makes is counted until it is freed. What operators hold only inside themselves is not seen: another layout for
@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_leaves
 
 from arcvq.compute.allocator import keeps_freed_memory
 
-# glibc, told to keep freed memory, leaves holes that no later tensor fits into, since small objects come to lie between
-# the large ones. Of the bytes that a step frees again these were 28 % for the f8 VQGAN of configs/imagenet (29 % in
-# bf16), 40 % for its UNet, and 24 % for configs/cifar10/arcvq.yaml (49 % in bf16).
-_HOLES = 1 / 3
+# Share of the bytes freed within a step that fragmentation adds. glibc, set to keep freed memory, leaves holes that fit
+# no later tensor, since small objects lie between the large ones. Measured: 28 % for the f8 VQGAN of configs/imagenet
+# (29 % in bf16), 40 % for its UNet, and 24 % for configs/cifar10/arcvq.yaml (49 % in bf16).
+_FRAGMENTATION = 1 / 3
 
 _OTHERS = "activations and temporaries"
 
@@ -35,36 +35,36 @@ class StepMemory:
     """Bytes of a training step on a CPU.
 
     Attributes:
-        tensors: by part, at the moment at which all together are most.
-        most: the most of each part, at any moment.
-        holes: what the allocator adds.
-        program: the process without them, interpreter and libraries.
+        tensors: bytes of tensors by part, at the peak of their sum.
+        most: the peak of each part by itself.
+        fragmentation: bytes that the allocator adds.
+        program: bytes of interpreter and libraries.
     """
 
     tensors: dict[str, int]
     most: dict[str, int]
-    holes: int
+    fragmentation: int
     program: int
 
     @property
     def total(self) -> int:
-        """All together: what a process takes at its peak."""
-        return sum(self.tensors.values()) + self.holes + self.program
+        """Peak of the process."""
+        return sum(self.tensors.values()) + self.fragmentation + self.program
 
 
 class FakeAllocation(ExitStack):
-    """A context in which tensors that are made have no memory, and in which what they would take is counted, by part.
+    """A context that creates tensors without memory, and counts the bytes that they would take, by part.
 
-    Modules, optimisers and inputs are named by `assign_training` and `assign`; every other tensor is an activation or a
-    temporary. The optimiser's state is there from the end of the first step on, so only two steps show the peak.
+    `assign_training` and `assign` name modules, optimizers and inputs; every other tensor is an activation or a
+    temporary. The optimizer's state exists from the end of the first step on, so only two steps show the peak.
     """
 
     def __enter__(self) -> "FakeAllocation":
         super().__enter__()
-        # Tensors that were made before, constants such as a noise schedule, may be used.
+        # Constants created before, such as a noise schedule, may take part.
         mode = self.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         self._tracker = self.enter_context(_Tracker())
-        # Two things that modules do and fake tensors cannot.
+        # Two operations of modules that fake tensors do not support.
         swap_tensors, memo = torch.utils.swap_tensors, mode.fake_tensor_converter.tensor_memo
 
         def swap(before: Tensor, after: Tensor) -> None:
@@ -77,7 +77,7 @@ class FakeAllocation(ExitStack):
         return self
 
     def assign_training(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Counts the module's parameters and buffers as weights, its gradients and the optimiser's state as such."""
+        """Count parameters and buffers as weights, and name gradients and the optimizer's state."""
 
         def assign_gradient(parameter: Tensor) -> None:
             self.assign("gradients", [parameter.grad])
@@ -92,13 +92,13 @@ class FakeAllocation(ExitStack):
         optimizer.register_step_post_hook(assign_state)
 
     def assign(self, part: str, tensors: Iterable[Any]) -> None:
-        """Counts the storages of the tensors among `tensors` as of the `part`."""
+        """Count the tensors among `tensors` as part of `part`."""
         for tensor in tensors:
             if isinstance(tensor, Tensor):
                 self._tracker.count(tensor, part)
 
     def add(self, part: str, size: int) -> None:
-        """Counts `size` bytes more of the `part`, which stay."""
+        """Count `size` more bytes of `part`, which stay."""
         self._tracker.change(part, size)
 
     def forget_peak(self) -> None:
@@ -106,16 +106,16 @@ class FakeAllocation(ExitStack):
         self._tracker.peak, self._tracker.most = self._tracker.now.copy(), self._tracker.now.copy()
 
     def peak(self) -> StepMemory:
-        """What there was when there was most."""
+        """Return the peak so far."""
         tensors = {part: size for part, size in self._tracker.peak.items() if size}
         freed = self._tracker.peak.total() - self._tracker.now.total()
-        holes = round(_HOLES * freed) if keeps_freed_memory() else 0
+        fragmentation = round(_FRAGMENTATION * freed) if keeps_freed_memory() else 0
         most = {part: size for part, size in self._tracker.most.items() if size}
-        return StepMemory(tensors, most, holes, psutil.Process().memory_info().rss)
+        return StepMemory(tensors, most, fragmentation, psutil.Process().memory_info().rss)
 
 
 def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
-    """A parameter or buffer copied as `copy.deepcopy` would."""
+    """Copy a parameter or buffer as `copy.deepcopy` does."""
     copy = tensor.detach().clone()
     if isinstance(tensor, nn.Parameter):
         copy = nn.Parameter(copy, tensor.requires_grad)
@@ -126,20 +126,22 @@ def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
 # torch.distributed._tools.mem_tracker.MemTracker counts the same totals, but is private, refuses a network that is
 # called twice before a reset (micro-batches, a discriminator), and knows neither these parts nor their most.
 class _Tracker(TorchDispatchMode):
-    """The bytes of all storages that live, by part: `now`, at the `peak`, and the `most` of each part."""
+    """Counts the bytes of live storages by part: `now`, at the `peak` of their sum, and the `most` of each part."""
 
     def __init__(self):
         super().__init__()
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
-        self._parts: dict[int, str] = {}  # of the storages that live, by identity
+        self._parts: dict[int, str] = {}  # of live storages, by identity
 
     def __torch_dispatch__(
         self, operator: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if operator is torch.ops.aten._local_scalar_dense.default:
-            return 0  # what a tensor without memory says: the seed of a step, or that no proposal is left to wait for
+            # The value of a tensor without memory. Integers: the seed of a step, or that no proposal is left to wait
+            # for. Floats: Adam's step, which divides by 1 - beta^step.
+            return 1.0 if args[0].is_floating_point() else 0
         results = operator(*args, **(kwargs or {}))
         for result in tree_leaves(results):
             if not isinstance(result, Tensor) or result.device.type == "meta":
@@ -149,7 +151,7 @@ class _Tracker(TorchDispatchMode):
         return results
 
     def count(self, tensor: Tensor, part: str) -> None:
-        """Counts the tensor's storage as of the `part`, until it is freed."""
+        """Count the tensor's storage as part of `part` until it is freed."""
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
         if key in self._parts:
@@ -160,7 +162,7 @@ class _Tracker(TorchDispatchMode):
         self.change(part, size)
 
     def change(self, part: str, size: int) -> None:
-        """Counts `size` bytes more of the `part`."""
+        """Count `size` more bytes of `part`."""
         self.now[part] += size
         self.most[part] = max(self.most[part], self.now[part])
         if self.now.total() >= self.peak.total():  # the last of equal ones, whose parts are known by then

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from arcvq.cli.configs import CONFIGS
+from arcvq.cli.configs import CONFIGS, config_names, find_config
 from arcvq.cli.safe_yaml import read_yaml
 from arcvq.runs.results import check_images, find_tokenizer
 from arcvq.runs.trained_module import on_device
@@ -153,10 +153,10 @@ def _empty_images(info: DatasetInfo, number: int) -> Tensor:
 
 def _config_of(place: str) -> Path:
     """Find the config file `place`, or that of the training which writes the run folder `place`."""
-    if Path(place).suffix == ".yaml" and Path(place).is_file():
-        return Path(place)
+    if place.endswith(".yaml"):
+        return find_config(place)
     defaults = make_parser().get_defaults().run
-    for file in sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("accelerate/*"))):
+    for file in (CONFIGS / name for name in config_names()):
         text, run = file.read_text(), read_yaml(file).get("run", {})
         written = Path(run.get("output_dir", defaults.output_dir), run.get("name", defaults.name))
         if "scripts/train_tokenizer.py" in text.splitlines()[0] and written == Path(place):

@@ -1,4 +1,4 @@
-"""A checkpoint of a run that had other parts: what of it this run goes on from, and what of this run starts anew."""
+"""Resume from a checkpoint whose modules differ from the run's: which states are loaded, and which start anew."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,19 +18,19 @@ AVERAGES = "ema.safetensors"
 
 
 class ChangedParts:
-    """In what the parts of a run that goes on are not those that its checkpoint has.
+    """The differences between a run's modules and those of its checkpoint.
 
-    The run's model is the last of its modules in training; before it comes the discriminator, where there is one.
+    The run's model is the last of its modules in training; a discriminator comes before it.
 
     Args:
-        accelerator: whose prepared modules and optimisers are to be loaded.
-        checkpoint: the run goes on from.
-        trained: its modules in training.
-        averaged: whether it keeps averages of its model's parameters.
+        accelerator: has prepared the modules and optimizers that will be loaded.
+        checkpoint: folder of the checkpoint.
+        trained: the run's modules in training.
+        averaged: whether the run keeps averages of its model's parameters.
 
     Attributes:
-        anew: by name, which of the modules start anew, and why.
-        averages_anew: whether the averages do.
+        anew: modules that start from scratch, by name, with the reason.
+        averages_anew: whether the averages start from scratch.
     """
 
     def __init__(self, accelerator: Accelerator, checkpoint: Path, trained: Sequence[TrainableModule], averaged: bool):
@@ -41,17 +41,17 @@ class ChangedParts:
         self._scale_anew = accelerator.scaler is not None and not has_scale
         self._scale_left = accelerator.scaler is None and has_scale
         self.anew: dict[str, str] = {}
-        # Sharded modules are in files of other names, which are all there or are not this run's.
-        self._stored = len(list(takewhile(lambda place: (checkpoint / _weights(place)).is_file(), count())))
-        self._sources: list[int | None] = []  # for each module the place of its state in the checkpoint
-        for place, one in enumerate(trained[:-1]):
-            why = self._misfit(one, place) if self._stored else None
-            self._sources.append(None if why else place)
-            self.anew |= {one.name: why} if why else {}
+        # Sharded modules have files of other names; these fit completely, or accelerate refuses them.
+        self._stored = len(list(takewhile(lambda index: (checkpoint / _weights(index)).is_file(), count())))
+        self._sources: list[int | None] = []  # for each module the index of its state in the checkpoint
+        for index, module in enumerate(trained[:-1]):
+            why = self._misfit(module, index) if self._stored else None
+            self._sources.append(None if why else index)
+            self.anew |= {module.name: why} if why else {}
         self._sources.append(self._stored - 1 if self._stored else len(trained) - 1)
 
     def notes(self, step: int) -> list[str]:
-        """A line for each change, for a run that goes on after so many steps."""
+        """Describe each change in a line, for a run that resumes after `step` steps."""
         begins, ends = f"starts anew after step {step}", f"ends with step {step}"
         average, scale = "the average of the weights (EMA)", "the loss scale of fp16"
         lines = [f"the {name} {begins}, and its steps count from there: {why}" for name, why in self.anew.items()]
@@ -66,24 +66,24 @@ class ChangedParts:
 
     @contextmanager
     def laid_out(self) -> Iterator[Path]:
-        """A folder that accelerate loads into this run: the checkpoint, or one with its files by their present names.
+        """Provide a folder that accelerate can load: the checkpoint, or a temporary one with its files renamed to fit.
 
-        What starts anew is in it as it is.
+        Modules that start from scratch are stored in it with their current state.
         """
         if self._sources == list(range(max(self._stored, len(self._trained)))) and not self._scale_anew:
             yield self._checkpoint
             return
-        with tempfile.TemporaryDirectory(prefix="arcvq-") as place:
-            folder = Path(place)
+        with tempfile.TemporaryDirectory(prefix="arcvq-") as temporary:
+            folder = Path(temporary)
             own_names = {name(index) for index in range(self._stored) for name in (_weights, _optimizer)}
             for file in self._checkpoint.iterdir():
                 if file.name not in own_names:
                     (folder / file.name).symlink_to(file.resolve())
-            for index, (one, source) in enumerate(zip(self._trained, self._sources, strict=True)):
+            for index, (trained, source) in enumerate(zip(self._trained, self._sources, strict=True)):
                 if source is None:
-                    tensors = {name: value.detach().contiguous() for name, value in one.module.state_dict().items()}
+                    tensors = {name: value.detach().contiguous() for name, value in trained.module.state_dict().items()}
                     save_file(tensors, folder / _weights(index))
-                    torch.save(one.optimizer.state_dict(), folder / _optimizer(index))
+                    torch.save(trained.optimizer.state_dict(), folder / _optimizer(index))
                 elif self._stored:
                     for name in (_weights, _optimizer):
                         (folder / name(index)).symlink_to((self._checkpoint / name(source)).resolve())
@@ -91,23 +91,23 @@ class ChangedParts:
                 torch.save(self._accelerator.scaler.state_dict(), folder / SCALER_NAME)
             yield folder
 
-    def _misfit(self, one: TrainableModule, place: int) -> str | None:
-        """Why a module beside the run's model cannot take up what the checkpoint has in its place."""
-        if place >= self._stored - 1:
+    def _misfit(self, trained: TrainableModule, index: int) -> str | None:
+        """Say why a module cannot load the state that the checkpoint has at its index; None if it can."""
+        if index >= self._stored - 1:
             return "the checkpoint has none"
-        with safe_open(self._checkpoint / _weights(place), "pt") as opened:
+        with safe_open(self._checkpoint / _weights(index), "pt") as opened:
             before = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        now = {name: tuple(value.shape) for name, value in one.module.state_dict().items()}
+        now = {name: tuple(value.shape) for name, value in trained.module.state_dict().items()}
         if before == now:
             return None
         name = min(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        shapes = " and ".join(str(found.get(name, "none")) for found in (before, now))
+        shapes = " and ".join(str(sizes.get(name, "none")) for sizes in (before, now))
         return f"the checkpoint's is another ({name} was and is {shapes})"
 
 
-def _weights(place: int) -> str:
-    return SAFE_WEIGHTS_NAME.replace(".", f"_{place}.") if place else SAFE_WEIGHTS_NAME
+def _weights(index: int) -> str:
+    return SAFE_WEIGHTS_NAME.replace(".", f"_{index}.") if index else SAFE_WEIGHTS_NAME
 
 
-def _optimizer(place: int) -> str:
-    return f"{OPTIMIZER_NAME}_{place}.bin" if place else f"{OPTIMIZER_NAME}.bin"
+def _optimizer(index: int) -> str:
+    return f"{OPTIMIZER_NAME}_{index}.bin" if index else f"{OPTIMIZER_NAME}.bin"

@@ -1,21 +1,21 @@
-"""The average of a module's parameters over its training."""
+"""Exponential moving average (EMA) of a module's parameters."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from arcvq.runs.trained_module import sharded_as, whole
+from arcvq.runs.trained_module import sharded_as, unsharded
 
 
 class Average:
     """The exponential moving average of a module's parameters.
 
-    After t steps the decay is (1 + t) / (10 + t), where that is lower, so that the beginning is soon forgotten.
+    After t steps the decay is min(decay, (1 + t) / (10 + t)), so that the average soon forgets the first steps.
 
     Args:
-        module: in training; each process may have a shard of it (FSDP), and then has one of the average.
-        decay: of the average.
+        module: in training. If each process has a shard of it (FSDP), it also has a shard of the average.
+        decay: weight of the old average in each step.
 
     Attributes:
         tensors: the averages, in the order of the parameters.
@@ -29,10 +29,10 @@ class Average:
 
     @torch.no_grad()
     def update(self, updated: Tensor) -> None:
-        """Takes in the parameters as they are after a step, if they were `updated`, a bool scalar."""
+        """Update the average after a step. `updated`, a bool scalar, says whether the step changed the parameters."""
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps)) if self._steps else 0.0
         self._steps += 1
-        shares = {  # on the device, so that the host need not know
+        shares = {  # on the device, so that the host does not wait for it
             dtype: torch.full((), 1 - decay, dtype=dtype, device=updated.device) * updated
             for dtype in {average.dtype for average in self.tensors}
         }
@@ -40,23 +40,23 @@ class Average:
             average.lerp_(parameter, shares[average.dtype])
 
     def load_into(self, module: nn.Module) -> None:
-        """Loads the averages into a copy of the module, and puts it in eval mode. To be called by every process."""
+        """Load the averages into a copy of the module, and set it to eval mode; every process calls this."""
         for parameter, average in zip(module.parameters(), self.tensors, strict=True):
-            parameter.data.copy_(whole(average))
+            parameter.data.copy_(unsharded(average))
         module.eval()
 
     def state(self) -> dict[str, Tensor]:
-        """The averages by their parameters' names, whole. To be called by every process."""
+        """Return the unsharded averages by parameter name; every process calls this."""
         names = (name for name, _ in self._module.named_parameters())
-        return {name: whole(tensor).contiguous() for name, tensor in zip(names, self.tensors, strict=True)}
+        return {name: unsharded(tensor).contiguous() for name, tensor in zip(names, self.tensors, strict=True)}
 
     def begin(self, step: int) -> None:
-        """Takes the parameters as they are for the averages, after so many steps of training without any."""
+        """Start the average at the current parameters, after `step` steps without an average."""
         self.tensors = [parameter.detach().clone() for parameter in self._module.parameters()]
         self._steps = step
 
     def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Takes up averages by their parameters' names, as they were after so many steps."""
+        """Restore averages by parameter name, as they were after `step` steps."""
         names = (name for name, _ in self._module.named_parameters())
         shards = zip(names, self.tensors, strict=True)
         self.tensors = [sharded_as(state[name].to(shard.device), shard) for name, shard in shards]

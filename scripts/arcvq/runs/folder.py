@@ -1,4 +1,4 @@
-"""A run's folder: who works in it, what the run in it is, what is saved in it."""
+"""The folder of one run: an exclusive lock, the stored settings, checkpoints and exported results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +15,17 @@ from arcvq.runs.settings import ARTEFACTS, resolve_settings_conflict
 
 
 class RunFolder:
-    """The folder of one run, for the processes that train it; the main one writes.
+    """The folder of one run. Every process has one; the main process writes.
 
     Args:
         config: of the run.
-        accelerator: brings the processes together.
+        accelerator: of the run.
 
     Attributes:
-        path: where it is.
+        path: of the folder.
 
     Raises:
-        ValueError: another process is at work in it.
+        ValueError: another process holds the folder.
     """
 
     def __init__(self, config: RunConfig, accelerator: Accelerator):
@@ -33,35 +33,37 @@ class RunFolder:
         self._config = config
         self._accelerator = accelerator
         self._lock: FolderLock | None = None
-        self._anew = False
-        if (self.path / LOCK).is_file():  # a new folder is made when all is known to fit
-            self._hold()
+        self._starts_over = False
+        if (self.path / LOCK).is_file():  # a new folder is created later, after all checks
+            self._acquire_lock()
 
     def check_settings(self, file: str, settings: dict[str, Any]) -> None:
-        """Compares what is to be run with what `file` says of the folder.
+        """Compare `settings` with those stored in `file`.
 
         Raises:
-            ValueError: the folder holds work of other settings, and `run.other_settings` is `refuse`.
+            ValueError: the folder holds a run of other settings, and `run.other_settings` is `refuse`.
         """
-        self._anew |= resolve_settings_conflict(self.path / file, settings, self._config.other_settings, self._is_main)
+        self._starts_over |= resolve_settings_conflict(
+            self.path / file, settings, self._config.other_settings, self._is_main
+        )
 
     def open(self, settings: dict[str, Any], inputs: dict[str, str]) -> Path | None:
-        """Holds the folder, which is made, or begun anew, as it is asked for; its newest intact checkpoint."""
+        """Lock the folder, create it or start it over as asked, and return its newest undamaged checkpoint."""
         self._accelerator.wait_for_everyone()  # all have compared their settings
         if self._is_main and self._lock is None:
-            self._hold()
-            self.check_settings("config.yaml", settings)  # another process may have been quicker
+            self._acquire_lock()
+            self.check_settings("config.yaml", settings)  # another process may have started in it since the first check
             self.check_settings("inputs.yaml", inputs)
-        if self._is_main and not self._anew:
-            self._check_places()
+        if self._is_main and not self._starts_over:
+            self._check_names()
         if self._is_main:
-            self._lock = self._lock.start_over() if self._anew else self._lock
+            self._lock = self._lock.start_over() if self._starts_over else self._lock
             self._lock.write_owner()
         self._accelerator.wait_for_everyone()
         return newest_intact(self._accelerator, self.path)
 
     def write_config(self, settings: dict[str, Any], inputs: dict[str, str], data: str) -> None:
-        """Write down what the run is, and what its data set was found to be, on the main process."""
+        """Write the settings, the inputs' fingerprints and the line on the data set; the main process calls this."""
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
         self._note_other_data(data)
         as_text = {
@@ -73,18 +75,18 @@ class RunFolder:
                 unfinished.write_text(text, encoding="utf-8")
 
     def save(self, state: RunState) -> None:
-        """Writes a checkpoint, on every process. Raises OSError where it cannot; the ones before it are still there."""
+        """Write a checkpoint; every process calls this. OSError if that fails; the older checkpoints are unchanged."""
         on_main(self._accelerator, self._lock.check if self._lock else lambda: None)
         save_checkpoint(self._accelerator, self.path, state, self._config.keep_checkpoints)
 
     @property
     def last_state(self) -> str:
-        """Which checkpoint there is, in words."""
+        """Say which checkpoint the folder holds, for an error message."""
         saved = checkpoints(self.path)
         return f"{saved[-1]} is from before and untouched" if saved else "nothing was saved before"
 
     def export(self, name: str, save: Callable[[Path], None]) -> Path:
-        """Writes the result folder `name` through `save(folder)` on the main process; whole, or not at all."""
+        """Write the result folder `name` atomically with `save(folder)`, on the main process."""
         target = self.path / name
 
         def write() -> None:
@@ -95,7 +97,7 @@ class RunFolder:
         return target
 
     def _note_other_data(self, data: str) -> None:
-        """Say what the data set was found to be before, where that is not what it is now."""
+        """Print a note if the data set is not the one that the folder's run has had."""
         before = self.path / "data.txt"
         if before.is_file() and (was := before.read_text(encoding="utf-8", errors="replace").strip()) != data:
             print(f"note: {self.path} has had other {was}")
@@ -104,12 +106,12 @@ class RunFolder:
     def _is_main(self) -> bool:
         return self._accelerator.is_main_process
 
-    def _check_places(self) -> None:
-        """ValueError where a folder of the run cannot be made."""
+    def _check_names(self) -> None:
+        """Raise ValueError if a file has the name of one of the run's folders."""
         for name in ("checkpoints", "samples", *ARTEFACTS):
             if (self.path / name).exists() and not (self.path / name).is_dir():
                 raise ValueError(f"{self.path / name} is no folder; move it away")
 
-    def _hold(self) -> None:
+    def _acquire_lock(self) -> None:
         if self._is_main:
             self._lock = FolderLock(self.path)

@@ -1,4 +1,4 @@
-"""One process in a run folder: the second is refused, and one that is killed leaves no lock behind."""
+"""Lock a run folder for one process; a killed process leaves no lock behind."""
 
 import errno
 import fcntl
@@ -10,18 +10,18 @@ from pathlib import Path
 
 LOCK = ".lock"
 
-# What a file system answers that has no locks.
+# Error numbers of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class FolderLock:
-    """Holds a folder, which is made where it is not there, until the process ends.
+    """Lock a folder until the process ends; create it if it is missing.
 
-    The lock is the kernel's, of a file: on a file system that machines share, it holds among them. It is POSIX's and
-    not flock's, which the processes that load data would inherit, and keep for a while when this one is killed.
+    The lock is the kernel's lock of a file, which also works between machines that share the file system. It is a POSIX
+    lock (lockf): the processes that load data would inherit one of flock, and keep it for a while after a kill.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds the lock.
         OSError: the folder cannot be written to.
     """
 
@@ -42,14 +42,14 @@ class FolderLock:
             ) from error
 
     def write_owner(self) -> None:
-        """Writes down who holds the folder."""
+        """Write this process's id, host and start time into the lock file."""
         self._file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": now}) + "\n")
         self._file.flush()
 
     def check(self) -> None:
-        """Raises OSError where the folder is no longer the one that is held."""
+        """Raise OSError if the folder has been removed or replaced since it was locked."""
         try:
             same = os.path.samestat(os.fstat(self._file.fileno()), (self._folder / LOCK).stat())
         except OSError:
@@ -58,15 +58,15 @@ class FolderLock:
             raise OSError(f"the run folder {self._folder} is gone, or another one has taken its place")
 
     def start_over(self) -> "FolderLock":
-        """Renames the folder, with all that is in it, and holds an empty one in its place."""
+        """Rename the folder with all its contents, and lock an empty one under the old name."""
         number = 1
         while (aside := self._folder.with_name(f"{self._folder.name}.before-{number}")).exists():
             number += 1
         self._folder.rename(aside)
         print(f"note: what was in {self._folder} is in {aside}")
-        anew = FolderLock(self._folder)
+        new_lock = FolderLock(self._folder)
         self._file.close()
-        return anew
+        return new_lock
 
     def _holder(self) -> str:
         try:

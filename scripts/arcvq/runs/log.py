@@ -1,4 +1,4 @@
-"""The numbers of a run by step: metrics.jsonl, and TensorBoard events in tensorboard/."""
+"""Log the numbers of a run by step, to metrics.jsonl and as TensorBoard events in tensorboard/."""
 
 import json
 import time
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 class RunLog:
-    """The log in a run folder, for the one process that writes, going on after `step` completed steps.
+    """The log in a run folder, continued after `step` completed steps; only the main process has one.
 
-    What an interrupted run logged after that step is dropped: it is computed, and logged, again.
+    Lines that an interrupted run has logged after that step are dropped, because the run repeats those steps.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -30,7 +30,7 @@ class RunLog:
         self._events = SummaryWriter(folder / "tensorboard", purge_step=step)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """One line, and one event per number."""
+        """Write one line, and one TensorBoard event per number."""
         try:
             with self._lines.open("a") as lines:
                 lines.write(json.dumps({"step": step, **scalars}) + "\n")
@@ -43,27 +43,27 @@ class RunLog:
             ) from error
 
     def close(self) -> None:
-        """Writes out what is left."""
+        """Write out the buffered events."""
         self._events.close()
 
 
 class Means:
-    """Means of scalars since they were last taken, of those that are finite. They stay on the device until then."""
+    """Means of the finite values of scalars since they were last read. Sums stay on the device until then."""
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """What has been added up since the means were last taken, in groups."""
+        """Return the sums and counts since the means were last read."""
         return {"sums": self._sums, "counts": self._counts}
 
     def load_state(self, state: Mapping[str, dict[str, Tensor]]) -> None:
-        """Goes on from what another one had added up."""
+        """Restore sums and counts."""
         self._sums, self._counts = dict(state.get("sums", {})), dict(state.get("counts", {}))
 
     def add(self, scalars: dict[str, Tensor]) -> None:
-        """Adds one value of each of these."""
+        """Add one value of each scalar."""
         for name, value in scalars.items():
             value = value.detach().float()
             is_finite = value.isfinite()
@@ -72,24 +72,24 @@ class Means:
             self._counts[name] = self._counts[name] + is_finite if name in self._counts else is_finite.int()
 
     def take(self) -> tuple[list[str], Tensor]:
-        """The names, and the mean of each over the values that were added, NaN of none; begins anew."""
-        names = sorted(self._sums)  # after a resumption they came in another order
+        """Return the names and their means, NaN for a name without finite values, and start again from zero."""
+        names = sorted(self._sums)  # a resumed run adds them in another order
         means = torch.stack([self._sums[name] / self._counts[name] for name in names])
         self._sums, self._counts = {}, {}
         return names, means
 
 
 class LoaderClock:
-    """How much of the time goes into waiting for the next batch."""
+    """Measures how much of the time the training waits for the next batch."""
 
     def __init__(self):
-        self._begin()
+        self._restart()
 
-    def _begin(self) -> None:
-        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+    def _restart(self) -> None:
+        self._started, self._waited, self._images = time.perf_counter(), 0.0, 0
 
     def timed(self, batches: Iterable[T], images: int) -> Iterator[T]:
-        """The same batches; each counts for so many images."""
+        """Yield the same batches, and count `images` for each."""
         iterator = iter(batches)
         while True:
             before = time.perf_counter()
@@ -102,15 +102,15 @@ class LoaderClock:
             yield batch
 
     def take(self) -> dict[str, float]:
-        """`loader_share` of the time since this was last asked, and `images_per_second` over it; begins anew."""
-        passed = time.perf_counter() - self._began
-        numbers = {"loader_share": self._waited / passed, "images_per_second": self._images / passed}
-        self._begin()
+        """Return `loader_share` and `images_per_second` since the last call, and start again from zero."""
+        elapsed = time.perf_counter() - self._started
+        numbers = {"loader_share": self._waited / elapsed, "images_per_second": self._images / elapsed}
+        self._restart()
         return numbers
 
 
 def _step_of(line: bytes) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # left by a kill, or by a full disk
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # a line cut off by a kill or a full disk
         return 1 << 62

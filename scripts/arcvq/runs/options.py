@@ -1,4 +1,4 @@
-"""The options that all trainings share: where a run writes and how it optimises."""
+"""The options of all trainings: where and how often a run writes, and how it optimises."""
 
 import re
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from jsonargparse import Namespace
 
 from arcvq.runs.settings import ARTEFACTS
 
-# Share of the steps over which the schedule `cooldown` falls.
+# Share of the steps in which the schedule `cooldown` falls.
 _COOLDOWN = 0.2
 
-# Of file systems it is 255 bytes; a folder that is begun anew gets an ending.
+# Bytes of a name; file systems allow 255, and a folder that starts over gets an ending.
 _LONGEST_NAME = 200
 
-# What a run keeps in its folder.
+# The entries of a run's folder.
 _OWN_FOLDERS = ("checkpoints", "samples", "tensorboard", *ARTEFACTS)
 
 
@@ -25,23 +25,23 @@ class RunConfig:
     """Where a run writes, and how often.
 
     Args:
-        name: the run's folder inside output_dir, which it cannot leave; a/b is one in another.
+        name: the run's folder inside output_dir; a/b is a folder in another.
         output_dir: folder of all runs.
-        seed: of the weights, the order of the data and all noise.
+        seed: seed of the weights, the order of the data and all noise.
         log_every: steps between two lines of metrics.
         sample_every: steps between two sets of pictures and held-out numbers.
-        checkpoint_every: steps between two checkpoints; the last step always makes one.
-        keep_checkpoints: how many of the newest checkpoints are kept.
-        mixed_precision: of the networks; None is what `accelerate launch` was told.
-        compile: whether torch.compile makes the model faster. It takes a minute or two at the start, and far longer
-            with a tokenizer whose codes and tokens make more than some 10^9 pairs.
-        gradient_checkpointing: whether the networks compute their activations again in the backward pass instead of
-            keeping them, for less memory and about a third more time.
-        deterministic: whether the device takes kernels alone that give the same bits on every run, and an operation
-            that has none is an error; slower on a GPU.
-        max_skipped_steps: so many steps in a row whose loss or gradient is not finite end the run; each is skipped.
-        other_settings: what becomes of a folder that holds a run of other settings, or on other data: `refuse`;
-            `go_on` from its newest checkpoint with the present ones; `start_over`, the old folder is renamed.
+        checkpoint_every: steps between two checkpoints; the last step always writes one.
+        keep_checkpoints: number of the newest checkpoints to keep.
+        mixed_precision: precision of the networks; None: as `accelerate launch` says.
+        compile: whether to compile the model with torch.compile. It takes a minute or two at the start, and far longer
+            for a tokenizer whose codes times tokens exceed some 10^9.
+        gradient_checkpointing: whether to recompute activations in the backward pass: less memory, a third more time.
+        deterministic: whether to use only kernels that give the same bits on every run; an operation without one is an
+            error; slower on a GPU.
+        max_skipped_steps: number of steps in a row with a loss or gradient that is not finite, each of them skipped,
+            after which the run ends.
+        other_settings: what to do with a folder that holds a run of other settings or data: `refuse`; `go_on` from its
+            newest checkpoint; `start_over`, which renames the old folder.
     """
 
     name: str
@@ -59,7 +59,7 @@ class RunConfig:
     other_settings: Literal["refuse", "go_on", "start_over"] = "refuse"
 
     def check(self) -> None:
-        """Raises ValueError for a number, or a name, that cannot work."""
+        """Raise ValueError for a number, or a name, that cannot work."""
         for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
@@ -81,20 +81,20 @@ class OptimConfig:
     """AdamW, the batch, and how long to train.
 
     Args:
-        max_steps: optimiser steps.
-        batch_size: images per step over all processes; each takes its share.
-        accumulation: parts of a process's share that go through the networks one after the other, for less memory; the
-            step is that of the whole batch.
+        max_steps: optimizer steps.
+        batch_size: images per step, shared by all processes.
+        accumulation: number of parts in which a process's share of the batch goes through the networks, for less
+            memory; the step is that of the whole batch.
         lr: peak learning rate.
-        scale_lr: whether lr is multiplied by batch_size.
+        scale_lr: whether to multiply lr by batch_size.
         warmup_steps: steps over which the learning rate rises linearly from 0.
-        schedule: of the learning rate after that: `constant`; `cosine`, half a wave down to 0 at max_steps; `cooldown`,
-            constant, then linearly down to 0 over the last fifth of the steps.
-        betas: Adam's averages.
-        eps: added to the root of Adam's second average. Where a gradient is rounding alone, as that of a bias that a
-            norm takes out, a larger one keeps Adam from following it at the full rate.
+        schedule: learning rate after the warm-up: `constant`; `cosine`, down to 0 at max_steps; `cooldown`, constant,
+            then linearly down to 0 over the last fifth of the steps.
+        betas: decay rates of Adam's two moments.
+        eps: added to the root of Adam's second moment. A larger one keeps Adam from following gradients that are
+            rounding errors, as of a bias before a norm, at the full rate.
         weight_decay: decoupled weight decay.
-        max_grad_norm: the gradient's norm is clipped to this; None does not clip.
+        max_grad_norm: norm to which gradients are clipped; None: no clipping.
     """
 
     max_steps: int = 10_000
@@ -110,7 +110,7 @@ class OptimConfig:
     max_grad_norm: float | None = None
 
     def learning_rate(self, step: int) -> float:
-        """Of the step with this number, counted from 0."""
+        """Compute the learning rate of a step, counted from 0."""
         peak = self.lr * self.batch_size if self.scale_lr else self.lr
         if step < self.warmup_steps:
             return peak * (step + 1) / self.warmup_steps
@@ -122,7 +122,7 @@ class OptimConfig:
         return peak * (1 + cos(pi * progress)) / 2
 
     def check(self) -> None:
-        """Raises ValueError for a number that cannot work."""
+        """Raise ValueError for a number that cannot work."""
         for name in ("max_steps", "batch_size", "accumulation", "lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
@@ -137,7 +137,7 @@ class OptimConfig:
             raise ValueError(f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
 
     def check_batch(self, processes: int) -> None:
-        """Raises ValueError for a batch that does not go into equal parts."""
+        """Raise ValueError for a batch that does not divide into equal parts."""
         if self.batch_size % (processes * self.accumulation):
             raise ValueError(
                 f"optim.batch_size {self.batch_size} does not go into {processes} processes with optim.accumulation "
@@ -146,13 +146,13 @@ class OptimConfig:
 
 
 def check_run(config: Namespace) -> None:
-    """Raises ValueError for options of a training's run or optimiser that cannot work."""
+    """Raise ValueError for options of a training's run or optimizer that cannot work."""
     config.run.check()
     config.optim.check()
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError for a run's name that is none of a folder inside run.output_dir, on every machine."""
+    """Raise ValueError for a name that is not, on every system, the name of a folder inside run.output_dir."""
     reason = None
     if not name.isprintable() or name != name.strip():
         reason = "it has a space at an end, or characters that cannot be seen"
@@ -171,6 +171,6 @@ def check_name(name: str) -> None:
 
 
 def check_share(option: str, *values: float) -> None:
-    """Raises ValueError for a value outside [0, 1)."""
+    """Raise ValueError for a value outside [0, 1)."""
     if outside := [value for value in values if not 0 <= value < 1]:
         raise ValueError(f"{option} must be at least 0 and below 1, got {outside[0]}")

@@ -1,4 +1,4 @@
-"""What a run says while it trains: a bar and warnings to look at, and lines of means in its log."""
+"""Report a run while it trains: a progress bar and warnings on the terminal, means in the log."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,51 +14,51 @@ from arcvq.runs.log import LoaderClock, Means, RunLog
 
 
 class RunReport:
-    """The report of one run, on each of its processes; the main one shows and writes it.
+    """The report of one run. Every process has one; the main process shows and writes it.
 
     Args:
-        accelerator: brings the processes together.
+        accelerator: of the run.
     """
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
         self._means = Means()
-        self._tallies: dict[str, Tensor] = {}
+        self._counters: dict[str, Tensor] = {}
         self._log: RunLog | None = None
 
     def open(self, folder: Path, step: int, total: int) -> None:
-        """Begins, or goes on after `step` of `total` steps, in a run's folder."""
+        """Open the log in a run's folder and the progress bar, after `step` of `total` steps."""
         is_main = self._accelerator.is_main_process
         self._log = RunLog(folder, step) if is_main else None
         self._bar = tqdm(total=total, initial=step, desc=folder.name, disable=not is_main)
         self._clock = LoaderClock()
 
     def close(self) -> None:
-        """Ends the bar, and writes out what is left."""
+        """Close the bar and the log."""
         self._bar.close()
         if self._log is not None:
             self._log.close()
 
     def timed(self, batches: Iterable[dict[str, Tensor]], images: int) -> Iterator[dict[str, Tensor]]:
-        """The same batches, each of so many images; the time until each one comes is the loader's."""
+        """Yield the same batches of `images` images each, and count the time until each one as the loader's."""
         return self._clock.timed(batches, images)
 
     def add(self, scalars: dict[str, Tensor]) -> None:
-        """Adds scalars to the means of the next line."""
+        """Add scalars to the means of the next line."""
         self._means.add(scalars)
 
     def counter(self, name: str, size: int) -> Tensor:
-        """Counts, int64 (size,), of this process alone, to be added to."""
-        if name not in self._tallies:
-            self._tallies[name] = torch.zeros(size, dtype=torch.int64, device=self._accelerator.device)
-        return self._tallies[name]
+        """Return a tensor of counts, int64 (size,), that this process adds to; checkpoints store it."""
+        if name not in self._counters:
+            self._counters[name] = torch.zeros(size, dtype=torch.int64, device=self._accelerator.device)
+        return self._counters[name]
 
     def step(self) -> None:
-        """Moves the bar on."""
+        """Advance the bar by one step."""
         self._bar.update()
 
     def line(self, step: int, **numbers: float) -> None:
-        """Writes the means over steps and processes, with these numbers; to be called by all processes."""
+        """Write the means over steps and processes, and `numbers`; every process calls this."""
         names, means = self._means.take()
         by_name = dict(zip(names, self._accelerator.reduce(means, "mean").tolist(), strict=True))
         by_name = {name: value for name, value in by_name.items() if isfinite(value)}
@@ -68,20 +68,20 @@ class RunReport:
         self._bar.set_postfix(shown | {"loader": f"{times['loader_share']:.0%}"})
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes numbers to the log."""
+        """Write numbers to the log."""
         if self._log is not None:
             self._log.write(step, scalars)
 
     def warn(self, message: str) -> None:
-        """Prints a warning above the bar."""
+        """Print a warning above the bar, on the main process."""
         if self._accelerator.is_main_process:
             tqdm.write(f"warning: {message}", file=sys.stderr)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """What this process has added up for the next line, in groups."""
-        return self._means.state() | {"tallies": self._tallies}
+        """Return this process's sums and counters, in groups."""
+        return self._means.state() | {"tallies": self._counters}
 
     def load_state(self, state: Mapping[str, dict[str, Tensor]]) -> None:
-        """Goes on from what another one had added up."""
+        """Restore sums and counters."""
         self._means.load_state(state)
-        self._tallies = dict(state.get("tallies", {}))
+        self._counters = dict(state.get("tallies", {}))

@@ -1,13 +1,13 @@
-"""Run a training: the run folder, the randomness of a step, EMA, resuming.
+"""Run a training: the run folder, the seeds of each step, EMA, logs, checkpoints and resuming.
 
-    runs/<name>/config.yaml          the resolved configuration, as --config takes it
-    runs/<name>/data.txt             what the data set was found to be
-    runs/<name>/checkpoints/step-<n> what a resumed run needs
-    runs/<name>/metrics.jsonl        numbers, each line with its step, and TensorBoard events beside it
+    runs/<name>/config.yaml          all settings, in the form that --config reads
+    runs/<name>/data.txt             a line that describes the data set
+    runs/<name>/checkpoints/step-<n> the state that a resumed run loads
+    runs/<name>/metrics.jsonl        numbers by step; tensorboard/ holds the same as events
     runs/<name>/samples/             pictures made during training
     runs/<name>/<artefact>/          the result, in diffusers' layout
 
-The training loops themselves stay in their scripts.
+The training loops are in arcvq/training.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -34,35 +34,37 @@ from arcvq.runs.settings import read_settings
 from arcvq.runs.signals import Stopping
 from arcvq.runs.skipped_images import SkippedImages
 from arcvq.runs.skipped_steps import SkippedSteps
-from arcvq.runs.trained_module import TrainableModule, first_broken, on_device
+from arcvq.runs.trained_module import TrainableModule, first_nonfinite_parameter, on_device
 from tokenizer.data import training_batches
 
-# In the place of a rank, where a seed is that of all processes.
+# Rank used when all processes must draw the same numbers.
 _ALL_RANKS = 1 << 32
 
 
 def _began(name: str) -> str:
-    """Name the buffer that counts the steps before a module joined."""
+    """Name the counter that holds the step at which a module joined the run."""
     return f"{name}_began"
 
 
 class Run:
-    """One training run: its folder, its place in it, and what happens around each step.
+    """One training run: its folder, its current step, and all that happens around a step.
 
     Args:
-        config: where it writes, and how often.
-        optim: how it trains.
-        settings: all options of the script, nested, to be stored and compared.
-        accelerator: brings the processes together; None: made here.
+        config: where the run writes, and how often.
+        optim: batch size, learning rate and length of the training.
+        settings: all options of the training, nested; stored in the folder and compared on resuming.
+        accelerator: made here if None.
 
     Attributes:
-        counts: what the script counts and a resumed run goes on counting, by name.
-        data: the line that says what the data set was found to be, to be kept in the folder.
-        was: the settings that the folder's run has had so far, nested; empty where there was none.
+        step: number of completed steps.
+        counts: counters of the training, by name; checkpoints store them.
+        data: a line that describes the data set; stored in the folder.
+        was: the settings that the folder's run has had so far, nested; empty for a new run.
+        average: EMA of the model's parameters, if the run keeps one.
 
     Raises:
-        ValueError: the folder holds checkpoints of a run with other settings, which are named; or another process is
-            at work in it.
+        ValueError: the folder holds checkpoints of a run with other settings, which are named, or another process
+            uses it.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Run:
         )
         if self.accelerator.mixed_precision == "fp16" and self.accelerator.scaler is None:
             raise ValueError("run.mixed_precision fp16 needs a GPU, whose gradients it scales; set bf16, or no")
-        settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # what None has turned out to be
+        settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # None means accelerate's own setting
         self.settings = settings
         optim.check_batch(self.accelerator.num_processes)
         self._files = self._open_files()
@@ -96,10 +98,10 @@ class Run:
         self.was: dict[str, Any] = {}
         self.average: Average | None = None
         self._trained: list[TrainableModule] = []
-        self._parts_done = 0  # of the step in progress
-        self._loss_done: Tensor | None = None  # of these parts
+        self._parts_done = 0  # of the current step
+        self._loss_done: Tensor | None = None  # sum over these parts
         self._report = RunReport(self.accelerator)
-        self._bad_before: list[int] = []  # images that were skipped before this start
+        self._bad_before: list[int] = []  # images skipped before this start
         self._skipped = SkippedSteps(self.accelerator)
 
     @property
@@ -109,7 +111,7 @@ class Run:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes."""
+        """Whether this is the main process, which writes."""
         return self.accelerator.is_main_process
 
     @property
@@ -119,7 +121,7 @@ class Run:
 
     @property
     def noise_seed(self) -> int:
-        """Of noise that all processes draw alike in the present step."""
+        """Seed of the noise that all processes draw alike in the current step."""
         return seed_of(self.config.seed, _ALL_RANKS, self.step)
 
     def prepare(
@@ -130,11 +132,17 @@ class Run:
         num_workers: int = 0,
         ema_decay: float | None = None,
     ) -> nn.Module:
-        """Opens the run folder, makes the optimiser, wraps the model for this machine, takes up the newest checkpoint.
+        """Open the run folder, make the optimizer, wrap the model for this machine, and load the newest checkpoint.
 
-        `dataset` is what `steps` goes through; until then `self.dataset` may be set to another form of it. `inputs` are
-        the fingerprints of what the run is made from, which must be the same when it resumes; `ema_decay` adds
-        `self.average`, that of the model's parameters.
+        Args:
+            model: the model to train.
+            dataset: the training data; until `steps` is called, `self.dataset` may be set to another form of it.
+            inputs: fingerprints of what the run starts from; they must be the same when the run resumes.
+            num_workers: processes that load data.
+            ema_decay: of `self.average`, the EMA of the model's parameters; None keeps none.
+
+        Returns:
+            the wrapped model.
         """
         self._batches = partial(
             training_batches,
@@ -146,11 +154,11 @@ class Run:
             num_workers=num_workers,
         )
         self.dataset = dataset
-        # A batch size that does not fit is an error now, before anything is written.
+        # A batch size that does not fit is an error here, before anything is written.
         self._batches(dataset, start_step=0)
         self._files.check_settings("inputs.yaml", inputs)
         self.model = model
-        self.main = self.add_module(model, "model")  # before anything is written, as it may refuse
+        self.main = self.add_module(model, "model")  # may raise, so this comes before anything is written
         newest = self._files.open(self.settings, inputs)
         done = step_of(newest) if newest else 0
         if self.is_main and done >= self.optim.max_steps:
@@ -166,29 +174,29 @@ class Run:
             self.was = read_settings(self.folder / "config.yaml")
             before = read_settings(self.folder / "inputs.yaml").get("data")
             self._resume(newest, of_other_data=before is not None and before != inputs.get("data"))
-        if self.is_main and done < self.optim.max_steps:  # when it is known that it can go on
+        if self.is_main and done < self.optim.max_steps:  # only now is it certain that the run can start
             self._files.write_config(self.settings, inputs, self.data)
         return self.main.wrapped
 
     def add_module(self, module: nn.Module, name: str) -> TrainableModule:
-        """A module that is trained beside the run's model; to be asked for before `prepare`, which loads its state."""
+        """Add a module that is trained in addition to the model; call this before `prepare`, which loads its state."""
         self._trained.append(TrainableModule(self.accelerator, module, name, self.optim, self.config))
         return self._trained[-1]
 
     def joined_at(self, name: str) -> int:
-        """The steps that were done before a module of this name joined the run; to be asked for after `prepare`."""
+        """Return the step at which this module joined the run, 0 for the start; call this after `prepare`."""
         return self.counts.get(_began(name), 0)
 
     def steps(self, whole: bool = False) -> Iterator[dict[str, Tensor]]:
-        """The batches of the steps that remain, each on the device; seeds, logs and saves around every step.
+        """Yield the batches of the remaining steps on the device; seed, log and save around every step.
 
-        Each step has `optim.accumulation` batches, and `update` is to be called after each; or, if `whole`, one batch,
-        whose parts are left to the caller, who calls `end_step`.
+        A step has `optim.accumulation` batches, and the caller calls `update` after each of them. If `whole`, a step
+        has one batch; then the caller splits it, and calls `end_step`.
 
         Raises:
             ValueError: `run.max_skipped_steps` steps in a row were skipped.
-            OSError: what is to be written cannot be.
-            SystemExit: after a signal by which schedulers announce the end; all is saved.
+            OSError: a checkpoint or the log cannot be written.
+            SystemExit: a signal has announced the end of the job; the state is saved.
         """
         self._skipped_images = SkippedImages(self.accelerator, self.dataset, self._bad_before)
         parts = 1 if whole else self.optim.accumulation
@@ -197,13 +205,13 @@ class Run:
         try:
             with Stopping() as stopping:
                 yield from self._steps(self._report.timed(batches, self.optim.batch_size), parts, stopping)
-        finally:  # so that an error stands below the bar
+        finally:  # an error is then printed below the bar
             self._report.close()
 
     def _steps(
         self, batches: Iterable[dict[str, Tensor]], parts: int, stopping: Stopping
     ) -> Iterator[dict[str, Tensor]]:
-        """`steps`, each batch in so many parts."""
+        """Yield each batch in `parts` parts, and save and stop between steps."""
         for batch in batches:
             # All randomness of a step is a function of (seed, rank, step), so a resumed run repeats it.
             torch.manual_seed(seed_of(self.config.seed, self.accelerator.process_index, self.step))
@@ -215,21 +223,21 @@ class Run:
                 with self.main.no_sync(index < parts):
                     yield dict(zip(batch, piece, strict=True))
             self._report.step()
-            asked = self._skipped.sync(stopping.signal is not None, self.step)
+            stop_requested = self._skipped.sync(stopping.signal is not None, self.step)
             if warning := self._skipped.warning():
                 self.warn(warning)
             if error := self._skipped.too_many(self.config.max_skipped_steps):
                 raise ValueError(f"{error}; {self._files.last_state}")
             ended = self.step == self.optim.max_steps
             due = self.step % self.config.checkpoint_every == 0
-            # In a row of skipped steps none is saved: it would take the place of one from before.
-            if asked or ended or (due and not self._skipped.counts["skipped_in_row"]):
+            # In a row of skipped steps nothing is saved, because it would replace a checkpoint from before the row.
+            if stop_requested or ended or (due and not self._skipped.counts["skipped_in_row"]):
                 self._save()
-            if asked and not ended:
+            if stop_requested and not ended:
                 self._stop(stopping)
 
     def update(self, loss: Tensor) -> None:
-        """The gradient of a batch of `steps`; with the last one of a step, the optimiser's step down their mean."""
+        """Accumulate the gradient of a batch's loss; with the last batch of a step, take the optimizer step."""
         self.main.backward(loss / self.optim.accumulation)
         self._parts_done += 1
         self._loss_done = loss.detach() + (0 if self._loss_done is None else self._loss_done)
@@ -237,7 +245,11 @@ class Run:
             self.end_step(self.main.optimizer_step(self._loss_done))
 
     def end_step(self, updated: Tensor) -> None:
-        """Ends the step. Where the model was not `updated`, a bool scalar, its average stays as it is."""
+        """End the step: update the average, count skipped steps, log gradient norms.
+
+        Args:
+            updated: whether the model's parameters were updated, a bool scalar; if not, the average stays unchanged.
+        """
         if self.average is not None:
             self.average.update(updated)
         norms = {
@@ -245,20 +257,20 @@ class Run:
             for trained in self._trained
             if trained.gradient_norm is not None
         }
-        self._skipped.count([updated, *(one.updated for one in self._trained if one.updated is not None)])
+        self._skipped.count([updated, *(module.updated for module in self._trained if module.updated is not None)])
         self._skipped.observe(norms, completed=False)
         self._report.add(norms)
         self._parts_done, self._loss_done = 0, None
         self.step += 1
 
     def is_due(self, interval: int) -> bool:
-        """Whether a step has just been completed that ends an interval, or the run."""
+        """Tell whether the step just completed is a multiple of `interval`, or the last one."""
         return self._parts_done == 0 and (self.step % interval == 0 or self.step == self.optim.max_steps)
 
     def log(self, **scalars: Tensor) -> None:
-        """Adds scalars to their means; those over steps and processes are written every `log_every` steps.
+        """Add scalars to their means over steps and processes, which are written every `log_every` steps.
 
-        What is not finite is left out of the means; `skipped_steps`, those of the run so far, stands beside them.
+        Values that are not finite are left out. `skipped_steps` of the run so far is written with the means.
         """
         self._report.add(scalars)
         self._skipped.observe(scalars, completed=self._parts_done == 0)
@@ -269,36 +281,36 @@ class Run:
             self._report.line(self.step, **counts, lr=self.optim.learning_rate(self.step - 1))
 
     def counter(self, name: str, size: int) -> Tensor:
-        """Counts, int64 (size,), for the script to add up on this process: a resumed run goes on with what they were.
+        """Return a tensor of counts, int64 (size,), that this process adds to; a resumed run continues with its values.
 
-        To be asked for after `prepare`.
+        Call this after `prepare`.
         """
         return self._report.counter(name, size)
 
     def write(self, scalars: dict[str, float]) -> None:
-        """Writes numbers of the completed step to the log, on the main process."""
+        """Write numbers of the completed step to the log, on the main process."""
         self._report.write(self.step, scalars)
 
     def picture(self, name: str) -> Path:
-        """Where a picture of the completed step goes."""
+        """Return the path for a picture of the completed step."""
         return self.folder / "samples" / f"{name}-{self.step:06d}.png"
 
     def export(self, name: str, save: Callable[[Path], None]) -> Path:
-        """Writes the result folder `name` through `save(folder)` on the main process; whole, or not at all."""
+        """Write the result folder `name` atomically with `save(folder)`, on the main process."""
         return self._files.export(name, save)
 
     def warn(self, message: str) -> None:
-        """Prints a warning on the main process, above the progress bar."""
+        """Print a warning on the main process, above the progress bar."""
         self._report.warn(message)
 
     def _open_files(self) -> RunFolder:
         return RunFolder(self.config, self.accelerator)
 
     def _save(self) -> None:
-        """Writes a checkpoint of the step just completed."""
-        if broken := first_broken(self._trained):
+        """Write a checkpoint of the step just completed."""
+        if name := first_nonfinite_parameter(self._trained):
             raise ValueError(
-                f"{broken} is not finite after step {self.step}; {self._files.last_state}. Start again under another "
+                f"{name} is not finite after step {self.step}; {self._files.last_state}. Start again under another "
                 "run.name with a lower optim.lr, or with optim.max_grad_norm"
             )
         averages = {} if self.average is None else self.average.state()
@@ -309,7 +321,7 @@ class Run:
         self._files.save(RunState(progress, averages, self._report.state() | self._skipped.state()))
 
     def _stop(self, stopping: Stopping) -> None:
-        """Ends the process after a signal; the step is saved."""
+        """End the process after a signal; the step is already saved."""
         self._report.close()
         if self.is_main:
             name = stopping.signal.name if stopping.signal else "a signal to another process"
@@ -317,7 +329,7 @@ class Run:
         stopping.exit()
 
     def _resume(self, checkpoint: Path, of_other_data: bool) -> None:
-        """Takes up a checkpoint."""
+        """Load a checkpoint; note what has changed since."""
         averaged = self.average is not None
         parts = ChangedParts(self.accelerator, checkpoint, self._trained, averaged)
         with parts.laid_out() as folder:

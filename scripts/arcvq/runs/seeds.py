@@ -1,4 +1,4 @@
-"""Where the randomness of a step comes from, and kernels without any."""
+"""Seeds of steps and samples, and deterministic kernels."""
 
 import os
 
@@ -6,20 +6,20 @@ import torch
 
 
 def be_deterministic() -> None:
-    """Makes torch take deterministic kernels alone; to be called before the first use of a GPU."""
+    """Allow deterministic kernels only; call this before the first use of a GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when cuBLAS starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
 def check_seed(seed: int) -> None:
-    """Raises ValueError for a first seed of samples that cannot be one; each sample has the next."""
+    """Raise ValueError if `seed` cannot be the seed of the first sample; the following samples count up from it."""
     if not 0 <= seed < 2**62:
         raise ValueError(f"seed must be at least 0{' and below 2^62' if seed > 0 else ''}, got {seed}")
 
 
 def seed_of(seed: int, rank: int, step: int) -> int:
-    """A 63-bit seed from three numbers, different for different ones (splitmix64's finaliser on each)."""
+    """Mix three numbers to a 63-bit seed, with splitmix64's finaliser on each."""
     state = 0
     for number in (seed, rank, step):
         state = (state ^ number) * 0x9E3779B97F4A7C15 % (1 << 64)

@@ -1,4 +1,4 @@
-"""What a run folder says of the run in it, so that no other run goes on from it or writes over it unasked."""
+"""Compare the settings stored in a run folder with the current ones; refuse to resume or overwrite another run."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,13 +7,13 @@ from arcvq.checkpoints.checkpoint import has_checkpoints
 from arcvq.cli.safe_yaml import read_yaml
 from tokenizer.loading.old_configs import with_network_options
 
-# What a run's result is called in its folder.
+# Names of a run's result in its folder.
 ARTEFACTS = ("tokenizer", "pipeline")
 
-# May differ between the start of a run and its resumption: they change neither the data nor the weights of a step, but
-# for max_steps, which is how a run is made longer; a schedule that falls then goes on as that of the longer run. A
-# folder may be renamed, and files of weights are known by their hashes, wherever they are. A run that a bad image has
-# ended had met none before.
+# These settings may change when a run resumes, because they change neither the data nor the weights of a step.
+# Exceptions: max_steps makes a run longer, and a falling schedule then continues as that of the longer run;
+# data.on_bad_image may change because a run that a bad image has ended had not seen one before. Files of weights are
+# identified by their hashes, wherever they lie.
 _MAY_CHANGE = (
     "run.output_dir", "run.name", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
     "run.max_skipped_steps", "run.other_settings", "collapse.usage_below", "collapse.evaluations",
@@ -21,7 +21,7 @@ _MAY_CHANGE = (
     "weights.alexnet", "weights.vgg16", "weights.squeezenet", "weights.lpips",
 )  # fmt: skip
 
-# There only with an adversary, of whose weight config.yaml tells.
+# Only runs with an adversary have these inputs; config.yaml already compares the adversary's weight.
 _OF_A_PART = ("step of adversarial.disc_start",)
 
 
@@ -40,7 +40,15 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def check_settings(file: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError where the folder of `file` holds work, and `file` does not say that of a run of `settings`."""
+    """Refuse a run folder that holds checkpoints or results of other settings than `settings`.
+
+    Args:
+        file: the file with the stored settings, in the run folder.
+        settings: the current ones, nested.
+
+    Raises:
+        ValueError: the settings differ; the message names each difference.
+    """
     if changed := _differences(file, settings):
         raise ValueError(
             f"{file.parent} {changed}; choose another --run.name, or say with --run.other_settings go_on or start_over "
@@ -51,7 +59,11 @@ def check_settings(file: Path, settings: dict[str, Any]) -> None:
 def resolve_settings_conflict(
     file: Path, settings: dict[str, Any], policy: Literal["refuse", "go_on", "start_over"], is_main: bool
 ) -> bool:
-    """Whether the folder of `file` is to be renamed and begun anew, by a policy that is not `refuse`, which raises."""
+    """Apply run.other_settings to a run folder, and tell whether to rename the folder and start over.
+
+    Raises:
+        ValueError: the settings differ, and the policy is `refuse`.
+    """
     if policy == "refuse":
         check_settings(file, settings)
     changed = _differences(file, settings)
@@ -61,7 +73,7 @@ def resolve_settings_conflict(
 
 
 def _differences(file: Path, settings: dict[str, Any]) -> str | None:
-    """How the work in the folder of `file` differs from a run of `settings`; None where nothing does."""
+    """Describe how the stored settings differ from `settings`; None if they do not, or if the folder holds no work."""
     folder = file.parent
     if not has_checkpoints(folder) and not any((folder / name).exists() for name in ARTEFACTS):
         return None
@@ -78,7 +90,7 @@ def _differences(file: Path, settings: dict[str, Any]) -> str | None:
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
+    """Flatten nested settings to dotted names."""
     flat = {}
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}

@@ -1,4 +1,4 @@
-"""A training that is asked to end: it completes its step, saves, and exits with a status that schedulers understand."""
+"""Stop a training at the end of its step after a signal, with the exit status that schedulers expect."""
 
 import ctypes
 import os
@@ -6,17 +6,17 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
-# What schedulers send some time before they kill.
+# Schedulers send these some time before they kill a job.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 _PR_SET_PDEATHSIG = 1
 
 
 class Stopping:
-    """Within it the signals are kept for the end of a step, and do not end the process.
+    """Context in which these signals are recorded instead of ending the process.
 
     Attributes:
-        signal: the last of them; None as long as there was none.
+        signal: the last signal; None before the first.
     """
 
     def __init__(self):
@@ -24,7 +24,7 @@ class Stopping:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Stopping":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._record) for number in SIGNALS}
         _end_with_the_launcher()
         return self
 
@@ -33,17 +33,17 @@ class Stopping:
             signal.signal(number, handler)
 
     def exit(self) -> None:
-        """Ends the process with the status of one that the signal has ended, 128 + its number."""
+        """Exit with status 128 + signal number, as if the signal had ended the process."""
         sys.exit(128 + (self.signal or signal.SIGTERM))
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
 
 
 def _end_with_the_launcher() -> None:
-    """Has the kernel send SIGTERM when the launcher dies, which passes signals on to one process alone or not at all.
+    """Let the kernel send SIGTERM when the launcher dies, as the launcher does not pass signals to all processes.
 
-    Without a launcher the parent is a shell, whose end is none of the training's business.
+    Without a launcher the parent is a shell, and the training outlives it.
     """
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""Images that a run has skipped: brought together from its processes, told, and kept for the next start."""
+"""Collect the unusable images that a run has skipped, on all processes, for the log and for checkpoints."""
 
 from collections.abc import Sequence
 
@@ -9,37 +9,37 @@ from tokenizer.data.bad_images import bad_images_of, report_bad_images
 
 
 class SkippedImages:
-    """The unusable images of the data set in training, those of all processes.
+    """The unusable images of the training data, of all processes.
 
     Args:
-        accelerator: brings the processes together.
-        dataset: in training; it counts its unusable images, or raises at one, or has no images.
-        found: what the run had found before, by index.
+        accelerator: of the run.
+        dataset: the training data. It may record its unusable images, raise at the first, or hold no images.
+        known: indices of the images that were unusable before this start.
     """
 
-    def __init__(self, accelerator: Accelerator, dataset: Dataset, found: Sequence[int]):
+    def __init__(self, accelerator: Accelerator, dataset: Dataset, known: Sequence[int]):
         self._accelerator = accelerator
         self._dataset = dataset
         self._bad = bad_images_of(dataset)
         if self._bad is not None:
-            self._bad.found[list(found)] = True
-        self._reported = len(found)
+            self._bad.found[list(known)] = True
+        self._reported = len(known)
 
     def counts(self) -> dict[str, int]:
-        """How many there are, for the log; to be called by all processes."""
+        """Return their number for the log, if the data set records them; every process calls this."""
         if self._bad is None:
             return {}
-        here = self._bad.found.int().to(self._accelerator.device)
-        self._bad.found |= self._accelerator.reduce(here, "sum").cpu() > 0
+        local = self._bad.found.int().to(self._accelerator.device)
+        self._bad.found |= self._accelerator.reduce(local, "sum").cpu() > 0
         return {"bad_images": self._bad.count}
 
     def found(self) -> list[int]:
-        """Which they are, for a checkpoint; to be called by all processes."""
+        """Return their indices for a checkpoint; every process calls this."""
         self.counts()
         return [] if self._bad is None else self._bad.found.nonzero().flatten().tolist()
 
     def pop_warning(self) -> str | None:
-        """A warning, if there are more than when this was last asked."""
+        """Return a warning if there are more than at the last call, else None."""
         if self._bad is None or self._bad.count <= self._reported:
             return None
         self._reported = self._bad.count

@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is not finite: left out, counted, and after too many in a row the end of the run.
+"""Count steps that are skipped because a loss or gradient is not finite; too many in a row end the run.
 
-The device decides whether an update is made, and counts. The host learns of it one step late where waiting for the
-device would cost time, and nothing is lost by that: the weights stay as they were.
+The device decides whether to update the parameters, and counts. On a GPU the host reads the counters one step late
+instead of waiting for the device. That loses nothing, because a skipped step leaves the weights unchanged.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,54 +10,54 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-# The sum of the terms, and what is computed of it: like the gradient they only follow the term that went first.
+# Derived from the other terms, as the gradient is; never the first cause of a NaN.
 _DERIVED = ("loss", "bits_per_code")
 
 
 class SkippedSteps:
-    """What is known of a run's skipped steps, alike on all processes.
+    """The skipped steps of a run. All processes hold the same counts.
 
     Args:
-        accelerator: brings the processes together.
-        total: how many there have been.
-        in_row: how many of them came last, without a step between them.
+        accelerator: of the run.
+        total: number of skipped steps so far.
+        in_row: number of steps skipped in a row, up to the last step.
 
     Attributes:
-        in_row: when it was last read.
-        first_skipped: the first of these steps, counted from 1.
-        just_began: whether the first one had just been.
+        in_row: as of the last `sync`.
+        first_skipped: the first step of this row, counted from 1.
+        just_began: whether the row had only just begun.
     """
 
     def __init__(self, accelerator: Accelerator, total: int = 0, in_row: int = 0):
         self._accelerator = accelerator
         self._total, self._in_row = (torch.tensor(count, device=accelerator.device) for count in (total, in_row))
-        self._broken: dict[str, Tensor] = {}  # in the first step of the present row
+        self._broken: dict[str, Tensor] = {}  # in the first step of the current row
         self._of_step: dict[str, Tensor] = {}
         self._reader = _AsyncReader(accelerator.device)
         self._reported = total
         self.in_row, self.first_skipped, self.just_began = in_row, 0, False
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Which terms went first in the present row, in a group."""
+        """Return which terms were not finite in the first step of the current row."""
         return {"broken": self._broken}
 
     def load_state(self, state: Mapping[str, dict[str, Tensor]]) -> None:
-        """Goes on in the row of another one."""
+        """Restore these terms."""
         self._broken = dict(state.get("broken", {}))
 
     @property
     def counts(self) -> dict[str, int]:
-        """For a checkpoint. Waits for the device."""
+        """Return the counters for a checkpoint. Waits for the device."""
         return {"skipped_steps": int(self._total), "skipped_in_row": int(self._in_row)}
 
     def count(self, updates: Iterable[Tensor]) -> None:
-        """Takes in a step by its updates, bool scalars; it is skipped unless all of them were made."""
-        made = torch.stack(list(updates)).all()
-        self._in_row = torch.where(made, 0, self._in_row + 1)
-        self._total = self._total + ~made
+        """Count a step from the bool scalars that tell which modules were updated; it is skipped unless all were."""
+        complete = torch.stack(list(updates)).all()
+        self._in_row = torch.where(complete, 0, self._in_row + 1)
+        self._total = self._total + ~complete
 
     def observe(self, terms: Mapping[str, Tensor], completed: bool) -> None:
-        """Takes in scalars of the step in progress, or of the one just `completed`."""
+        """Record which scalars are not finite, in the current step or in the one just `completed`."""
         for name, value in terms.items():
             broken = ~value.detach().isfinite().all()
             self._of_step[name] = self._of_step[name] | broken if name in self._of_step else broken
@@ -70,9 +70,9 @@ class SkippedSteps:
             self._of_step = {}
 
     def sync(self, stop_requested: bool, step: int) -> bool:
-        """Brings `in_row`, `first_skipped` and `just_began` up to date; whether any process has asked to stop.
+        """Update `in_row`, `first_skipped` and `just_began`, and tell whether any process has asked to stop.
 
-        To be called by all processes after each step; on a GPU the answer is that of the step before.
+        Every process calls this after each step; on a GPU the values are those of the previous step.
         """
         requests = torch.tensor(int(stop_requested), device=self._accelerator.device)
         if self._accelerator.num_processes > 1:
@@ -83,11 +83,11 @@ class SkippedSteps:
         return requests > 0
 
     def warning(self) -> str | None:
-        """A warning, if a step has just been skipped after one that was not; to be called by all processes."""
+        """Return a warning if a row of skipped steps has just begun; every process calls this."""
         return f"step {self.first_skipped} is skipped: {self.first_nonfinite()} not finite" if self.just_began else None
 
     def too_many(self, limit: int) -> str | None:
-        """What to say where so many were skipped in a row; to be called by all processes."""
+        """Return an error message if `limit` steps in a row were skipped; every process calls this."""
         if self.in_row < limit:
             return None
         return (
@@ -97,7 +97,7 @@ class SkippedSteps:
         )
 
     def first_nonfinite(self) -> str:
-        """The names of what was not finite in the first step of the row; to be called by all processes."""
+        """Name the terms that were not finite in the first step of the row; every process calls this."""
         names = list(self._broken)
         if not names:
             return "the loss is"
@@ -110,14 +110,14 @@ class SkippedSteps:
 
 
 class _AsyncReader:
-    """Numbers of the device for the host, which does not wait for the step in progress."""
+    """Reads integers from the device without waiting for the current step."""
 
     def __init__(self, device: torch.device):
         self._device = device
         self._before: tuple[int, Tensor, torch.cuda.Event] | None = None
 
     def read(self, numbers: list[Tensor], step: int) -> list[int]:
-        """The step and these integers; on a GPU those of the call before, at first zeros."""
+        """Return the step and the integers; on a GPU those of the previous call, and zeros on the first."""
         stacked = torch.stack(numbers)
         if self._device.type != "cuda":
             return [step, *stacked.tolist()]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import commit, environment, provenance
 from arcvq.compute.atomic_files import atomic_file
@@ -34,10 +35,25 @@ from pipelines.figures.grids import save_class_samples
 
 SHOWN = 200  # images in the grid
 
+HELP = HelpPage(
+    common=(
+        *("class_labels", "per_class", "num_images", "labels", "seed", "batch_size", "format", "output"),
+        *("sampling.guidance_scale", "sampling.num_inference_steps", "sampling.scheduler"),
+        *("sampling.temperature", "sampling.top_k", "speed.dtype", "speed.compile"),
+    ),
+    examples=(
+        "arcvq sample runs/ldm",
+        "arcvq sample runs/pixelcnn --class_labels 3 7 --per_class 5 --sampling.temperature 0.9",
+        "accelerate launch -m arcvq sample runs/ldm --num_images 50000 --format npz",
+    ),
+    writes="OUTPUT: images as PNG files, npz or tar shards; grid.png, samples.json",
+    following="arcvq evaluate generation runs/ldm, or of the images: arcvq evaluate generation FOLDER",
+)
+
 
 def make_parser() -> ScriptParser:
     """Make the parser of `arcvq sample`."""
-    parser = ScriptParser("Sample images from a trained pipeline.")
+    parser = ScriptParser("Sample images from a trained pipeline.", page=HELP)
     parser.add_argument("folder", type=str, nargs="?", default="runs/ldm", help="pipeline folder, or its run folder")
     parser.add_argument("--class_labels", type=str, nargs="+", default=None, help="ids or names; all where left out")
     parser.add_argument(

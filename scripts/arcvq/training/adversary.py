@@ -1,4 +1,4 @@
-"""The adversarial side of a tokenizer's training: a discriminator, when it enters, what it asks of the tokenizer."""
+"""The adversarial loss of a tokenizer: its options, the schedule of its weight, and the discriminator in training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from arcvq.runs.run import Run
 from tokenizer.losses.adversarial import GANLoss, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
 from tokenizer.networks.discriminator import PatchDiscriminator
 
-# Of the running means of the logits (Tseng et al. 2021).
+# Decay of the running means of the logits (Tseng et al. 2021, LeCAM).
 _LECAM_DECAY = 0.999
-# Of the discriminator, in the log and among the run's modules.
+# Name of the discriminator in the log and among the run's modules.
 _NAME = "discriminator"
 
 
@@ -23,21 +23,21 @@ class AdversarialConfig:
     """The adversarial loss; without a weight there is none.
 
     Args:
-        weight: of the adversarial loss.
+        weight: weight of the adversarial loss; 0: no discriminator.
         loss: hinge or non_saturating.
-        adaptive: whether the weight is multiplied by the ratio of the lengths that the reconstruction loss's gradient
-            and the adversarial loss's have at the decoder's last layer.
-        max_weight: that ratio is at most this. It is largest when the discriminator enters.
-        disc_start: when the adversarial loss begins: a step, or, below 1, a share of the training, which then cannot
-            be made longer.
-        ramp_steps: steps over which its weight then rises linearly from 0.
-        pretrain_steps: steps before disc_start from which on the discriminator alone is trained.
+        adaptive: whether to multiply the weight by the ratio of two gradient norms at the decoder's last layer: of the
+            reconstruction loss, and of the adversarial loss.
+        max_weight: largest value of that ratio, which is highest when the discriminator enters.
+        disc_start: start of the adversarial loss: a step, or, below 1, a share of the training, which then cannot be
+            made longer.
+        ramp_steps: steps after the start over which the weight rises linearly from 0.
+        pretrain_steps: steps before the start in which the discriminator alone trains.
         channels: width of the discriminator after its first convolution.
         layers: the discriminator's convolutions of stride 2.
         norm: group, which trains alike for any split of the batch, or batch, as published.
-        r1_weight: of the penalty on the discriminator's gradient at real images.
-        r1_every: steps between two such penalties, each weighted for all of them.
-        lecam_weight: of the penalty on logits that leave the running mean of the other kind.
+        r1_weight: weight of R1, the penalty on the discriminator's gradient at real images.
+        r1_every: steps between two such penalties, each multiplied by this number.
+        lecam_weight: weight of LeCAM, the penalty on logits far from the running mean of the other kind of images.
     """
 
     weight: float = 0.0
@@ -55,17 +55,17 @@ class AdversarialConfig:
     lecam_weight: float = 0.0
 
     def start(self, max_steps: int) -> int:
-        """The step, counted from 0, in which the adversarial loss begins."""
+        """Compute the step, counted from 0, in which the adversarial loss begins."""
         return round(self.disc_start * max_steps) if self.disc_start < 1 else int(self.disc_start)
 
     def fullest_step(self, max_steps: int) -> int:
-        """A step, counted from 0, in which all is computed that there is in any step of the training."""
+        """Find a step, counted from 0, that computes everything that any step of the training computes."""
         last = max_steps - 1
         with_penalty = last - last % self.r1_every
         return with_penalty if with_penalty >= self.start(max_steps) else last
 
     def check(self, max_steps: int) -> None:
-        """Raises ValueError for a number that cannot work."""
+        """Raise ValueError for a number that cannot work."""
         for name in ("weight", "max_weight", "disc_start", "ramp_steps", "pretrain_steps", "r1_weight", "lecam_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"adversarial.{name} must not be negative, got {getattr(self, name)}")
@@ -84,19 +84,19 @@ class AdversarialConfig:
 
 
 class Adversary:
-    """A discriminator in training. To be made before `Run.prepare`.
+    """A discriminator in training. Build it before `Run.prepare`, which loads its state.
 
     Args:
-        run: the run that it takes part in.
-        config: how.
-        in_channels: the images' channels.
-        image_size: their side.
+        run: the run that trains it.
+        config: the options of the adversarial loss.
+        in_channels: channels of the images.
+        image_size: side of the images.
 
     Attributes:
         config: as given.
 
     Raises:
-        ValueError: images that are too small, or batch normalisation that the processes cannot share.
+        ValueError: the images are too small, or the processes cannot share a batch normalisation.
     """
 
     def __init__(self, run: Run, config: AdversarialConfig, in_channels: int, image_size: int):
@@ -112,8 +112,11 @@ class Adversary:
         self.config = config
         self._trained = run.add_module(discriminator, _NAME)
 
-    def take_up(self) -> None:
-        """To be called after `Run.prepare`: says what else of it starts anew, or never would."""
+    def resume(self) -> None:
+        """Adapt the state that `Run.prepare` has loaded to the present options; warn of what restarts or never starts.
+
+        Call it once, after `Run.prepare`.
+        """
         run, config = self._run, self.config
         if not run.step:
             return
@@ -122,7 +125,7 @@ class Adversary:
                 f"the adversarial loss would begin after step {self._start}, the run ends with {run.optim.max_steps}: "
                 "lower adversarial.pretrain_steps, or raise optim.max_steps"
             )
-        if not config.lecam_weight:  # so that the means are not old ones where they are asked for again
+        if not config.lecam_weight:  # a later run with LeCAM must not begin with outdated means
             self._trained.module.anchors.zero_()
         before = run.was.get("adversarial")
         had_lecam = isinstance(before, dict) and bool(before.get("lecam_weight"))
@@ -132,35 +135,35 @@ class Adversary:
 
     @property
     def discriminator(self) -> PatchDiscriminator:
-        """As it is trained."""
+        """The discriminator itself, not wrapped."""
         return self._trained.module
 
     @property
     def _start(self) -> int:
-        """The step, counted from 0, in which the adversarial loss begins; one that joins is trained alone first."""
+        """Step, counted from 0, of the first adversarial loss; a discriminator that joins late trains alone first."""
         start, began = self.config.start(self._run.optim.max_steps), self._run.joined_at(_NAME)
         return max(start, began + self.config.pretrain_steps) if began else start
 
     @property
-    def is_heard(self) -> bool:
-        """Whether the tokenizer's present step has an adversarial loss."""
+    def is_active(self) -> bool:
+        """Whether the tokenizer has an adversarial loss at the current step."""
         return self._run.step >= self._start
 
     @property
     def weight(self) -> float:
-        """Of the adversarial loss in the present step, before any adaptive factor."""
+        """Weight of the adversarial loss at the current step, before the adaptive factor."""
         ramp = self.config.ramp_steps
         return self.config.weight * (min(1.0, (self._run.step - self._start + 1) / ramp) if ramp else 1.0)
 
     def generator_loss(self, reconstructions: Tensor) -> Tensor:
-        """What the discriminator asks of reconstructions (B, C, H, W), a scalar; its own weights get no gradient."""
+        """Compute the generator's loss, a scalar, of reconstructions (B, C, H, W); freeze the discriminator."""
         discriminator = self._trained.module.requires_grad_(False)
         loss = generator_loss(discriminator(reconstructions)[0], self.config.loss)
         discriminator.requires_grad_(True)
         return loss
 
     def update(self, images: Sequence[Tensor], reconstructions: Sequence[Tensor]) -> dict[str, Tensor]:
-        """One step of the discriminator on the parts of a batch, if it is time; what to log of it."""
+        """Update the discriminator on the parts of a batch, unless the step is too early; return terms for the log."""
         if self._run.step < self._start - self.config.pretrain_steps:
             return {}
         logs, total = [], torch.zeros((), device=self._run.device)
@@ -179,14 +182,14 @@ class Adversary:
         return means
 
     def _loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of one part, and its terms."""
+        """Compute the discriminator's loss on one part, and its terms."""
         config = self.config
         real_logits, fake_logits = self._trained.wrapped(real, fake)
         loss = discriminator_loss(real_logits, fake_logits, config.loss)
         means = {"logits_real": real_logits.detach().mean(), "logits_fake": fake_logits.detach().mean()}
         terms = {"discriminator": loss.detach(), **means}
         if config.r1_weight and self._run.step % config.r1_every == 0:
-            # Not as compiled: a compiled module has no second derivative.
+            # `forward` and not the module itself: a compiled module has no second derivative.
             terms["r1"] = r1_penalty(lambda images: self._trained.module.forward(images)[0], real)
             loss = loss + config.r1_weight * config.r1_every * terms["r1"]
         if config.lecam_weight:

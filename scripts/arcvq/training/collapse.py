@@ -1,4 +1,4 @@
-"""A warning when a codebook collapses: few of its codes are used, in several evaluations that follow each other."""
+"""Warn of a codebook collapse: few codes in use in several evaluations in a row."""
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
@@ -8,25 +8,25 @@ COUNT = "low_usage_evaluations"
 
 @dataclass(frozen=True)
 class CollapseConfig:
-    """When a codebook is said to collapse.
+    """When to warn of a codebook collapse.
 
     Args:
-        usage_below: share of the codes that held-out images use, below which an evaluation counts; 0: never.
-        evaluations: so many in a row make a warning, and as many more the next one.
+        usage_below: share of the codes in use on held-out images below which an evaluation counts as low; 0: never.
+        evaluations: number of low evaluations in a row before a warning, and between two warnings.
     """
 
     usage_below: float = 0.05
     evaluations: int = 3
 
     def check(self) -> None:
-        """Raises ValueError for a number that cannot work."""
+        """Raise ValueError for a number that cannot work."""
         if not 0 <= self.usage_below <= 1:
             raise ValueError(f"collapse.usage_below is a share from 0 to 1, got {self.usage_below}")
         if self.evaluations < 1:
             raise ValueError(f"collapse.evaluations must be at least 1, got {self.evaluations}")
 
     def warning(self, counts: MutableMapping[str, int], usage: float, perplexity: float, codes: int) -> str | None:
-        """Takes an evaluation into the run's counts; what to say of it, if anything is to be said."""
+        """Count an evaluation in the run's `counts`; return the warning that is due, or None."""
         counts[COUNT] = counts.get(COUNT, 0) + 1 if usage < self.usage_below else 0
         if counts[COUNT] == 0 or counts[COUNT] % self.evaluations:
             return None

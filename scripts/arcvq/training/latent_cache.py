@@ -1,4 +1,4 @@
-"""What a prior is trained on: a data set as a tokenizer's latents and codes, cached on disk or encoded on the fly."""
+"""The data of a prior: a data set as a tokenizer's latents and codes, cached on disk or encoded on the fly."""
 
 import copy
 import sys
@@ -25,13 +25,13 @@ from tokenizer.data import DataConfig, DataSplits, ImageDataset, StreamedImages
 from tokenizer.data.bad_images import report_bad_images
 from tokenizer.data.subsets import evenly_spaced_images
 
-# Images of a shard, 67 MB of ImageNet's latents: what an encoding that is killed loses, times its threads.
+# Images in a shard, 67 MB of ImageNet's latents. A killed encoding loses one shard per thread.
 SHARD = 512
 
-# Held-out images that a prior's loss is measured on, evenly spaced over the split.
+# Held-out images on which a prior's loss is measured, evenly spaced over the split.
 HELD_OUT = 512
 
-# Images that the latents' scale is measured on where none are stored, evenly spaced over the split.
+# Images on which the scale of latents is measured where none are stored, evenly spaced over the split.
 SCALE_SAMPLE = 4096
 
 
@@ -40,9 +40,8 @@ class LatentsConfig:
     """Where a prior's latents and codes come from.
 
     Args:
-        mode: `cache`: the train split is encoded once, by all processes, and kept on disk in the cache of
-            run.output_dir, where a killed encoding goes on; `on_the_fly`: each batch of images, with its crops and
-            flips, is encoded when it is trained on.
+        mode: `cache`: encode the train split once, by all processes, and keep it in OUTPUT_DIR/cache; a killed encoding
+            continues. `on_the_fly`: encode each batch of images, with its crops and flips, in the training step.
         dtype: of the cached latents. ImageNet's at 32 x 32 x 16 take 84 GB in float32, twice that with data.flip (both
             orientations are kept), half of it in float16; its codes 5 GB more, 10 GB with data.flip.
         verify: whether a start reads all cached latents and compares them with their SHA-256, so that damaged ones are
@@ -54,7 +53,7 @@ class LatentsConfig:
     verify: bool = False
 
     def check(self, data: DataConfig) -> None:
-        """Raises ValueError for options that do not go together."""
+        """Raise ValueError for options that exclude each other."""
         if self.mode == "cache" and data.crop != "center":
             raise ValueError(
                 f"data.crop {data.crop} shows other pixels in each epoch, latents.mode cache keeps those of one; "
@@ -66,13 +65,15 @@ class LatentsConfig:
 
 @dataclass(frozen=True)
 class EncodedData:
-    """A tokenizer and a data set seen through it.
+    """A tokenizer, and a data set as its latents and codes.
 
     Attributes:
-        train: the train split: encoded from the cache, or as images.
+        tokenizer: the frozen tokenizer.
+        train: the train split: latents and codes from the cache, or images.
         held_out: latents, codes and labels of up to 512 images of the test split, in memory.
-        statistics: of the latents of the train split, or of a sample of it: (shards, 3), see `latent_scale`.
-        fingerprints: of the tokenizer and of the train split's images.
+        statistics: (shards, 3), of the latents of the train split or of a sample of it; see `latent_scale`.
+        class_names: names of the classes, by label.
+        fingerprints: hashes of the tokenizer and of the train split's images, by name.
     """
 
     tokenizer: VQTokenizer
@@ -88,7 +89,7 @@ class EncodedData:
         return latent_scale(self.statistics)
 
     def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch of `train` as latents, codes and labels: what comes from the cache is that already."""
+        """Encode a batch of `train`, unless it comes from the cache => latents, codes and labels."""
         if "images" not in batch:
             return batch
         return encode_images(self.tokenizer, batch["images"]) | {"labels": batch["labels"]}
@@ -102,18 +103,18 @@ def encode_splits(
     cache_dir: Path,
     device: torch.device,
 ) -> EncodedData:
-    """Encode both splits on the device; all processes encode what is not cached, together.
+    """Encode both splits; all processes share the images that are not cached yet.
 
     Args:
-        tokenizer: whose latents and codes they are.
-        splits: of the data set.
-        data: how it is read.
-        latents: where latents and codes come from.
-        cache_dir: the folder that they are kept in.
-        device: to encode on.
+        tokenizer: the tokenizer that encodes.
+        splits: the splits of the data set.
+        data: the options of the data.
+        latents: the options of latents and codes.
+        cache_dir: the folder of the cache.
+        device: the device that encodes.
 
     Raises:
-        ValueError: images that are not the tokenizer's, latents that cannot be stored, options that do not go together.
+        ValueError: the tokenizer takes other images, latents cannot be stored, or options exclude each other.
     """
     latents.check(data)
     tokenizer = tokenizer.to(device).eval().requires_grad_(False)

@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler
 from jsonargparse import Namespace
 from torch import Tensor
 
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.runs.options import check_run, check_share
 from arcvq.runs.results import load_tokenizer
@@ -29,6 +30,23 @@ from priors.unet import UNet, make_unet, null_label
 
 # DDIM steps of the pictures made during training; the final ones take the pipeline's default.
 PREVIEW_STEPS = 50
+
+HELP = HelpPage(
+    common=(
+        *("config", "dry_run", "tokenizer", "ema_decay", "latents.mode", "data.name", "data.num_workers"),
+        *("unet.channels", "unet.channel_multipliers", "unet.num_blocks"),
+        *("label_dropout", "min_snr_gamma"),
+        *("optim.max_steps", "optim.batch_size", "optim.lr"),
+        *("run.name", "run.output_dir", "run.seed", "run.mixed_precision"),
+    ),
+    examples=(
+        "arcvq train-ldm",
+        "arcvq train-ldm --config mnist/ldm.yaml --tokenizer runs/arc --run.name arc-ldm",
+        "accelerate launch -m arcvq train-ldm --config imagenet/ldm.yaml --tokenizer runs/imagenet-arcvq-f8",
+    ),
+    writes="OUTPUT_DIR/NAME/pipeline; checkpoints, metrics.jsonl and samples next to it",
+    following="arcvq sample runs/ldm, or arcvq evaluate generation runs/ldm",
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -76,7 +94,7 @@ def train(config: Namespace, settings: dict[str, Any]) -> None:
 
 def make_parser() -> ScriptParser:
     """Declare the options."""
-    parser = ScriptParser("Train a class-conditional latent diffusion prior.", digits_config="ldm.yaml")
+    parser = ScriptParser("Train a class-conditional latent diffusion prior.", "ldm.yaml", HELP)
     parser.add_function_arguments(make_unet, "unet", skip={"latent_shape", "num_classes"})
     parser.add_function_arguments(make_scheduler, "diffusion")
     parser.add_argument("--label_dropout", type=float, default=0.1, help="share of labels replaced by the null class")

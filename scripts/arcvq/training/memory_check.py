@@ -1,4 +1,4 @@
-"""Whether this machine has the memory to train a model, before any of it is taken."""
+"""Check whether this machine has the memory to train a model, before the model is built."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from torch import nn
 
 from arcvq.runs.run import Run
 
-# Bytes of a parameter in training, in float32: itself, its gradient and AdamW's two averages.
+# Bytes per float32 parameter: trained, with its gradient and AdamW's two moments; and frozen.
 _TRAINED, _FROZEN = 16, 4
 
 
@@ -39,7 +39,7 @@ def check_memory(run: Run, make: Callable[[], nn.Module], options: str) -> None:
 
 
 def refuse_beyond(parameters: int, needed: int, there: int, options: str) -> None:
-    """Raises ValueError where more bytes are needed than there are."""
+    """Raise ValueError where more bytes are `needed` than are `there`."""
     if needed > there:
         raise ValueError(
             f"the model has {parameters:,} parameters, which take {math.ceil(needed / 2**30):,} GiB to train; this "
@@ -48,12 +48,12 @@ def refuse_beyond(parameters: int, needed: int, there: int, options: str) -> Non
 
 
 def machine_memory(device: torch.device) -> int:
-    """Bytes of the device, or of the machine where it is the CPU."""
+    """Count the bytes of the device's memory; of a CPU those of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total
 
 
 def _is_sharded() -> bool:
-    """Whether each process holds a part of the weights."""
+    """Tell whether each process holds a shard of the weights."""
     return os.environ.get("ACCELERATE_USE_FSDP") == "true"

@@ -14,6 +14,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.runs.options import check_run, check_share
 from arcvq.runs.results import load_tokenizer
@@ -25,6 +26,21 @@ from arcvq.training.prior import PriorTraining, add_prior_options, finish, start
 from pipelines import ArcVQPixelCNNPipeline
 from priors.pixelcnn import PixelCNN, code_grid, code_nll
 from tokenizer import VQTokenizer
+
+HELP = HelpPage(
+    common=(
+        *("config", "dry_run", "tokenizer", "ema_decay", "latents.mode", "data.name", "data.num_workers"),
+        *("prior.channels", "prior.num_layers", "prior.head_channels"),
+        *("optim.max_steps", "optim.batch_size", "optim.lr"),
+        *("run.name", "run.output_dir", "run.seed", "run.mixed_precision"),
+    ),
+    examples=(
+        "arcvq train-pixelcnn",
+        "arcvq train-pixelcnn --config mnist/pixelcnn.yaml --tokenizer runs/arc --run.name arc-pixelcnn",
+    ),
+    writes="OUTPUT_DIR/NAME/pipeline; checkpoints, metrics.jsonl and samples next to it",
+    following="arcvq sample runs/pixelcnn, or arcvq evaluate generation runs/pixelcnn",
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -70,7 +86,7 @@ def train(config: Namespace, settings: dict[str, Any]) -> None:
 
 def make_parser() -> ScriptParser:
     """Declare the options."""
-    parser = ScriptParser("Train a class-conditional PixelCNN prior.", digits_config="pixelcnn.yaml")
+    parser = ScriptParser("Train a class-conditional PixelCNN prior.", "pixelcnn.yaml", HELP)
     parser.add_class_arguments(PixelCNN, "prior", skip={"codebook_size", "num_classes", "grid_size"})
     add_prior_options(parser, "pixelcnn", ema_decay=0.999)
     return parser

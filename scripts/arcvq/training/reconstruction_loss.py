@@ -1,4 +1,4 @@
-"""What a tokenizer's reconstructions are measured by in training: pixels, and the features of an ImageNet network."""
+"""The reconstruction loss of a tokenizer: a loss on pixels, and LPIPS."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,11 @@ class LossConfig:
     """The terms of the reconstruction loss; the quantizer's own, and the adversarial one, are added to it.
 
     Args:
-        pixel: mse, the squared error, as the small networks take it; l1, the absolute error, as VQGAN does; or log_mse,
-            the nats of an image under a normal distribution of the best variance, as the likelihood-based quantizers
-            sq, vae and hyperspherical_vae take it.
-        pixel_weight: of that.
-        perceptual_weight: of LPIPS, which is not computed if it is 0.
-        perceptual_net: the network of LPIPS.
+        pixel: loss on pixels: mse, the squared error; l1, the absolute error, as in VQGAN; log_mse, the nats of an
+            image under a normal distribution with the best variance, for the quantizers sq, vae, hyperspherical_vae.
+        pixel_weight: weight of the loss on pixels.
+        perceptual_weight: weight of LPIPS; 0: LPIPS is not computed.
+        perceptual_net: network of LPIPS.
     """
 
     pixel: Literal["mse", "l1", "log_mse"] = "mse"
@@ -32,7 +31,7 @@ class LossConfig:
     perceptual_net: PerceptualNet = "vgg"
 
     def check(self) -> None:
-        """Raises ValueError for a weight below 0, or without end."""
+        """Raise ValueError for a weight that is negative or infinite."""
         for name in ("pixel_weight", "perceptual_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
@@ -41,19 +40,19 @@ class LossConfig:
 
 
 class ReconstructionLoss:
-    """Images, reconstructions => the loss, a scalar, and its terms by name, not weighted; float32.
+    """Images, reconstructions => the loss, a float32 scalar, and its terms by name without their weights.
 
     Args:
-        config: which terms.
-        weights: where the weights of LPIPS's network are.
+        config: the terms.
+        weights: the files of the weights of LPIPS's network.
         image_size: side of the images.
-        device: of the images.
+        device: device of the images.
 
     Attributes:
-        pixel_variance: the squared error is divided by it.
+        pixel_variance: divides the squared error.
 
     Raises:
-        ValueError: weights that are not there, or images that are too small for LPIPS's network.
+        ValueError: a file of weights is missing, or the images are too small for LPIPS's network.
     """
 
     def __init__(self, config: LossConfig, weights: WeightFiles, image_size: int, device: torch.device):
@@ -67,18 +66,20 @@ class ReconstructionLoss:
 
     @property
     def networks(self) -> dict[str, LPIPS]:
-        """The frozen networks that it looks through, by name."""
+        """The frozen networks, by name."""
         return {} if self._lpips is None else {self._lpips.name: self._lpips}
 
-    def see(self, images: Sequence[Tensor], reconstructions: Sequence[Tensor], accelerator: Accelerator) -> None:
-        """To be called by all processes with the parts of a batch, before each of them is measured."""
-        if self._config.pixel == "log_mse":  # the logarithm is of the whole batch's error
+    def observe_batch(
+        self, images: Sequence[Tensor], reconstructions: Sequence[Tensor], accelerator: Accelerator
+    ) -> None:
+        """Take in all parts of a batch before the loss of any; every process calls this."""
+        if self._config.pixel == "log_mse":  # takes the logarithm of the whole batch's error
             pairs = zip(images, reconstructions, strict=True)
             errors = torch.stack([squared_error(part, made.detach()) for part, made in pairs])
             self._batch_error = accelerator.reduce(errors.mean(), "mean")
 
     def __call__(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, C, H, W) in [-1, 1] on both sides."""
+        """Compute the loss of a part; images and reconstructions are (B, C, H, W) in [-1, 1]."""
         if self._config.pixel == "l1":
             pixel = mean_absolute_error(images, reconstructions)
         elif self._config.pixel == "log_mse":

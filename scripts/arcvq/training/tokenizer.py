@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from arcvq.cli.announced_data import announced_splits
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.runs.options import OptimConfig, RunConfig, check_run, check_share
 from arcvq.runs.run import Run
@@ -37,11 +38,27 @@ from tokenizer.data.in_memory import pixel_variance
 from tokenizer.data.subsets import evenly_spaced_images
 from tokenizer.functional.usage import perplexity, usage
 from tokenizer.losses.lpips import WeightFiles
-from tokenizer.networks import network_options
-from tokenizer.quantizers import quantizer_options
+from tokenizer.networks import NETWORKS, network_options
+from tokenizer.quantizers import QUANTIZERS, quantizer_options
 
 # Held-out images for the numbers and pictures of a training; scripts/evaluate.py takes all of them.
 PREVIEW_IMAGES = 512
+
+HELP = HelpPage(
+    common=(
+        *("config", "dry_run", "ema_decay", "data.name", "data.image_size", "data.num_workers"),
+        *("model.network", "model.quantizer", "model.codebook_size", "model.codebook_dim", "model.hidden_channels"),
+        *("loss.perceptual_weight", "adversarial.weight", "optim.max_steps", "optim.batch_size", "optim.lr"),
+        *("run.name", "run.output_dir", "run.seed", "run.mixed_precision"),
+    ),
+    examples=(
+        "arcvq train-tokenizer",
+        "arcvq train-tokenizer --config mnist/arcvq.yaml --optim.max_steps 2000 --run.name arc",
+        "accelerate launch -m arcvq train-tokenizer --config imagenet/arcvq_f8.yaml --dry_run",
+    ),
+    writes="OUTPUT_DIR/NAME/tokenizer; checkpoints, metrics.jsonl and samples beside it",
+    following="arcvq train-ldm --tokenizer runs/tokenizer, or train-pixelcnn, or evaluate",
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -95,8 +112,10 @@ def train(config: Namespace, settings: dict[str, Any]) -> None:
 
 def make_parser() -> ScriptParser:
     """Declare the options."""
-    parser = ScriptParser("Train an image tokenizer.", digits_config="tokenizer.yaml")
+    parser = ScriptParser("Train an image tokenizer.", "tokenizer.yaml", HELP)
     parser.add_class_arguments(VQTokenizer, "model", skip={"in_channels", "image_size"})
+    parser.explain("model.network", f"encoder and decoder: {', '.join(NETWORKS)}")
+    parser.explain("model.quantizer", f"method of quantization: {', '.join(QUANTIZERS)}")
     parser.names_within = {
         "model.network_options": network_options,
         "model.quantizer_options": quantizer_options,
@@ -212,11 +231,11 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     if config.adversarial.weight:
         adversary = Adversary(run, config.adversarial, images.channels, images.image_size)
     reconstruction_loss = ReconstructionLoss(config.loss, config.weights, images.image_size, run.device)
-    if adversary:  # of a longer training a share is a later step: the adversary would fall silent again
+    if adversary:  # a share of a longer training is a later step: the adversarial loss would stop again
         inputs["step of adversarial.disc_start"] = str(config.adversarial.start(run.optim.max_steps))
     run.prepare(tokenizer, images, inputs, config.data.num_workers, config.ema_decay)
     if adversary:
-        adversary.take_up()
+        adversary.resume()
     update = TokenizerUpdate(run.accelerator, run.main, reconstruction_loss, adversary)
     return TokenizerTraining(run, tokenizer, averaged, reconstruction_loss, adversary, update)
 

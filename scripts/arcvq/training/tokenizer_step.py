@@ -1,9 +1,13 @@
-"""One generator update of a tokenizer, over the whole batch whatever the parts and processes it is split into.
+"""One update of a tokenizer on a batch: the same whatever parts and processes the batch is split into.
 
-Where a loss is no mean over images, the arc loss and the adaptive adversarial weight, the parts' own losses do not add
-up to the batch's. So all parts are first seen without gradients; the gradients of the batch's losses at the
-reconstructions, the latents and the quantizer's parameters are taken there; then each part goes through the networks
-once more, and back with its share of them. A batch in one part is seen once.
+The arc loss and the adaptive adversarial weight are not means over images, so the losses of parts do not add up to the
+loss of the batch. Gradients of a batch in several parts are therefore taken in two passes:
+
+    1. every part through the networks without gradients => latents and reconstructions of the whole batch
+    2. the gradients of the batch's losses at reconstructions, encoder outputs and quantizer parameters
+    3. every part through the networks again, and back from its share of these gradients
+
+A batch in one part takes a single pass.
 """
 
 from collections.abc import Sequence
@@ -23,13 +27,13 @@ from tokenizer.model import TokenizerOutput
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What an update has seen of its batch.
+    """The result of an update.
 
     Attributes:
-        updated: whether the update was made, a bool scalar; it is not where a loss or gradient is not finite.
-        reconstructions: of each part, (B, C, H, W), or (2 B, C, H, W) where images are decoded twice.
-        counts: (K,) how often each code was used; none without codes.
-        terms: scalars for the log; `loss` is what was minimised.
+        updated: whether the weights changed, a bool scalar; False where a loss or a gradient is not finite.
+        reconstructions: of each part, (B, C, H, W), or (2 B, C, H, W) where a quantizer has each image decoded twice.
+        counts: (K,) how often the batch uses each code; None without codes.
+        terms: scalars for the log; `loss` is the sum that was minimised.
     """
 
     updated: Tensor
@@ -39,13 +43,13 @@ class StepOutput:
 
 
 class TokenizerUpdate:
-    """The generator update of a tokenizer.
+    """The tokenizer's half of a training step.
 
     Args:
         accelerator: brings the processes together.
         trained: the tokenizer in training.
-        reconstruction_loss: of its images.
-        adversary: what it trains against, if anything.
+        reconstruction_loss: the loss on images and reconstructions.
+        adversary: the discriminator that the tokenizer trains against, or None.
     """
 
     def __init__(
@@ -60,33 +64,35 @@ class TokenizerUpdate:
         self._tokenizer: VQTokenizer = trained.module
         self._reconstruction_loss = reconstruction_loss
         self._adversary = adversary
-        self._before_last: Tensor | None = None
+        self._last_layer_input: Tensor | None = None
         self._seed = 0  # of the update in progress
         # A flag and not a question about the step: a compiled network would be compiled anew for every answer.
-        self._keeps = False
+        self._saves_last_layer_input = False
         if adversary is not None and adversary.config.adaptive:
-            self._tokenizer.decoder.last_layer.register_forward_pre_hook(self._keep)
+            self._tokenizer.decoder.last_layer.register_forward_pre_hook(self._save_last_layer_input)
 
     def __call__(self, parts: Sequence[Tensor], seed: int) -> StepOutput:
-        """The update on a batch of images, in parts (B, C, H, W) of one size.
+        """Update the tokenizer on a batch of images.
 
-        `seed` is that of the quantizer's noise in this step, one for all processes.
+        Args:
+            parts: the batch in parts (B, C, H, W) of one size, in [-1, 1].
+            seed: of the quantizer's noise in this step, the same on all processes.
         """
-        outputs, hidden = [], []
+        outputs, last_layer_inputs = [], []
         self._seed = seed
-        self._keeps = heard = self._adversary is not None and self._adversary.is_heard
+        self._saves_last_layer_input = is_adversarial = self._adversary is not None and self._adversary.is_active
         for index in range(len(parts)):
             with torch.set_grad_enabled(len(parts) == 1):
-                outputs.append(self._pass(parts, index))
-            hidden.append(self._before_last)
-        self._keeps, self._before_last = False, None
-        pulls, terms = self._image_gradients(parts, outputs, hidden if heard else None)
+                outputs.append(self._forward(parts, index))
+            last_layer_inputs.append(self._last_layer_input)
+        self._saves_last_layer_input, self._last_layer_input = False, None
+        gradients, terms = self._pixel_gradients(parts, outputs, last_layer_inputs if is_adversarial else None)
         if len(parts) == 1:
             quantized = outputs[0]
             loss = self._quantizer_loss(quantized.losses)
-            self._trained.backward(_dot(outputs[0].reconstruction, pulls[0]) + loss)
+            self._trained.backward(_surrogate(outputs[0].reconstruction, gradients[0]) + loss)
         else:
-            quantized, loss = self._back_in_parts(parts, outputs, pulls)
+            quantized, loss = self._backward_in_parts(parts, outputs, gradients)
         terms = {"loss": terms.pop("image_loss") + loss.detach(), **terms, **quantized.losses}
         # All terms: the adaptive weight takes a generator's loss out of the sum where it is not finite.
         updated = self._trained.optimizer_step(torch.stack([term.detach().float() for term in terms.values()]).sum())
@@ -94,107 +100,122 @@ class TokenizerUpdate:
         return StepOutput(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
 
     def _after_update(self, updated: Tensor, outputs: Sequence[TokenizerOutput]) -> None:
-        """Lets the quantizer follow, and takes it back where the update was not made: the host does not know yet."""
+        """Let the quantizer follow the update, and undo that where none was made: the host does not know yet."""
         quantizer = self._tokenizer.bottleneck
         before = copies([*quantizer.buffers(), *(weight for weight in quantizer.parameters() if weight.requires_grad)])
         encoder_output = torch.cat([output.encoder_output.detach() for output in outputs])
         codes = torch.cat([output.codes for output in outputs]) if self._tokenizer.has_codes else None
-        quantizer.after_update(torch.where(updated, encoder_output, 0), codes)  # NaN would be an error to some
+        quantizer.after_update(torch.where(updated, encoder_output, 0), codes)  # some would raise an error at NaN
         restore(before, unless=updated)
 
-    def _pass(self, parts: Sequence[Tensor], index: int) -> TokenizerOutput:
-        """A part through the networks; again, it meets the same noise again."""
+    def _forward(self, parts: Sequence[Tensor], index: int) -> TokenizerOutput:
+        """Send a part through the networks; the second time it meets the noise of the first."""
         self._seed_noise(self._accelerator.process_index * sum(map(len, parts)) + index * len(parts[0]))
         return self._trained.wrapped(parts[index])
 
     def _seed_noise(self, first_image: int) -> None:
-        """Makes the quantizer's noise that of images from this place of the whole batch on."""
+        """Seed the quantizer's noise for images from this place of the whole batch on."""
         self._tokenizer.bottleneck.seed_noise(self._seed, first_image)
 
-    def _image_gradients(
-        self, parts: Sequence[Tensor], outputs: Sequence[TokenizerOutput], hidden: Sequence[Tensor] | None
+    def _pixel_gradients(
+        self,
+        parts: Sequence[Tensor],
+        outputs: Sequence[TokenizerOutput],
+        last_layer_inputs: Sequence[Tensor] | None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The gradient at each part's reconstruction of the loss on images, a mean over the parts, and its terms.
+        """Differentiate the loss on images, a mean over the parts, by the reconstructions.
 
-        With `hidden`, what goes into the last layer for each part, the adversary's loss is one of them.
+        Args:
+            parts: the images.
+            outputs: the tokenizer's on each part.
+            last_layer_inputs: the inputs of the decoder's last layer for each part; None without an adversarial loss.
+
+        Returns:
+            The gradient at each part's reconstruction, and the terms of the loss.
         """
-        towards_images, towards_real, logs = [], [], []
+        grad_rec, grad_adv, logs = [], [], []
         leaves = [output.reconstruction.detach().requires_grad_(True) for output in outputs]
         # Where an image is decoded more than once, each of its reconstructions is compared with it.
         originals = [part.repeat(len(leaf) // len(part), 1, 1, 1) for part, leaf in zip(parts, leaves, strict=True)]
-        self._reconstruction_loss.see(originals, leaves, self._accelerator)
+        self._reconstruction_loss.observe_batch(originals, leaves, self._accelerator)
         for images, leaf in zip(originals, leaves, strict=True):
             loss, terms = self._reconstruction_loss(images, leaf)
-            towards_images.append(torch.autograd.grad(loss / len(parts), leaf)[0])
+            grad_rec.append(torch.autograd.grad(loss / len(parts), leaf)[0])
             terms = {"image_loss": loss, **terms}
-            if hidden is not None:
+            if last_layer_inputs is not None:
                 terms["generator"] = self._adversary.generator_loss(leaf)
-                towards_real.append(torch.autograd.grad(terms["generator"] / len(parts), leaf)[0])
+                grad_adv.append(torch.autograd.grad(terms["generator"] / len(parts), leaf)[0])
             logs.append({name: term.detach() for name, term in terms.items()})
         means = {name: torch.stack([terms[name] for terms in logs]).mean() for name in logs[0]}
-        if hidden is None:
-            return towards_images, means
-        weight = self._adversarial_weight(hidden, towards_images, towards_real)
+        if last_layer_inputs is None:
+            return grad_rec, means
+        weight = self._adversarial_weight(last_layer_inputs, grad_rec, grad_adv)
         means["adversarial_weight"] = weight
-        # Not by multiplication alone: what is not finite would remain so.
+        # Not by multiplication alone: 0 * inf is NaN.
         means["image_loss"] += torch.where(weight == 0, 0, weight * means["generator"])
-        pulls = [a + torch.where(weight == 0, 0, weight * b) for a, b in zip(towards_images, towards_real, strict=True)]
-        return pulls, means
+        grad_pixel = [
+            rec + torch.where(weight == 0, 0, weight * adv) for rec, adv in zip(grad_rec, grad_adv, strict=True)
+        ]
+        return grad_pixel, means
 
     def _adversarial_weight(
-        self, hidden: Sequence[Tensor], towards_images: Sequence[Tensor], towards_real: Sequence[Tensor]
+        self, last_layer_inputs: Sequence[Tensor], grad_rec: Sequence[Tensor], grad_adv: Sequence[Tensor]
     ) -> Tensor:
-        """Of the adversarial loss in this step, a scalar that is the same on all processes."""
+        """Compute the weight of the adversarial loss in this step, a scalar that is the same on all processes."""
         config, weight = self._adversary.config, self._adversary.weight
         if not config.adaptive:
             return torch.tensor(weight, device=self._accelerator.device)
-        # The gradients at the last weights of the whole batch: the mean over processes, the sum over parts.
-        gradients = [self._at_last_weights(hidden, pulls) for pulls in (towards_images, towards_real)]
+        # The gradients of the whole batch at the last layer's weights: the mean over processes, the sum over parts.
+        gradients = [self._last_layer_grad(last_layer_inputs, grad_pixel) for grad_pixel in (grad_rec, grad_adv)]
         gradients = self._accelerator.reduce(torch.stack(gradients), "mean")
         return weight * adaptive_weight(*gradients, config.max_weight)
 
-    def _at_last_weights(self, hidden: Sequence[Tensor], pulls: Sequence[Tensor]) -> Tensor:
-        """The gradient at the decoder's last weights for these gradients at the reconstructions."""
+    def _last_layer_grad(self, last_layer_inputs: Sequence[Tensor], grad_pixel: Sequence[Tensor]) -> Tensor:
+        """Turn gradients at the reconstructions into the gradient at the weights of the decoder's last layer."""
         last = self._tokenizer.decoder.last_layer
         total = torch.zeros_like(last.weight)
-        for before, pull in zip(hidden, pulls, strict=True):
-            total += torch.autograd.grad(last(before.to(last.weight.dtype)), last.weight, pull)[0]
+        for inputs, gradient in zip(last_layer_inputs, grad_pixel, strict=True):
+            total += torch.autograd.grad(last(inputs.to(last.weight.dtype)), last.weight, gradient)[0]
         return total
 
-    def _back_in_parts(
-        self, parts: Sequence[Tensor], outputs: Sequence[TokenizerOutput], pulls: Sequence[Tensor]
+    def _backward_in_parts(
+        self, parts: Sequence[Tensor], outputs: Sequence[TokenizerOutput], grad_pixel: Sequence[Tensor]
     ) -> tuple[TokenizerOutput, Tensor]:
-        """Takes each part through the networks and back; what the quantizer says of the whole batch, and its loss."""
+        """Send each part through the networks again, and back.
+
+        Returns:
+            The quantizer's output on the whole batch, and its loss.
+        """
         quantizer = self._tokenizer.bottleneck
         parameters = [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
         encoder_output = torch.cat([output.encoder_output for output in outputs]).detach().requires_grad_(True)
         self._seed_noise(self._accelerator.process_index * len(encoder_output))
         quantized = quantizer(encoder_output)
         loss = self._quantizer_loss(quantized.losses)
-        at_moments, *at_parameters = torch.autograd.grad(
+        grad_encoder, *grad_parameters = torch.autograd.grad(
             loss, [encoder_output, *parameters], allow_unused=True, materialize_grads=True
         )
-        for index, (pull, at_part) in enumerate(zip(pulls, at_moments.chunk(len(parts)), strict=True)):
+        for index, (pixels, latents) in enumerate(zip(grad_pixel, grad_encoder.chunk(len(parts)), strict=True)):
             with self._trained.no_sync(index < len(parts) - 1):
-                output = self._pass(parts, index)
-                value = _dot(output.reconstruction, pull) + _dot(output.encoder_output, at_part)
-                for parameter, gradient in zip(parameters, at_parameters, strict=True):
-                    value = value + _dot(parameter, gradient) / len(parts)
+                output = self._forward(parts, index)
+                value = _surrogate(output.reconstruction, pixels) + _surrogate(output.encoder_output, latents)
+                for parameter, gradient in zip(parameters, grad_parameters, strict=True):
+                    value = value + _surrogate(parameter, gradient) / len(parts)
                 self._trained.backward(value)
         return quantized, loss
 
     def _quantizer_loss(self, losses: dict[str, Tensor]) -> Tensor:
-        """The quantizer's losses by their weights, a scalar."""
+        """Add up the quantizer's losses by their weights, a scalar."""
         weights = self._tokenizer.bottleneck.loss_weights()
         none = torch.zeros((), device=self._accelerator.device)
         return sum((weights[name] * loss for name, loss in losses.items()), start=none)
 
-    def _keep(self, last_layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        """Keeps what goes into the last layer in the forward passes of which the adaptive weight is taken."""
-        if self._keeps:
-            self._before_last = inputs[0].detach()
+    def _save_last_layer_input(self, last_layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        """Save the input of the last layer in the passes from which the adaptive weight is computed."""
+        if self._saves_last_layer_input:
+            self._last_layer_input = inputs[0].detach()
 
 
-def _dot(value: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar whose gradient at `value` is `gradient`."""
+def _surrogate(value: Tensor, gradient: Tensor) -> Tensor:
+    """Make a scalar whose gradient at `value` is `gradient`."""
     return (value * gradient).sum()

@@ -84,7 +84,7 @@ def test_no_flipped_bit_of_the_list_itself_goes_unseen(accelerator, tmp_path):
             changed = bytearray(content)
             changed[place] ^= 1 << bit
             (checkpoint / "progress.json").write_bytes(changed)
-            whole = not checkpoints.what_is_missing(checkpoint)
+            whole = not checkpoints.missing_file(checkpoint)
             # White space between its parts means nothing.
             assert not whole or json.loads(bytes(changed)) == stored, bytes(changed)[place - 9 : place + 9]
 
@@ -124,7 +124,10 @@ def test_with_all_damaged_the_run_begins_anew_and_says_so(accelerator, tmp_path,
 
 def test_a_write_that_fails_leaves_what_was_there(accelerator, tmp_path, monkeypatch):
     save(accelerator, tmp_path, 1)
-    for name, error in (("save_file", OSError(28, "No space left on device")), ("complete", OSError(5, "I/O error"))):
+    for name, error in (
+        ("save_file", OSError(28, "No space left on device")),
+        ("write_manifest", OSError(5, "I/O error")),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints, name, lambda *args, error=error: (_ for _ in ()).throw(error))
             with pytest.raises(OSError, match=rf"step 2 cannot be written .*{error.strerror}.*goes on from step-1"):

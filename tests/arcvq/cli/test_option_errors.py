@@ -14,7 +14,7 @@ from arcvq.conversion import codebook, convert
 from arcvq.evaluation import command as evaluate
 from arcvq.faults import command as faults
 from arcvq.faults import forked_process
-from arcvq.planning.dry_run import train_or_plan
+from arcvq.planning.train_or_plan import train_or_plan
 from arcvq.sampling import command as sample
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn

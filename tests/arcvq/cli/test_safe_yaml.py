@@ -20,7 +20,7 @@ from arcvq.cli.parser import ScriptParser
 from arcvq.cli.safe_yaml import LARGEST_FILE, read_yaml
 from arcvq.evaluation import command as evaluate
 from arcvq.evaluation import schedulers as compare_schedulers
-from arcvq.planning.dry_run import train_or_plan
+from arcvq.planning.train_or_plan import train_or_plan
 from arcvq.runs.settings import read_settings
 from arcvq.training import ldm as train_ldm
 from arcvq.training import memory_check as model_memory

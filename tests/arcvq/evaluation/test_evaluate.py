@@ -71,7 +71,7 @@ def evaluated(home, output, task, *options, name=None, processes=None):
 def one_thread():
     """As conftest.py has it: the script would take all cores."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arcvq.evaluation.command.use_all_cores", lambda: None)
+        patch.setattr("arcvq.compute.process.use_all_cores", lambda: None)
         yield
 
 

@@ -46,7 +46,7 @@ def test_the_script_draws_every_figure_and_writes_what_is_in_it(tmp_path):
 def saved(tmp_path, monkeypatch):
     """Folders of a tokenizer without codes and of one with several per token; the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("arcvq.paper.figures.use_all_cores", lambda: None)
+    monkeypatch.setattr("arcvq.compute.process.use_all_cores", lambda: None)
     monkeypatch.setattr("arcvq.paper.figures.BATCH", 2)
     for name in ("vae", "rq"):
         made = VQTokenizer(1, 32, "conv", name, 16, 4, hidden_channels=8, network_options={"residual_channels": 4})

@@ -5,7 +5,8 @@ import torch
 from accelerate.state import AcceleratorState
 from places import ROOT
 
-from arcvq.planning.dry_run import format_bytes, make_parser, train_or_plan
+from arcvq.planning.dry_run import format_bytes
+from arcvq.planning.train_or_plan import make_parser, train_or_plan
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer
@@ -55,7 +56,7 @@ def test_imagenet_without_imagenet(tmp_path, capsys):
     tokenizer = sum(report.parameters[part] for part in ("encoder", "quantizer", "decoder"))
     assert report.memory.most["gradients"] == 4 * tokenizer > 2 * memory.get("gradients", 0)
     assert all(report.memory.most[part] >= size for part, size in memory.items())
-    assert report.memory.total == sum(memory.values()) + report.memory.holes + report.memory.program
+    assert report.memory.total == sum(memory.values()) + report.memory.fragmentation + report.memory.program
     assert report.others["processes"] == "8, each 4 of 32 images a step"
     assert report.others["tokens"] == "1,024 an image, 32,768 a step, 1,311,899,648 an epoch"
     assert report.others["learning rate"].startswith("0.000144")
@@ -89,6 +90,15 @@ def test_the_step_is_the_fullest_of_the_training():
     whole = others()
     assert others("--adversarial.disc_start", "599", "--optim.max_steps", "600") == whole
     assert others("--adversarial.r1_weight", "1") > whole > others("--adversarial.weight", "0")
+
+
+def test_fp16_is_planned_without_the_gpu_that_it_trains_on():
+    report = train_or_plan(train_tokenizer)(["--run.mixed_precision", "fp16", "--dry_run"])
+    float32 = train_or_plan(train_tokenizer)(["--run.mixed_precision", "no", "--dry_run"])
+    assert report.others["precision"] == "fp16"
+    assert report.memory.tensors["optimiser"] == pytest.approx(float32.memory.tensors["optimiser"], rel=1e-3)
+    others = [each.memory.tensors["activations and temporaries"] for each in (report, float32)]
+    assert others[0] < others[1]
 
 
 def test_processes_are_those_of_the_launcher(monkeypatch, capsys):

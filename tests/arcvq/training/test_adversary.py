@@ -77,7 +77,7 @@ def test_one_that_joins_a_run_is_trained_alone_first_and_ramps_up_from_there(
     for run.step in range(began, 10):
         adversary._trained.begin(1e-3)
         trained += [run.step] if adversary.update([sides()[0]], [sides()[1]]) else []
-        heard |= {run.step: adversary.weight} if adversary.is_heard else {}
+        heard |= {run.step: adversary.weight} if adversary.is_active else {}
     assert trained == list(range(first_trained, 10)) and list(heard) == list(range(first_heard, 10))
     assert heard[first_heard] == pytest.approx(0.8 / 4)
 
@@ -86,7 +86,7 @@ def test_one_that_joins_a_run_is_trained_alone_first_and_ramps_up_from_there(
 def test_one_that_would_never_be_heard_is_told(tmp_path, capsys, pretrain_steps, said):
     run, adversary = make(tmp_path, pretrain_steps=pretrain_steps)
     run.step, run.counts = 4, {"discriminator_began": 4}
-    adversary.take_up()
+    adversary.resume()
     assert capsys.readouterr().err.count("adversarial.pretrain_steps") == said
 
 
@@ -94,14 +94,14 @@ def test_one_that_would_never_be_heard_is_told(tmp_path, capsys, pretrain_steps,
 def test_the_means_of_lecam_begin_at_zero_where_it_is_switched_on(tmp_path, capsys, before, now):
     run, adversary = make(tmp_path, lecam_weight=before)
     run.step = 3
-    adversary.take_up()
+    adversary.resume()
     adversary._trained.begin(1e-3)
     adversary.update([sides()[0]], [sides()[1]])
     run, goes_on = make(tmp_path, lecam_weight=now)
     goes_on.discriminator.load_state_dict(adversary.discriminator.state_dict())
     run.step, run.was = 4, {"adversarial": {"lecam_weight": before}}
     capsys.readouterr()
-    goes_on.take_up()
+    goes_on.resume()
     said = [line for line in capsys.readouterr().out.splitlines() if "LeCAM" in line]
     assert len(said) == (bool(before) != bool(now)) and all(("anew" in line) == (now > 0) for line in said)
     assert goes_on.discriminator.anchors.any() == (before > 0 and now > 0)
@@ -112,7 +112,7 @@ def test_it_enters_with_a_ramp_after_a_training_of_its_own(tmp_path):
     before, moved, heard = weights(adversary), [], {}
     for run.step in range(10):
         adversary._trained.begin(1e-3)
-        if adversary.is_heard:
+        if adversary.is_active:
             heard[run.step] = adversary.weight
         terms = adversary.update([sides()[0]], [sides()[1]])
         after = weights(adversary)

@@ -37,7 +37,7 @@ def plain(originals, reconstructions):
 
 def measured(loss, parts, leaves, accelerator):
     """The mean over the parts, and its gradient at each part's leaf."""
-    loss.see(parts, leaves, accelerator)
+    loss.observe_batch(parts, leaves, accelerator)
     values = [loss(part, leaf)[0] for part, leaf in zip(parts, leaves, strict=True)]
     total = torch.stack(values).mean()
     return total.item(), torch.cat(torch.autograd.grad(total, leaves))
@@ -76,7 +76,7 @@ def test_processes_together_are_one(parts):
 def test_the_weight_and_the_name_of_the_term():
     originals, reconstructions = pair()
     loss = log_mse(weight=0.5)
-    loss.see([originals], [reconstructions], Accelerator(cpu=True))
+    loss.observe_batch([originals], [reconstructions], Accelerator(cpu=True))
     value, terms = loss(originals, reconstructions)
     assert value == 0.5 * terms["reconstruction"] and set(terms) == {"reconstruction"}
 

@@ -30,7 +30,7 @@ class Listened:
     """An adversary of one convolution, in any precision; its own training is not looked at."""
 
     def __init__(self, heard=True, **config):
-        self.is_heard, self.config, self.called = heard, AdversarialConfig(**config), 0
+        self.is_active, self.config, self.called = heard, AdversarialConfig(**config), 0
         self.weight = self.config.weight
         torch.manual_seed(1)
         self.convolution = nn.Conv2d(3, 1, 5, stride=3).double().requires_grad_(False)
@@ -46,7 +46,7 @@ def squared(images, reconstructions):
     return loss, {"reconstruction": loss}
 
 
-squared.see = lambda *_: None  # the whole batch first, which this does not ask for
+squared.observe_batch = lambda *_: None  # the whole batch first, which this does not ask for
 
 
 def training(folder, network="conv", checkpointing=False, quantizer=None, **optim):

@@ -1,1 +1,1 @@
-"""A folder of images => its splits, classes and tables."""
+"""A folder of images -> its splits, classes and tables."""

@@ -1,4 +1,4 @@
-"""A folder => the images, parquet and metadata files that lie in it, and a count of everything else."""
+"""Find the images, parquet and metadata files in a folder, and count everything else."""
 
 import os
 import stat
@@ -10,10 +10,10 @@ from typing import NamedTuple
 from tokenizer.data.decoding import DataError, image_suffixes
 from tokenizer.data.left_out import LeftOut
 
-# Folders that operating systems and tools put beside a user's own.
+# Folders that operating systems and tools create next to the user's own.
 _HIDDEN_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
-# Files that say something of the images beside them, as `datasets` calls them.
+# Metadata files of the images in their folder, named as in `datasets`.
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -21,9 +21,9 @@ class FoundImage(NamedTuple):
     """An image file.
 
     Attributes:
-        path: where it is, with the folder that was looked through before it.
-        folders: those on the way to it from that folder.
-        identity: device and inode: the same of two paths to one file; None where the file is not there.
+        path: path of the file, beginning with the searched folder.
+        folders: folders between the searched folder and the file.
+        identity: device and inode, equal for two paths to one file; None if the file does not exist.
     """
 
     path: str
@@ -33,13 +33,13 @@ class FoundImage(NamedTuple):
 
 @dataclass
 class FoundFiles:
-    """Hold what lies in a folder, sorted by path.
+    """The files of a folder, sorted by path.
 
     Attributes:
-        images: files whose name ends as an image's.
-        parquet: paths of parquet files below the folder, without metadata.parquet.
+        images: files with an image's ending.
+        parquet: paths of parquet files relative to the folder, without metadata.parquet.
         metadata: paths of `METADATA_FILES`.
-        left_out: everything else.
+        left_out: counts of everything else.
     """
 
     images: list[FoundImage] = field(default_factory=list)
@@ -49,37 +49,37 @@ class FoundFiles:
 
 
 def is_hidden(name: str) -> bool:
-    """Say whether a file or folder of this name is none of the user's."""
+    """Tell whether a file or folder of this name belongs to the system, not to the user."""
     return name.startswith(".") or name in _HIDDEN_FOLDERS
 
 
 def find_files(folder: Path) -> FoundFiles:
-    """Look through a folder and all folders in it, links to folders included.
+    """Search a folder and all folders in it, following links to folders.
 
     Raises:
         DataError: a folder cannot be read.
     """
-    found, suffixes = FoundFiles(), image_suffixes()
-    for path, name, folders, identity in walk_files(str(folder), (), (), found.left_out):
+    files, suffixes = FoundFiles(), image_suffixes()
+    for path, name, folders, identity in walk_files(str(folder), (), (), files.left_out):
         if is_hidden(name) or any(map(is_hidden, folders)):
-            found.left_out.hidden += 1
+            files.left_out.hidden += 1
             continue
         if name.lower() in METADATA_FILES:
-            found.metadata.append(path)
+            files.metadata.append(path)
         elif (ending := os.path.splitext(name)[1].lower()) in suffixes:  # noqa: PTH122 (a million times)
             _check_name(path)
-            found.images.append(FoundImage(path, folders, identity))
+            files.images.append(FoundImage(path, folders, identity))
         elif ending == ".parquet":
-            found.parquet.append("/".join((*folders, name)))
+            files.parquet.append("/".join((*folders, name)))
         else:
-            found.left_out.endings[ending.encode("utf-8", "replace").decode() or "no ending"] += 1
-    found.images.sort(key=lambda image: image.path)
-    found.parquet.sort()
-    return found
+            files.left_out.endings[ending.encode("utf-8", "replace").decode() or "no ending"] += 1
+    files.images.sort(key=lambda image: image.path)
+    files.parquet.sort()
+    return files
 
 
 def _check_name(path: str) -> None:
-    """Raise DataError where a path is no text, which no table can hold."""
+    """Raise DataError if a path is no UTF-8 text, which no table can hold."""
     try:
         path.encode()
     except UnicodeEncodeError as error:
@@ -90,32 +90,32 @@ def _check_name(path: str) -> None:
 def walk_files(
     folder: str, folders: tuple[str, ...], above: tuple[tuple[int, int], ...], left_out: LeftOut
 ) -> Iterator[tuple[str, str, tuple[str, ...], tuple[int, int] | None]]:
-    """Go through every file below a folder: path, name, the folders on the way to it, identity.
+    """Yield every file below a folder: path, name, folders on the way to it, identity.
 
     Args:
-        folder: to begin with.
-        folders: their names on the way to it, none at first.
-        above: their identities, none at first.
-        left_out: where links in a circle and hidden folders that cannot be read are counted.
+        folder: folder to search.
+        folders: names of the folders on the way to it, none at first.
+        above: identities of these folders, none at first.
+        left_out: counts circular links and unreadable hidden folders.
 
     Raises:
         DataError: a folder cannot be read.
     """
     try:
-        status = os.stat(folder)  # noqa: PTH116 (a name may hold what a Path takes for an error of its own)
+        status = os.stat(folder)  # noqa: PTH116 (Path itself raises other errors for some names)
         entries = list(os.scandir(folder))
     except OSError as error:
         if any(map(is_hidden, folders)):  # such as lost+found, which only the system reads
             left_out.hidden += 1
             return
         raise DataError(f"folder {folder} cannot be read: {error.strerror}; make it readable, or move it") from error
-    here = (status.st_dev, status.st_ino)
-    if here in above:
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
         left_out.others["link to a folder that it lies in"] += 1
         return
     for entry in entries:
         if _is_folder(entry):
-            yield from walk_files(entry.path, (*folders, entry.name), (*above, here), left_out)
+            yield from walk_files(entry.path, (*folders, entry.name), (*above, identity), left_out)
         elif entry.is_symlink():
             yield entry.path, entry.name, folders, file_identity(entry.path)
         else:
@@ -125,14 +125,14 @@ def walk_files(
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle: reading it as an image will say so
+    except OSError:  # a circular link: reading it as an image will fail
         return False
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
-    """Give the device and inode of a file, the same of all links to it; None where there is no file."""
+    """Return the device and inode of a file, equal for all links to it; None if the file does not exist."""
     try:
-        found = os.stat(path)  # noqa: PTH116
-    except OSError:  # the link leads nowhere: reading the image will say so
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:  # a dangling link: reading the image will fail
         return None
-    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None

@@ -1,4 +1,4 @@
-"""Files that say something of the images beside them: metadata.csv, .jsonl or .parquet with a column file_name."""
+"""Read metadata files of images: metadata.csv, .jsonl or .parquet with a column file_name."""
 
 import os
 from collections.abc import Collection
@@ -17,54 +17,55 @@ FILE_NAME = "file_name"
 
 
 def read_metadata(files: list[str], images: list[FoundImage]) -> tuple[pa.Table, list[int]] | None:
-    """Read what metadata files say of images: a row for each image, without file_name, and the images' indices.
+    """Read the metadata of images: a row per image, without file_name, and the images' indices.
 
     Args:
-        files: paths of metadata files; each speaks of the images in its own folder and in those below it.
-        images: all of one split.
+        files: paths of metadata files; each covers the images in its own folder and below.
+        images: all images of one split.
 
     Returns:
-        The rows as the files have them, and which image each is of; None where no file speaks of these images.
+        The rows in the files' order, and the image index of each; None if no file covers these images.
 
     Raises:
-        DataError: a file cannot be read or has no column file_name; an image is not listed, or listed twice; a file
-            lists an image that is not there; files differ in their columns.
+        DataError: a file cannot be read or has no column file_name; an image is missing in it or listed twice; a file
+            lists an image that does not exist; files differ in their columns.
     """
-    place = {os.path.normpath(image.path): index for index, image in enumerate(images)}
-    tables, rows, speaking = [], [], []
+    index_of = {os.path.normpath(image.path): index for index, image in enumerate(images)}
+    tables, rows, used = [], [], []
     for file in sorted(files):
         folder = os.path.normpath(os.path.dirname(file))  # noqa: PTH120 (paths are compared as text)
-        of_these = {path for path in place if path.startswith(folder + os.sep)}
-        if not of_these:
+        covered = {path for path in index_of if path.startswith(folder + os.sep)}
+        if not covered:
             continue
         table = _read(file)
-        paths = [_path(folder, name, place) for name in table.column(FILE_NAME).to_pylist()]
-        listed_here = [path in of_these for path in paths]
-        unknown = [path for path, known in zip(paths, listed_here, strict=True) if not known]
+        paths = [_path(folder, name, index_of) for name in table.column(FILE_NAME).to_pylist()]
+        is_covered = [path in covered for path in paths]
+        unknown = [path for path, known in zip(paths, is_covered, strict=True) if not known]
         if missing := [path for path in unknown if not os.path.exists(path)]:  # noqa: PTH110 (any text may be a name)
             raise DataError(f"{file} lists {len(missing)} images that are not there, such as {missing[0]}; correct it")
-        speaking.append(file)
-        tables.append(table.drop_columns([FILE_NAME]).filter(pa.array(listed_here, pa.bool_())))
-        rows += [place[path] for path, known in zip(paths, listed_here, strict=True) if known]
+        used.append(file)
+        tables.append(table.drop_columns([FILE_NAME]).filter(pa.array(is_covered, pa.bool_())))
+        rows += [index_of[path] for path, known in zip(paths, is_covered, strict=True) if known]
     if not tables:
         return None
-    _check_rows(rows, images, listed(speaking))
+    _check_rows(rows, images, listed(used))
     try:
         return pa.concat_tables(tables), rows
     except pa.ArrowException as error:
-        found = f"{listed(speaking)} have other columns than each other"
-        raise DataError(f"{found}: {reason_of(error)}; write them alike") from error
+        raise DataError(
+            f"{listed(used)} have other columns than each other: {reason_of(error)}; write them alike"
+        ) from error
 
 
 def _path(folder: str, name: str, known: Collection[str]) -> str:
-    """A file's path as it is found in its folder; on Windows it is written with other signs between folders."""
+    """Return a listed file's path as the search found it; paths written on Windows use other separators."""
     path = os.path.normpath(os.path.join(folder, name))  # noqa: PTH118
     elsewhere = os.path.normpath(os.path.join(folder, name.replace("\\", "/")))  # noqa: PTH118
     return elsewhere if path not in known and elsewhere in known else path
 
 
 def _check_rows(rows: list[int], images: list[FoundImage], files: str) -> None:
-    """Raise DataError where not each image has one row."""
+    """Raise DataError unless each image has exactly one row."""
     times = [0] * len(images)
     for index in rows:
         times[index] += 1
@@ -78,7 +79,7 @@ def _check_rows(rows: list[int], images: list[FoundImage], files: str) -> None:
 
 
 def _read(file: str) -> pa.Table:
-    """A metadata file, its column file_name as text."""
+    """Read a metadata file, with column file_name as text."""
     try:
         if file.lower().endswith(".csv"):
             options = pyarrow.csv.ConvertOptions(column_types={FILE_NAME: pa.string()})
@@ -93,8 +94,8 @@ def _read(file: str) -> pa.Table:
     if len(set(table.column_names)) < len(table.column_names):
         raise DataError(f"{file} has several columns of one name: {listed(table.column_names)}; rename them")
     if FILE_NAME not in table.column_names:
-        there = listed(table.column_names)
-        raise DataError(f"{file} has no column file_name, only {there}; call the column of the images' paths so")
+        columns = listed(table.column_names)
+        raise DataError(f"{file} has no column file_name, only {columns}; call the column of the images' paths so")
     columns = {name: plain(table.column(name)) for name in table.column_names}
     try:
         columns[FILE_NAME] = columns[FILE_NAME].cast(pa.string())
@@ -103,6 +104,6 @@ def _read(file: str) -> pa.Table:
     if columns[FILE_NAME].null_count:
         raise DataError(f"{file} has rows without a file_name; fill them in, or remove them")
     for name, values in columns.items():
-        if pa.types.is_null(values.type):  # no value is there to tell the type
+        if pa.types.is_null(values.type):  # the column has no value that would determine its type
             columns[name] = values.cast(pa.string())
     return pa.table(columns)

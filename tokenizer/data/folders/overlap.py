@@ -1,4 +1,4 @@
-"""Refuse a data set in which one file, by links, is both a training image and a held-out one."""
+"""Refuse a data set in which links make one file both a training and a held-out image."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -8,9 +8,9 @@ from tokenizer.data.folders.files import FoundImage, file_identity
 
 
 def refuse_overlap(train: list[FoundImage], held_out: list[FoundImage] | None, owner: str) -> None:
-    """Raise DataError where one file is a training image and a held-out one, by links.
+    """Raise DataError if links make one file both a training and a held-out image.
 
-    `held_out` is None where some of the training images are held out: then no file may come twice.
+    `held_out` is None if some training images are held out later: then no file may occur twice.
     """
     seen: dict[tuple[int, int], str] = {}
     for image in train:
@@ -24,7 +24,7 @@ def refuse_overlap(train: list[FoundImage], held_out: list[FoundImage] | None, o
 
 
 def refuse_shared_files(splits: Mapping[str, Collection[str]], owner: str) -> None:
-    """Raise DataError where files of two splits are one file, by links."""
+    """Raise DataError if links make one file part of two splits."""
     seen: dict[tuple[int, int], tuple[str, str]] = {}
     for split, paths in splits.items():
         for path in paths:
@@ -34,9 +34,9 @@ def refuse_shared_files(splits: Mapping[str, Collection[str]], owner: str) -> No
                     _refuse_if_same(other[1], path, owner)
 
 
-def _refuse_if_same(one: str, other: str, owner: str) -> None:
-    """Ask again: some file systems give all files in a listing one number."""
-    if Path(one).samefile(other):
+def _refuse_if_same(path: str, other: str, owner: str) -> None:
+    """Raise DataError if both paths are one file; checks again, as some file systems list wrong inodes."""
+    if Path(path).samefile(other):
         raise DataError(
-            f"{one} and {other} are one file, which would be trained on and held out; remove one of them from {owner}"
+            f"{path} and {other} are one file, which would be trained on and held out; remove one of them from {owner}"
         )

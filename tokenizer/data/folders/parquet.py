@@ -1,4 +1,4 @@
-"""A folder of parquet files -> a table of each split; which files are a split's is said by `split_names`."""
+"""Load a folder of parquet files as a table per split; `split_names` decides which files belong to a split."""
 
 import glob
 from pathlib import Path
@@ -12,17 +12,17 @@ from tokenizer.data.labels import LabelPart, label_part
 
 
 def load_parquet(files: list[Path], split: str) -> datasets.Dataset:
-    """Read parquet files of one split as one table.
+    """Read the parquet files of one split as one table.
 
     Raises:
-        DataError: a file is broken, or its columns are not those of the first.
+        DataError: a file is broken, or its columns differ from the first file's.
     """
     files = [file for file in files if _metadata(file).num_rows]
     try:
-        # `datasets` takes names for patterns.
+        # `datasets` treats file names as glob patterns.
         paths = [glob.escape(str(file)) for file in files]
         table = datasets.load_dataset("parquet", data_files={"files": paths}, split="files")
-    except Exception as error:  # what builders raise is of many unrelated classes
+    except Exception as error:  # builders raise errors of many unrelated classes
         raise DataError(
             f"the parquet files of split {split!r}, such as {files[0]}, cannot be read together: {reason_of(error)}; "
             "write them with the same columns"
@@ -38,7 +38,7 @@ def number_of_rows(files: list[Path]) -> int:
 
 
 def parquet_labels(files: list[Path], column: str) -> list[LabelPart]:
-    """Read the label column of each file: each may number the classes in an order of its own."""
+    """Read the label column of each file separately, as each may number the classes in its own order."""
     parts = []
     for file in files:
         try:

@@ -1,8 +1,8 @@
-"""Found images => the images of each split and their classes, by the names of folders alone.
+"""Sort the images of a folder into splits and classes, by the names of folders alone.
 
-The rule: a split is a top-level folder whose name `split_names.SPLITS` lists; without one all images are one split.
-A class is the first folder below the split, and deeper folders belong to it; images without such a folder have no
-classes. Every image is used, or the folder is refused.
+A split is a top-level folder whose name is in `split_names.SPLITS`; without any, all images are one split. A class is
+the first folder below the split, and includes deeper folders; images without such a folder have no classes. Every image
+must fit, or the folder is refused.
 """
 
 import os
@@ -21,9 +21,9 @@ class FolderSplit:
     """The images of one split, sorted by path.
 
     Attributes:
-        images: of the split.
-        classes: the class folder of each; None without classes.
-        depth: how many folders lie between the top and the class folders.
+        images: images of the split.
+        classes: class folder of each image; None without classes.
+        depth: number of folders between the searched folder and the class folders.
     """
 
     images: list[FoundImage]
@@ -31,7 +31,7 @@ class FolderSplit:
     depth: int = 0
 
     def notes(self) -> list[str]:
-        """Say so where all images are of one class, and the folders in that may be the classes that were meant."""
+        """Point out folders that may be the intended classes if all images are of one class."""
         if self.classes is None or len(set(self.classes)) > 1:
             return []
         depth, deeper = self.depth, self._folders(self.depth + 1)
@@ -43,29 +43,28 @@ class FolderSplit:
         return [f"one class, whose folder {inner} holds the folders {listed(deeper, 3)}: are those the classes?"]
 
     def _folders(self, depth: int) -> list[str]:
-        """The names of the folders at a depth on the way to the images."""
+        """List the names of the folders at a depth on the way to the images."""
         return sorted({image.folders[depth] for image in self.images if len(image.folders) > depth})
 
 
-def folder_splits(found: FoundFiles, owner: str, test_split: str | None = None) -> dict[str, FolderSplit]:
+def folder_splits(files: FoundFiles, owner: str, test_split: str | None = None) -> dict[str, FolderSplit]:
     """Sort the images of a folder into splits and classes.
 
     Args:
-        found: of `find_files`.
-        owner: the words that name the folder.
-        test_split: another name that the user calls the held-out split by.
+        files: result of `find_files`.
+        owner: name of the folder in errors.
+        test_split: a further name of the held-out split.
 
     Returns:
-        The splits by their one name; `train` alone where no folder is a split.
+        The splits by canonical name; `train` alone if no folder is a split.
 
     Raises:
-        DataError: an image is of no split or of no class, two folders stand for one split, or splits lie below the
-            top.
+        DataError: an image belongs to no split or class, two folders are one split, or splits lie below the top.
     """
     by_split: dict[str, list[FoundImage]] = defaultdict(list)
     folders: dict[str, set[str]] = defaultdict(set)
     outside: list[FoundImage] = []
-    for image in found.images:
+    for image in files.images:
         split = split_of_folder(image.folders[0], test_split) if image.folders else None
         if split is None:
             outside.append(image)
@@ -89,11 +88,11 @@ def folder_splits(found: FoundFiles, owner: str, test_split: str | None = None) 
             )
     if outside:
         top = Counter(image.folders[0] if image.folders else "no folder" for image in outside)
-        there = listed([f"{name} ({number})" for name, number in sorted(top.items())])
+        outside_in = listed([f"{name} ({number})" for name, number in sorted(top.items())])
         splits = listed(sorted(name for names in folders.values() for name in names))
         raise DataError(
-            f"{owner} has {len(outside)} images beside its splits {splits}: in {there}; move them into a split or out "
-            f"of the folder, or, where {splits} are classes, move all classes into a folder called train"
+            f"{owner} has {len(outside)} images beside its splits {splits}: in {outside_in}; move them into a split "
+            f"or out of the folder, or, where {splits} are classes, move all classes into a folder called train"
         )
     return {
         split: _in_classes(images, 1, f"folder {min(folders[split])} of {owner}") for split, images in by_split.items()
@@ -101,7 +100,7 @@ def folder_splits(found: FoundFiles, owner: str, test_split: str | None = None) 
 
 
 def _in_classes(images: list[FoundImage], depth: int, owner: str) -> FolderSplit:
-    """The split of images whose class is the folder number `depth` on the way to them."""
+    """Build the split of images whose class is the folder at `depth` on the way to them."""
     loose = [image for image in images if len(image.folders) == depth]
     if len(loose) == len(images):
         return FolderSplit(images, None)
@@ -111,22 +110,22 @@ def _in_classes(images: list[FoundImage], depth: int, owner: str) -> FolderSplit
             f"{owner} has {len(loose)} images beside its class folders {named}, such as "
             f"{os.path.basename(loose[0].path)}; move them into a class folder, or out of it"  # noqa: PTH119
         )
-    # One name may be written in two ways: as letters with accents, or as letters and accents.
+    # Unicode has two encodings of accented letters; NFC makes them one name.
     return FolderSplit(images, [unicodedata.normalize("NFC", image.folders[depth]) for image in images], depth)
 
 
 def _refuse_splits_below(images: list[FoundImage], owner: str) -> None:
-    """Raise DataError where a folder below the top holds both a train split and one that is held out."""
+    """Raise DataError if a folder below the top holds both a train and a held-out split."""
     below: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for image in images:
         for depth, name in enumerate(image.folders[1:], start=1):
             if name.casefold() in SPLITS:
                 below[image.folders[:depth]].add(SPLITS[name.casefold()])
-    places = [place for place, splits in sorted(below.items()) if "train" in splits and len(splits) > 1]
-    if places:
-        splits = ", ".join(sorted(below[places[0]]))
-        within = listed(["/".join(place) for place in places], 3)
-        alone = all(image.folders[: len(places[0])] == places[0] for image in images)
+    parents = [parent for parent, splits in sorted(below.items()) if "train" in splits and len(splits) > 1]
+    if parents:
+        splits = ", ".join(sorted(below[parents[0]]))
+        within = listed(["/".join(parent) for parent in parents], 3)
+        alone = all(image.folders[: len(parents[0])] == parents[0] for image in images)
         remedy = "set data.name to that folder, or move them up" if alone else "move them up"
         raise DataError(
             f"the splits {splits} of {owner} lie in {within}, not at its top; {remedy}: <split>/<class>/<image>"

@@ -1,4 +1,4 @@
-"""The image files of a split -> a table of their paths, with their class folders or what a metadata file says."""
+"""Build the table of a split's image files: their paths, and class folders or metadata."""
 
 import datasets
 import numpy as np
@@ -12,43 +12,40 @@ from tokenizer.data.folders.splits import FolderSplit
 
 
 def image_table(split: FolderSplit, metadata: list[str], config: DataConfig) -> datasets.Dataset:
-    """Make the table of a split: the column image, and label, or the columns of metadata files.
+    """Build the table of a split: column image, and label or the columns of metadata files.
 
-    Class folders say which class an image is of where metadata name no label; metadata do where there is one folder
-    or none.
+    Class folders define the classes if the metadata have no label column; the metadata do if there is at most one class
+    folder.
 
     Raises:
-        DataError: metadata that `read_metadata` refuses, or labels by folders and by metadata.
+        DataError: metadata that `read_metadata` refuses, or labels both by folders and by metadata.
     """
     image = datasets.Image()
-    said = read_metadata(metadata, split.images)
-    order = range(len(split.images))
-    if said is not None:
-        said, order = said  # the rows' order is that of the data set
+    rows, order = read_metadata(metadata, split.images) or (None, range(len(split.images)))
     paths = [split.images[index].path for index in order]
     stored = pa.StructArray.from_arrays(
         [pa.nulls(len(paths), image.pa_type.field("bytes").type), pa.array(paths, image.pa_type.field("path").type)],
         fields=list(image.pa_type),
     )
     columns, features = {"image": stored}, {"image": image}
-    if said is not None and "image" in said.column_names:
-        said = said.drop_columns(["image"])
+    if rows is not None and "image" in rows.column_names:
+        rows = rows.drop_columns(["image"])
     class_names = sorted(set(split.classes or []))
-    if said is not None:
-        taken = datasets.Features.from_arrow_schema(said.schema)
-        _, label = find_columns(datasets.Features(features | taken), config, "the metadata", bool(class_names))
+    if rows is not None:
+        row_features = datasets.Features.from_arrow_schema(rows.schema)
+        _, label = find_columns(datasets.Features(features | row_features), config, "the metadata", bool(class_names))
         if label is not None and len(class_names) > 1:
             raise DataError(
                 f"the images lie in class folders, such as {class_names[0]}, and column {label!r} of the metadata "
                 f"names classes too; remove the column, or move the images into one folder"
             )
         if label is not None or not class_names:
-            columns |= {name: said.column(name) for name in said.column_names}
-            features |= taken
+            columns |= {name: rows.column(name) for name in rows.column_names}
+            features |= row_features
             class_names = []
     if class_names:
-        place = {name: label for label, name in enumerate(class_names)}
-        columns["label"] = pa.array(np.array([place[split.classes[index]] for index in order], np.int64))
+        label_of = {name: label for label, name in enumerate(class_names)}
+        columns["label"] = pa.array(np.array([label_of[split.classes[index]] for index in order], np.int64))
         features["label"] = datasets.ClassLabel(names=class_names)
     schema = datasets.Features(features).arrow_schema
     return datasets.Dataset(pa.table(columns, schema=schema))

@@ -1,4 +1,4 @@
-"""Images that are read from shards as they are needed: in order, or in the shuffled order of a training."""
+"""Images that are read from shards on demand: in order, or in the shuffled order of a training."""
 
 import hashlib
 import io
@@ -20,19 +20,19 @@ from tokenizer.data.framing import Framing, uniform_draws
 from tokenizer.data.streaming.order import StreamOrder
 from tokenizer.data.streaming.shards import Block, Shard, checked
 
-# Shards whose metadata are read at once: far away, a footer is a matter of waiting.
+# Shards whose metadata are read in parallel: over a network, latency dominates.
 INDEX_THREADS = 16
 
-# Bytes of images that the fingerprint reads of each shard at most: of ImageNet's 294, 19 MB.
+# Most bytes of images that the fingerprint reads per shard: 19 MB for ImageNet's 294 shards.
 FINGERPRINT_BYTES = 1 << 16
 
 
 @dataclass(eq=False, repr=False)
 class StreamedImages(FramedImages):
-    """Images and labels in shards; built by `load_images` where `data.streaming` is true.
+    """Images and labels in shards; built by `load_images` if `data.streaming` is true.
 
-    Items by index, in the order of the shards, are those of an `ImageDataset`, and so are the attributes. One block is
-    kept, so reading in order reads each block once.
+    Items by index, in the order of the shards, and attributes are those of an `ImageDataset`. One block is cached, so
+    reading in order reads each block once.
 
     Raises:
         DataError: from an item: its shard cannot be read, or its image or label is unusable.
@@ -46,7 +46,7 @@ class StreamedImages(FramedImages):
     name: str
     split: str
     bad_images: BadImages | None = None
-    label_values: np.ndarray | None = None  # what the class ids stand for in the shards; None: themselves
+    label_values: np.ndarray | None = None  # label value of each class id in the shards; None: the id itself
 
     def __post_init__(self):
         per_shard = [len(shard.counts) for shard in self.shards]
@@ -61,7 +61,7 @@ class StreamedImages(FramedImages):
 
     @cached_property
     def labels(self) -> torch.Tensor:
-        """All labels in order, int64 (n,), read when first asked for."""
+        """All labels in order, int64 (n,), read on first access."""
         with ThreadPoolExecutor(INDEX_THREADS) as pool:
             labels = np.concatenate(list(pool.map(lambda shard: shard.read_labels(), self.shards)))
         return torch.from_numpy(self._class_ids(labels))
@@ -71,45 +71,46 @@ class StreamedImages(FramedImages):
 
     def __getitem__(self, index: int | list[int]) -> dict[str, torch.Tensor]:
         if isinstance(index, list):
-            items = [self[one] for one in index]
+            items = [self[number] for number in index]
             return {name: torch.stack([item[name] for item in items]) for name in items[0]}
         pixels, label = self._usable(index, self._in_order)
         return {"images": as_floats(pixels), "labels": torch.tensor(label)}
 
     def decode(self, index: int | list[int]) -> torch.Tensor:
-        """The image, uint8 (channels, image_size, image_size); of a list of b indices, (b, ...). Raises as an item."""
+        """Decode the image, uint8 (channels, image_size, image_size), or (b, ...) for a list. Raises as an item."""
         if isinstance(index, list):
-            return torch.stack([self.decode(one) for one in index])
+            return torch.stack([self.decode(number) for number in index])
         return self._usable(index, self._in_order)[0]
 
     def stored(self, index: int) -> tuple[PIL.Image.Image, str]:
-        """The image as `decode_image` gives it, and the words that name it."""
+        """Decode the image as `decode_image` does, and return its name for errors."""
         return self._decoded(self._block_in_order(index), index)
 
     def header(self, index: int) -> tuple[str, tuple[int, int]]:
-        """Read the mode and the size (width, height) of the image at an index; its pixels are not decoded."""
+        """Read the mode and the size (width, height) of the image at an index, without decoding its pixels."""
         encoded, where = self._encoded(self._block_in_order(index), index)
         return image_header(io.BytesIO(encoded), where)
 
     def try_image(self, index: int) -> None:
-        """Raises ImageError where the image at an index is unusable."""
+        """Raise ImageError if the image at an index is unusable."""
         self._in_order(index)
 
     def stream(
-        self, elements: Sequence[int], batch_size: int, seed: int, steps: range
+        self, positions: Sequence[int], batch_size: int, seed: int, steps: range
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The images uint8 (e, C, S, S) and labels (e,) at e places of the global batch of each of the steps.
+        """Yield for each step the images uint8 (e, C, S, S) and labels (e,) at e positions of the global batch.
 
-        In the order of `StreamOrder`, as training sees them. Held are the blocks that the places' windows lie in.
+        The order is that of `StreamOrder`, with random crops and flips as in training. The blocks of the positions'
+        current windows are held in memory.
         """
         order = StreamOrder(self.counts, batch_size, seed, self.shuffle_buffer)
-        blocks: WeakValueDictionary[int, Block] = WeakValueDictionary()  # so that places share what they hold
+        blocks: WeakValueDictionary[int, Block] = WeakValueDictionary()  # positions share blocks
         windows: dict[int, tuple[tuple[int, ...], np.ndarray, dict[int, Block]]] = {}
         for step in steps:
             samples = []
-            for element in elements:
-                place = order.place(step, element)
-                window = windows.get(element)
+            for position in positions:
+                place = order.place(step, position)
+                window = windows.get(position)
                 if window is None or window[0] != place[:-1]:
                     indices = order.window(*place[:-1])
                     held = {}
@@ -117,16 +118,16 @@ class StreamedImages(FramedImages):
                         if (block := blocks.get(number)) is None:
                             block = blocks[number] = self._read(number)
                         held[number] = block
-                    window = windows[element] = (place[:-1], indices, held)
+                    window = windows[position] = (place[:-1], indices, held)
                 read = partial(self._drawn, seed, place.epoch, window[2])
                 samples.append(self._usable(int(window[1][place.position]), read))
             yield torch.stack([pixels for pixels, _ in samples]), torch.tensor([label for _, label in samples])
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what the shards hold, the image size and the channels; computed once.
+        """Compute the SHA-256 (hex) of the shards' contents, the image size and the channels; cached.
 
-        Of the shards: names, lengths, columns read, all labels, where the images lie and how long they are, and the
-        bytes of some in the middle. A copy of the shards elsewhere has the same.
+        Hashes each shard's name, length, columns, labels, positions and lengths of the images, and the bytes of some
+        images in the middle. A copy of the shards elsewhere has the same fingerprint.
         """
         return self._fingerprint
 
@@ -140,7 +141,7 @@ class StreamedImages(FramedImages):
         return digest.hexdigest()
 
     def sample(self) -> list[int]:
-        """Give the indices of the images in the first block of the first, the middle and the last shard."""
+        """List the indices of the images in the first block of the first, the middle and the last shard."""
         blocks = sorted({int(self._first_block[shard]) for shard in (0, len(self.shards) // 2, len(self.shards) - 1)})
         return [int(self._first[block]) + index for block in blocks for index in range(int(self.counts[block]))]
 
@@ -168,13 +169,13 @@ class StreamedImages(FramedImages):
 
     def _drawn(self, seed: int, epoch: int, held: dict[int, Block], index: int) -> tuple[torch.Tensor, int]:
         number = int(self._block_of(index))
-        if number not in held:  # of an image that stands in for one at a block's end
+        if number not in held:  # a replacement of an unusable image at a block's end
             held[number] = self._read(number)
         return self._sample(held[number], index, uniform_draws(seed, epoch, [index])[0])
 
     def _sample(self, block: Block, index: int, draws: np.ndarray | None) -> tuple[torch.Tensor, int]:
         image, where = self._decoded(block, index)
-        image = convert(image, self.channels, where)  # a large one is not to be in memory in both forms from here on
+        image = convert(image, self.channels, where)  # rebinding frees a large original
         label = self._class_ids(block.labels[index - int(self._first[self._block_of(index)])])
         return framed_pixels(image, where, self.framing, draws), int(label)
 
@@ -183,7 +184,7 @@ class StreamedImages(FramedImages):
         return decode_image(encoded, where), where
 
     def _encoded(self, block: Block, index: int) -> tuple[Any, str]:
-        """The encoded image, and the words that name it. ImageError: there is none."""
+        """Return the encoded image and its name for errors; raise ImageError if it is missing."""
         number = int(self._block_of(index))
         shard = self._shard[number]
         row = index - int(self._first[self._first_block[shard]])

@@ -1,4 +1,4 @@
-"""Shards in parquet: a block is a row group; the footer says how many rows each has."""
+"""Parquet shards: a block is a row group; the footer gives the number of its rows."""
 
 from dataclasses import dataclass
 
@@ -19,12 +19,12 @@ class ParquetShard(Shard):
     """A parquet file with a column of encoded images, as `datasets` writes it or as plain bytes."""
 
     metadata: pq.FileMetaData
-    row_groups: np.ndarray  # those with rows
+    row_groups: np.ndarray  # indices of the row groups with rows
     image_field: str
     label_column: str | None
 
     def read(self, block: int) -> Block:
-        """A row group."""
+        """Read a row group."""
         return checked(lambda: self._read(int(self.row_groups[block])), self.file)
 
     def _read(self, row_group: int) -> Block:
@@ -40,24 +40,24 @@ class ParquetShard(Shard):
         return Block([image.as_buffer() if image.is_valid else None for image in images], labels)
 
     def read_labels(self) -> np.ndarray:
-        """The label column alone."""
+        """Read the label column alone."""
         if self.label_column is None:
             return np.zeros(int(self.counts.sum()), np.int64)
         return self._in_range(checked(lambda: _label_column(self.file, self.metadata, self.label_column), self.file))
 
     def _in_range(self, labels: np.ndarray) -> np.ndarray:
-        """The labels. DataError: the footer, which the class names follow from, gives others."""
+        """Return the labels; raise DataError if they contradict the range in the footer, which gives the classes."""
         low, high = self.label_range
         if len(labels) and not low <= labels.min() <= labels.max() <= high:
             raise self.file.broken(f"it has labels outside {low}..{high}, which its footer gives")
         return labels
 
     def image_layout(self) -> tuple[bytes, tuple[int, int]]:
-        """The columns read, and the place and length of the images of every row group; those of the middle one."""
-        place = _column_paths(self.metadata).index(self.image_field)
+        """Return the columns and the byte range of the images of every row group, and the range of the middle one."""
+        column_index = _column_paths(self.metadata).index(self.image_field)
         spans = []
         for group in self.row_groups.tolist():
-            column = self.metadata.row_group(group).column(place)
+            column = self.metadata.row_group(group).column(column_index)
             first = column.data_page_offset
             if column.has_dictionary_page:
                 first = min(first, column.dictionary_page_offset)
@@ -66,7 +66,7 @@ class ParquetShard(Shard):
 
 
 def index_parquet(file: ShardFile, config: DataConfig) -> ParquetShard:
-    """The shard by its footer. Raises DataError: it has none, or no usable image and label columns."""
+    """Build the shard from its footer; raise DataError if it has none, or no usable image and label columns."""
 
     def footer() -> tuple[pq.FileMetaData, pa.Schema]:
         with file.open() as opened:
@@ -103,20 +103,22 @@ def index_parquet(file: ShardFile, config: DataConfig) -> ParquetShard:
 
 
 def _label_range(file: ShardFile, metadata: pq.FileMetaData, column: str) -> tuple[int, int] | None:
-    """The smallest and the largest label: from the footer, or from the column where the footer does not say."""
+    """Return the smallest and largest label: from the footer, or from the column if the footer lacks them."""
     if metadata.num_rows == 0:
         return None
-    place = _column_paths(metadata).index(column)
+    column_index = _column_paths(metadata).index(column)
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    found = [group.column(place).statistics for group in groups if group.num_rows]
-    if all(one is not None and one.has_min_max and one.has_null_count and not one.null_count for one in found):
-        return min(one.min for one in found), max(one.max for one in found)
+    statistics = [group.column(column_index).statistics for group in groups if group.num_rows]
+    if all(
+        part is not None and part.has_min_max and part.has_null_count and not part.null_count for part in statistics
+    ):
+        return min(part.min for part in statistics), max(part.max for part in statistics)
     labels = _label_column(file, metadata, column)
     return int(labels.min()), int(labels.max())
 
 
 def _column_paths(metadata: pq.FileMetaData) -> list[str]:
-    return [metadata.schema.column(place).path for place in range(metadata.num_columns)]
+    return [metadata.schema.column(index).path for index in range(metadata.num_columns)]
 
 
 def _label_column(file: ShardFile, metadata: pq.FileMetaData, column: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A folder or an address of shards -> its shards by split; what a shard is. Two files know the two kinds."""
+"""Find the shards of a folder or address, sorted by split; the interface of a shard (parquet.py, webdataset.py)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ class ShardFile:
     """A file of images.
 
     Args:
-        url: where `fsspec` finds it.
-        path: its place below the data set's folder.
-        size: in bytes.
-        version: what else tells it from another file at the same place: a time, a hash.
+        url: address for `fsspec`.
+        path: path below the data set's folder.
+        size: size in bytes.
+        version: distinguishes versions of the file at one address: a time, a hash.
     """
 
     url: str
@@ -34,30 +34,30 @@ class ShardFile:
     version: str
 
     def open(self) -> Any:
-        """The file, to be read; opened anew in each process, as remote file systems do not outlive a fork."""
+        """Open the file for reading; call it in each process, as remote file systems do not survive a fork."""
         return fsspec.open(self.url, "rb").open()
 
     def span(self, first: int, last: int) -> bytes:
-        """Its bytes first..last-1."""
+        """Read bytes first..last-1."""
         filesystem, path = fsspec.core.url_to_fs(self.url)
         return filesystem.cat_file(path, start=first, end=last)
 
     def broken(self, error: Exception | str) -> DataError:
-        """The error that says that the file cannot be used."""
+        """Build the error that says that the file cannot be used."""
         reason = error if isinstance(error, str) else reason_of(error)
         return DataError(f"shard {self.name} cannot be read: {reason}; replace it")
 
     @property
     def name(self) -> str:
-        """What an error calls it."""
+        """Name of the file in errors."""
         return self.url.removeprefix("file://")
 
 
 @dataclass(eq=False)
 class Block:
-    """Samples that are read together: their encoded images, and their labels, int64 (n,)."""
+    """Samples that are read together: encoded images, and labels, int64 (n,)."""
 
-    images: Sequence[Any]  # of buffers; None where there is none
+    images: Sequence[Any]  # buffers; None for a missing image
     labels: np.ndarray
 
 
@@ -66,10 +66,10 @@ class Shard(ABC):
     """A shard whose metadata have been read.
 
     Args:
-        file: where it lies.
+        file: its file.
         counts: samples in each of its blocks, int64 (blocks,).
-        label_range: its smallest and largest label; None without labels.
-        class_names: those that are stored in it.
+        label_range: smallest and largest label; None without labels.
+        class_names: class names stored in the shard.
     """
 
     file: ShardFile
@@ -79,22 +79,23 @@ class Shard(ABC):
 
     @abstractmethod
     def read(self, block: int) -> Block:
-        """A block. Raises DataError, which names the file, where it cannot be read."""
+        """Read a block; raise DataError, which names the file, if that fails."""
 
     @abstractmethod
     def read_labels(self) -> np.ndarray:
-        """All labels in order, int64 (n,); zeros without labels."""
+        """Read all labels in order, int64 (n,); zeros without labels."""
 
     @abstractmethod
     def image_layout(self) -> tuple[bytes, tuple[int, int]]:
-        """What the index says of the stored images, their lengths above all; first and last byte + 1 of one or some.
+        """Return what the index says of the stored images, with their lengths, and the byte range of one or some
+        images.
 
-        Neither follows from where the file lies or when it was written.
+        Both are independent of the file's location and time.
         """
 
 
-def _found(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
-    """What is known of each file below a folder, by its place; of a folder here links are followed."""
+def _list_files(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
+    """List the files below a folder with their details, by path; local links are followed."""
     if not isinstance(filesystem, LocalFileSystem) or not Path(root).is_dir():
         return filesystem.find(root, detail=True)
     return {path: filesystem.info(path) for path, *_ in walk_files(root, (), (), LeftOut())}
@@ -103,39 +104,39 @@ def _found(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, dict[s
 def find_shards(
     name: str, suffixes: Sequence[str], test_split: str | None = None
 ) -> tuple[dict[str, list[ShardFile]], LeftOut]:
-    """Find the shards below a folder or at an address, sorted by path, under their splits; and what else lies there.
+    """Find the shards below a folder or at an address, sorted by path and grouped by split; also count other files.
 
     Args:
         name: the folder or address.
-        suffixes: the endings of shards.
-        test_split: another name that the user calls the held-out split by.
+        suffixes: endings of shards.
+        test_split: a further name of the held-out split.
 
     Raises:
-        DataError: nothing of the kind is there, or `shards_by_split` cannot tell the splits.
+        DataError: no shards exist there, or `shards_by_split` cannot tell the splits.
     """
     try:
         filesystem, root = fsspec.core.url_to_fs(str(name))
-        found = _found(filesystem, root)
+        files_found = _list_files(filesystem, root)
     except DataError:
         raise
-    except Exception as error:  # each file system raises errors of its own
+    except Exception as error:  # each file system raises its own errors
         raise DataError(f"shards of {name!r} cannot be listed: {reason_of(error)}; correct data.name") from error
     files: dict[str, ShardFile] = {}
     left_out = LeftOut()
-    for place, info in sorted(found.items()):
-        path = place.removeprefix(root).lstrip("/")
+    for location, info in sorted(files_found.items()):
+        path = location.removeprefix(root).lstrip("/")
         if any(map(is_hidden, path.split("/"))):
             left_out.hidden += 1
-        elif place.lower().endswith(tuple(suffixes)):
+        elif location.lower().endswith(tuple(suffixes)):
             version = " ".join(str(info[key]) for key in ("mtime", "blob_id", "ETag", "LastModified") if key in info)
-            files[path] = ShardFile(filesystem.unstrip_protocol(place), path, info["size"], version)
+            files[path] = ShardFile(filesystem.unstrip_protocol(location), path, info["size"], version)
         else:
             left_out.endings[PurePosixPath(path).suffix.lower() or "no ending"] += 1
     if not files:
         kinds = " or ".join(suffixes)
-        there = f", only {listed(sorted(left_out.endings))}" if left_out.endings else ""
+        others = f", only {listed(sorted(left_out.endings))}" if left_out.endings else ""
         raise DataError(
-            f"{name!r} holds no {kinds} files{there}; data.streaming needs a folder or an address of such shards"
+            f"{name!r} holds no {kinds} files{others}; data.streaming needs a folder or an address of such shards"
         )
     by_split = shards_by_split(list(files), repr(name), test_split)
     if isinstance(filesystem, LocalFileSystem):
@@ -146,10 +147,10 @@ def find_shards(
 
 
 def checked(read: Callable[[], Any], file: ShardFile) -> Any:
-    """What `read` returns; what it raises as an error that names the shard."""
+    """Call `read`; turn its errors into a DataError that names the shard."""
     try:
         return read()
     except DataError:
         raise
-    except Exception as error:  # what a broken file or a file system raises is open-ended
+    except Exception as error:  # broken files and file systems raise errors of any class
         raise file.broken(error) from error

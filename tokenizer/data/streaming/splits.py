@@ -1,4 +1,4 @@
-"""A folder or an address of shards -> its train and its held-out images, to be streamed."""
+"""Load the shards of a folder or address: its train and held-out images, streamed."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +23,10 @@ from tokenizer.data.streaming.webdataset import index_tar
 
 
 def load_streamed(config: DataConfig) -> DataSplits:
-    """Load shards as `load_splits` does; their metadata and some images are read.
+    """Load shards as `load_splits` does; reads their metadata and some images.
 
     Raises:
-        DataError: as `load_splits`; or a shard cannot be read, or names other classes than the others.
+        DataError: as `load_splits`; or a shard cannot be read, or names other classes than the other shards.
     """
     if config.name == "digits" or config.name in HUB_IDS:
         remedy = "set data.streaming to false, or data.name to a folder or an address of parquet or tar files"
@@ -44,17 +44,19 @@ def load_streamed(config: DataConfig) -> DataSplits:
     for name in used:
         if not shards[name]:
             raise DataError(f"split {name!r} of {config.name!r} has no images; add or remove it")
-    facts = (class_names, config.shuffle_buffer, config.name)
-    stored = StreamedImages(shards["train"], None, None, *facts, "train")
+    common = (class_names, config.shuffle_buffer, config.name)
+    stored = StreamedImages(shards["train"], None, None, *common, "train")
     kind = image_kind(len(stored), stored.stored, stored.header, stored.sample(), config)
 
     def split_images(split: Literal["train", "test"], name: str) -> StreamedImages:
         framing = config.framing(kind.image_size, split)
-        images = StreamedImages(shards[name], framing, kind.channels, *facts, split, label_values=label_values)
+        images = StreamedImages(shards[name], framing, kind.channels, *common, split, label_values=label_values)
         images.bad_images = BadImages(len(images)) if config.on_bad_image == "skip" else None
         return images
 
-    left_out.others.update({f"shards of split {name}": len(its) for name, its in files.items() if name not in used})
+    left_out.others.update(
+        {f"shards of split {name}": len(unused) for name, unused in files.items() if name not in used}
+    )
     if held_out is not None:
         return DataSplits(split_images("train", "train"), split_images("test", held_out), left_out, kind.notes)
     remedy = "add shards called test-... or validation-...; of streamed images none are held out by themselves"
@@ -62,12 +64,12 @@ def load_streamed(config: DataConfig) -> DataSplits:
     return DataSplits(split_images("train", "train"), None, left_out, kind.notes, without)
 
 
-@lru_cache(maxsize=1)  # the train and the held-out split are loaded one after the other, from the same shards
+@lru_cache(maxsize=1)  # both splits are loaded one after the other, from the same shards
 def _index(files: tuple[ShardFile, ...], config: DataConfig) -> tuple[Shard, ...]:
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         return tuple(
             pool.map(
-                lambda file: index_tar(file) if file.url.lower().endswith(".tar") else index_parquet(file, config),
+                lambda file: index_tar(file) if _is_tar(file) else index_parquet(file, config),
                 files,
             )
         )
@@ -78,7 +80,7 @@ def _is_tar(file: ShardFile) -> bool:
 
 
 def _classes(shards: Sequence[Shard], config: DataConfig) -> tuple[list[str], np.ndarray | None]:
-    """The class names that shards agree on, "image" without labels; and the values of labels that are no ids."""
+    """Return the common class names of the shards ("image" without labels), and label values that are no ids."""
     shards = [shard for shard in shards if len(shard.counts)]
     if config.label_column == NO_LABELS:
         for shard in shards:
@@ -104,7 +106,7 @@ def _classes(shards: Sequence[Shard], config: DataConfig) -> tuple[list[str], np
 
 
 def _numbered(shards: Sequence[Shard], label_values: str | None) -> tuple[list[str], np.ndarray | None]:
-    """`_classes` of plain integers."""
+    """Compute `_classes` for plain integers."""
     highest = max(shards, key=lambda shard: shard.label_range[1])
     lowest = min(shards, key=lambda shard: shard.label_range[0])
     odd = lowest if lowest.label_range[0] < 0 else highest

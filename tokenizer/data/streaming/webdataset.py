@@ -1,6 +1,6 @@
-"""Shards in tar, as WebDataset writes them: the members of a sample follow each other and share a key.
+"""Tar shards in WebDataset's format: the members of a sample follow each other and share a key.
 
-A tar has no table of contents: its headers are gone through once, and what they say is kept on disk.
+A tar has no table of contents, so its headers are read once and the resulting index is cached on disk.
 """
 
 import hashlib
@@ -22,28 +22,28 @@ from tokenizer.data.streaming.shards import Block, Shard, ShardFile, checked
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
-# Samples that are read in one go: some 7 MB of photographs.
+# Samples of a block: some 7 MB of photographs.
 BLOCK_SAMPLES = 64
 
-# Of a `.cls`, which holds one integer.
+# Most bytes of a `.cls`, which holds one integer.
 LABEL_BYTES = 64
 
-# To be raised when what an index holds changes.
+# Version of the cached index; increase it when its content changes.
 _FORMAT = 1
 _NO_LABEL = np.iinfo(np.int64).min
 
 
 @dataclass(eq=False)
 class TarShard(Shard):
-    """A tar file with an image and the text of an integer label, `.cls`, for each key.
+    """A tar file with an image and a `.cls` (the text of an integer label) for each key.
 
-    `samples` are each image's first byte and length, and the label, int64 (n, 3).
+    `samples` holds each image's first byte, its length, and the label, int64 (n, 3).
     """
 
     samples: np.ndarray
 
     def read(self, block: int) -> Block:
-        """At most BLOCK_SAMPLES samples in order."""
+        """Read at most BLOCK_SAMPLES consecutive samples."""
         samples = self.samples[block * BLOCK_SAMPLES : (block + 1) * BLOCK_SAMPLES]
         first, last = int(samples[0, 0]), int(samples[-1, :2].sum())
         content = memoryview(checked(lambda: self.file.span(first, last), self.file))
@@ -53,20 +53,20 @@ class TarShard(Shard):
         return Block(images, self.read_labels()[block * BLOCK_SAMPLES : (block + 1) * BLOCK_SAMPLES])
 
     def read_labels(self) -> np.ndarray:
-        """All labels."""
+        """Return all labels."""
         return self.samples[:, 2] if self.label_range is not None else np.zeros(len(self.samples), np.int64)
 
     def image_layout(self) -> tuple[bytes, tuple[int, int]]:
-        """The place and length of every image; the image in the middle."""
+        """Return the byte range of every image, and that of the middle one."""
         first, length = self.samples[len(self.samples) // 2, :2].tolist()
         return self.samples[:, :2].astype("<i8").tobytes(), (first, first + length)
 
 
 def index_tar(file: ShardFile) -> TarShard:
-    """The shard by its headers, which are read once and then kept in the cache folder of `datasets`.
+    """Build the shard from its headers, which are read once and cached in the cache folder of `datasets`.
 
     Raises:
-        DataError: it is cut off, or a sample has no image, several, or no label where others have one.
+        DataError: the file is cut off, or a sample has no image, several images, or no label while others have one.
     """
     key = hashlib.sha256(f"{_FORMAT} {file.url} {file.size} {file.version}".encode()).hexdigest()
     cached = Path(datasets.config.HF_DATASETS_CACHE) / "tar-shards" / f"{key[:32]}.safetensors"
@@ -89,7 +89,7 @@ def index_tar(file: ShardFile) -> TarShard:
 
 
 def _scan(file: ShardFile) -> np.ndarray:
-    """What TarShard.samples holds; _NO_LABEL for the label of a sample without one."""
+    """Read TarShard.samples from the headers; the label of a sample without one is _NO_LABEL."""
     samples: list[list[int]] = []
     key = None
     with file.open() as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
@@ -102,7 +102,7 @@ def _scan(file: ShardFile) -> np.ndarray:
                 if samples[-1][0] >= 0:
                     raise DataError(f"shard {file.name} has several images for {key!r}; keep one of them")
                 check_length(member.size, f"image {len(samples) - 1} of shard {file.name}")
-                if member.issparse():  # its bytes do not lie where a reader of the whole would find them
+                if member.issparse():  # its bytes are not contiguous in the tar
                     raise file.broken(f"the image of {key!r} is stored with holes")
                 samples[-1][:2] = member.offset_data, member.size
             elif extension == "cls":
@@ -112,22 +112,22 @@ def _scan(file: ShardFile) -> np.ndarray:
                     )
                 samples[-1][2] = _label(archive.extractfile(member).read(), key, file)
         opened.seek(archive.offset)
-        if opened.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # by which a whole archive ends
+        if opened.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # a complete archive ends with zeros
             raise file.broken("it is cut off, or its next header is broken")
         _refuse_without_image(samples, key, file)
     return np.array(samples, np.int64).reshape(-1, 3)
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """The members with their keys and extensions; not those that tools add beside the data."""
+    """Yield the members with their keys and extensions, without files that tools add."""
     while (member := archive.next()) is not None:
-        if archive.offset <= member.offset:  # a size below 0: the same header would come again for ever
+        if archive.offset <= member.offset:  # a negative size: the same header would be read forever
             raise tarfile.ReadError(f"the size of {member.name!r} is broken")
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
         if member.isfile() and not name.startswith((".", "__")):
             yield member, f"{folder}/{stem}", extension.lower()
-        archive.members.clear()  # or it would remember every header
+        archive.members.clear()  # otherwise tarfile keeps every header in memory
 
 
 def _refuse_without_image(samples: list[list[int]], key: str | None, file: ShardFile) -> None:
@@ -136,7 +136,7 @@ def _refuse_without_image(samples: list[list[int]], key: str | None, file: Shard
 
 
 def _why_without_image(key: str, file: ShardFile) -> str:
-    """What the whole tar has for a key, or at all, in the place of an image that was not found in one go."""
+    """Say which members a key, or the whole tar, has instead of an image that was not found."""
     of_key, of_all, places, before = Counter(), Counter(), 0, None
     with file.open() as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
         for _, member_key, extension in _files(archive):
@@ -156,7 +156,7 @@ def _why_without_image(key: str, file: ShardFile) -> str:
 
 
 def _listed(extensions: Iterable[str]) -> str:
-    """Endings as they are at the end of a name, the first five of them."""
+    """List up to five file endings."""
     named = [f".{extension}"[:40] if extension else "no ending" for extension in extensions]
     return ", ".join(named[:5]) + (f" and {len(named) - 5} others" if len(named) > 5 else "")
 
