@@ -1,6 +1,6 @@
-"""One case of the benchmark in a process of its own: its description as JSON => seconds and memory as JSON.
+"""Run one benchmark case in its own process: description as JSON => seconds and memory as JSON.
 
-Started by benchmark.py. Everything measured is made by the functions named in `CASES`.
+arcvq.benchmarks.command starts it. The functions in `CASES` set up the work that is measured.
 """
 
 import json
@@ -45,7 +45,7 @@ Work = Callable[[], None]
 
 
 class OurQuantizer(nn.Module):
-    """A quantizer of this project, with its own weights of the losses."""
+    """A quantizer of this project; its losses are summed with its own weights."""
 
     def __init__(self, name: str, codebook_size: int, codebook_dim: int):
         super().__init__()
@@ -58,7 +58,7 @@ class OurQuantizer(nn.Module):
         return output.quantized, sum(weights[term] * loss for term, loss in output.losses.items())
 
 
-# By name: codebook_size, codebook_dim -> a module, latents (B, D, h, w) -> quantized latents of the same shape, loss.
+# Each takes codebook_size and codebook_dim; its module maps latents (B, D, h, w) -> quantized latents, loss.
 QUANTIZERS: dict[str, Callable[[int, int], nn.Module]] = {
     "arc": partial(OurQuantizer, "arc"),
     "vq": partial(OurQuantizer, "vq"),
@@ -70,8 +70,10 @@ QUANTIZERS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def quantizer_case(name: str, tokens: int, codes: int, dim: int, device: torch.device) -> Work:
-    """Forward and backward of a quantizer, or the bare products, on `tokens` latents that lie in memory as in training,
-    channels last."""
+    """Set up forward and backward of a quantizer, or the bare matrix products.
+
+    The `tokens` latents are channels-last, as in training.
+    """
     latents = torch.randn(1, 1, tokens, dim, device=device).permute(0, 3, 1, 2).requires_grad_()
     if name == "products":
         return bare_products(latents, codes)
@@ -82,15 +84,17 @@ def quantizer_case(name: str, tokens: int, codes: int, dim: int, device: torch.d
         quantized, loss = quantizer(latents)
         torch.autograd.backward([quantized, loss], [gradient, None])
         latents.grad = None
-        quantizer.zero_grad()  # or every run but the first would add to the table's gradient
+        quantizer.zero_grad()  # otherwise later runs would accumulate into the codebook's gradient
 
     return work
 
 
 def step_case(name: str, batch_size: int, precision: str, compiled: bool, device: torch.device) -> Work:
-    """A training step of the CIFAR-10 tokenizer: `arc` is that of scripts/train_tokenizer.py, `plain` the equations as
-    they stand, contiguous, eager, under PyTorch's default optimiser, and every other name our step with that quantizer
-    (`network`: with none)."""
+    """Set up a training step of the CIFAR-10 tokenizer.
+
+    `arc` is the step of scripts/train_tokenizer.py. `plain` computes the equations as written, contiguous, eager, with
+    PyTorch's default optimizer. Any other name is this project's step with that quantizer; `network` has none.
+    """
     tokenizer = VQTokenizer()
     config = tokenizer.config
     images = torch.rand(batch_size, config.in_channels, config.image_size, config.image_size) * 2 - 1
@@ -115,7 +119,7 @@ def step_case(name: str, batch_size: int, precision: str, compiled: bool, device
 def _descend(
     model: nn.Module, images: Tensor, backward: Callable[[Tensor], None], optimizer: torch.optim.Optimizer
 ) -> None:
-    """A training step of a model that gives its reconstruction and the rest of the loss."""
+    """Make a training step of a model that returns its reconstruction and the other losses."""
     reconstruction, loss = model(images)
     backward(loss + normalised_mse(images, reconstruction, 1.0))
     optimizer.step()
@@ -123,8 +127,10 @@ def _descend(
 
 
 def diffusion_case(name: str, batch_size: int, steps: int, device: torch.device) -> Work:
-    """Samples of latent diffusion, 4 M parameters over 8 x 8 latents: `pipeline` as it comes, or compiled and in bf16;
-    `calls`, its network, scheduler and decoder alone; `two passes`, those with guidance in two passes of the network.
+    """Set up sampling by latent diffusion, 4 M parameters on 8 x 8 latents.
+
+    `pipeline` is the pipeline as it is, or compiled in bf16. `calls` runs its network, scheduler and decoder alone, and
+    `two passes` the same with guidance in two passes of the network.
     """
     tokenizer = VQTokenizer().eval().to(device)
     unet = make_unet(tokenizer.latent_shape, 10).eval().to(device)
@@ -156,7 +162,7 @@ def diffusion_case(name: str, batch_size: int, steps: int, device: torch.device)
 
 
 def pixelcnn_case(name: str, height: int, width: int, batch_size: int, device: torch.device) -> Work:
-    """Codes sampled by a PixelCNN of 15 layers of width 64 over 512 codes, or one forward of the whole grid."""
+    """Set up sampling by a PixelCNN of 15 layers, width 64, 512 codes; `full` is one forward of the whole grid."""
     prior = PixelCNN(grid_size=(height, width)).eval().to(device)
     labels = torch.arange(batch_size, device=device) % 10
     if name == "full":
@@ -166,12 +172,12 @@ def pixelcnn_case(name: str, height: int, width: int, batch_size: int, device: t
 
 
 def without_gradient(work: Work) -> Work:
-    """The same work under no_grad."""
+    """Return the same work under no_grad."""
     return torch.no_grad()(work)
 
 
 def precision_recall_case(name: str, samples: int, reference: int, dim: int, device: torch.device) -> Work:
-    """Precision and recall of normal features, ours or torch-fidelity's own without a whole table of distances."""
+    """Set up precision and recall of normal features, ours or torch-fidelity's without a full distance matrix."""
     features = [torch.randn(number, dim, device=device) for number in (samples, reference)]
     if name == "ours":
         return lambda: precision_recall(*features)
@@ -189,8 +195,11 @@ CASES: dict[str, Callable[..., Work]] = {
 
 
 def measure(group: str, arguments: dict[str, Any], device: torch.device, warmup: int, repeats: int) -> dict[str, Any]:
-    """Seconds of each of `repeats` runs after `warmup` others, in which the optimiser's state and the heap take shape,
-    the memory in MB that these added to what their inputs take, and the most that the process took."""
+    """Run a case `warmup` + `repeats` times; the warm-up allocates the optimizer's state and the heap.
+
+    Returns:
+        `seconds` of each of the `repeats` runs, `memory_mb` added to that of the inputs, and `peak_mb` of the process.
+    """
     torch.manual_seed(0)
     work = CASES[group](**arguments, device=device)
     before = memory(device, reset=True)
@@ -210,7 +219,7 @@ def measure(group: str, arguments: dict[str, Any], device: torch.device, warmup:
 
 
 def memory(device: torch.device, reset: bool) -> int | None:
-    """The largest memory in bytes since the last reset, which leaves what is in use now; None where it is not told."""
+    """Return the peak memory in bytes since the last reset; None where the system does not report it."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         if reset:
@@ -226,7 +235,7 @@ def memory(device: torch.device, reset: bool) -> int | None:
 
 
 def main() -> None:
-    """Reads the description from the first argument, prints the result as the last line."""
+    """Read the description from the first argument, and print the result as the last line."""
     description = json.loads(sys.argv[1])
     device = torch.device(description["device"])
     if description["keep_freed_memory"]:
@@ -236,7 +245,7 @@ def main() -> None:
     else:
         torch.set_num_threads(description["threads"])
     if description["group"] == "quantizers" and description["arguments"]["name"] != "products":
-        # So that libraries and threads are not counted as the case's memory.
+        # Loads libraries and starts threads, whose memory is not the case's.
         CASES["quantizers"](description["arguments"]["name"], 64, 16, description["arguments"]["dim"], device)()
     result = measure(
         description["group"], description["arguments"], device, description["warmup"], description["repeats"]

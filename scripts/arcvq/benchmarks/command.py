@@ -1,4 +1,4 @@
-"""Measures speed and memory against named peers => a table and a JSON file.
+"""Measure speed and memory against named peers => a table and a JSON file.
 
 python scripts/benchmark.py                                          everything
 python scripts/benchmark.py quantizers --grid 65536x512x64 --output runs/benchmark.json
@@ -7,8 +7,8 @@ python scripts/benchmark.py sampling
 python scripts/benchmark.py precision_recall --rounds 1 --repeats 1 --warmup 0
 python scripts/benchmark.py quantizers --grid 65536x262144x8 --cases arc --rounds 1 --repeats 1 --warmup 1
 
-Every case runs in a process of its own, all of them in turn (A B A B), `rounds` times. Peers that are not installed are
-left out and named: pip install -e '.[benchmark]'.
+Every case runs in its own process; the cases take turns (A B A B), `rounds` times. The table names the peers that are
+not installed: pip install -e '.[benchmark]'.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ from arcvq.cli.provenance import machine, provenance
 from tokenizer import VQTokenizer
 
 GRID = "65536x512x64,30720x1024x16,4096x16384x64"
-# float32 tables of N x K entries that a quantizer holds at its peak, about; what cannot fit is not begun.
+# Number of float32 tables of N x K entries that a quantizer holds at its peak; a case that cannot fit is not started.
 TABLES = {"plain": 10, "vector-quantize-pytorch": 3, "diffusers": 2, "products": 1, "arc": 0, "vq": 0}
 QUANTIZER_CASES = ("arc", "products", "plain", "plain kept", "vector-quantize-pytorch", "diffusers", "vq")
 PEERS = ("vector-quantize-pytorch", "diffusers")
@@ -46,9 +46,9 @@ STEP_CASES: dict[str, dict[str, Any]] = {
     "arc compiled": {"name": "arc", "compiled": True},
     "arc bf16 compiled": {"name": "arc", "precision": "bf16", "compiled": True},
 }
-# "calls" are what the pipeline cannot do without, "two passes" how guidance is written down.
+# "calls" is the pipeline's network, scheduler and decoder alone; "two passes" runs guidance in two passes.
 DIFFUSION_CASES = ("pipeline", "calls", "two passes", "pipeline compiled bf16")
-# "full" is a forward of the whole grid for every position; one is measured and counted that often.
+# "full" runs the whole grid for every position; one forward is measured and multiplied by the positions.
 PIXELCNN_CASES = ("cached", "full", "cached compiled")
 PIXELCNN_GRIDS = "32x32x16,8x8x64"
 FEATURES = "50000x10000x2048"
@@ -57,10 +57,14 @@ PRECISION_RECALL_CASES = ("ours", "torch-fidelity")
 
 @dataclass(frozen=True)
 class Case:
-    """Describe what one process measures: `arguments` of the function that `cases` has for the `group`.
+    """The work of one benchmark process.
 
-    `items` are tokens, or images sampled, per run; `keep_freed_memory` is how our scripts set the allocator; a run is
-    counted as `times` of it.
+    Attributes:
+        group: key of `arcvq.benchmarks.cases.CASES`.
+        arguments: arguments of that function.
+        items: tokens, or sampled images, per run.
+        keep_freed_memory: set the allocator as this project's commands do.
+        times: factor on the seconds of a run.
     """
 
     group: str
@@ -71,7 +75,7 @@ class Case:
 
 
 def make_parser() -> ScriptParser:
-    """The options of this script."""
+    """Return the parser of this command."""
     parser = ScriptParser("Measure speed and memory against named peers.")
     groups = ["all", "quantizers", "step", "sampling", "precision_recall"]
     parser.add_argument("group", nargs="?", choices=groups, default="all", help="what is measured")
@@ -95,7 +99,7 @@ def make_parser() -> ScriptParser:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs the cases, prints a table per group, and writes the JSON after each."""
+    """Run the cases, print a table per group, and write the JSON after each."""
     config = make_parser().parse(args)
     for name in ("rounds", "repeats", "warmup", "batch_size", "sampling_batch", "sampling_steps"):
         least = 0 if name == "warmup" else 1
@@ -124,7 +128,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def make_tables(config: Namespace) -> dict[str, dict[str, Case]]:
-    """The cases of each table by name; the title tells what is counted."""
+    """Return the cases of each table by name; a table's title ends with the unit of its items."""
     tables = {}
     if config.group in ("all", "quantizers"):
         for sizes in config.grid.split(","):
@@ -133,7 +137,7 @@ def make_tables(config: Namespace) -> dict[str, dict[str, Case]]:
         shape = VQTokenizer().latent_shape
         tokens = config.batch_size * shape[1] * shape[2]
         tables[f"training step, batch {config.batch_size}, tokens"] = {
-            # The plain form runs as any script would, with the allocator as it comes; "plain kept" as our scripts do.
+            # "plain" runs with the default allocator settings, "plain kept" with those of this project's commands.
             name: Case("step", step_arguments(name, config.batch_size), tokens, keep_freed_memory=name != "plain")
             for name in STEP_CASES
         }
@@ -155,7 +159,7 @@ def make_tables(config: Namespace) -> dict[str, dict[str, Case]]:
 
 
 def numbers_of(option: str, sizes: str, example: str) -> list[int]:
-    """Three sizes written as AxBxC."""
+    """Parse three sizes written as AxBxC. Raises ValueError for anything else."""
     try:
         numbers = [int(size) for size in sizes.split("x")]
     except ValueError:
@@ -166,7 +170,7 @@ def numbers_of(option: str, sizes: str, example: str) -> list[int]:
 
 
 def quantizer_cases(sizes: str) -> dict[str, Case]:
-    """The cases of one place of the grid, N x K x D."""
+    """Return the cases of one size of the grid, N x K x D."""
     tokens, codes, dim = numbers_of("grid", sizes, GRID.split(",")[0])
     arguments = {"tokens": tokens, "codes": codes, "dim": dim}
     return {
@@ -176,7 +180,7 @@ def quantizer_cases(sizes: str) -> dict[str, Case]:
 
 
 def pixelcnn_cases(sizes: str) -> dict[str, Case]:
-    """The cases of one grid and batch, h x w x B."""
+    """Return the cases of one grid and batch, h x w x B."""
     height, width, batch = numbers_of("pixelcnn_grids", sizes, PIXELCNN_GRIDS.split(",")[0])
     arguments = {"height": height, "width": width, "batch_size": batch}
     return {
@@ -186,12 +190,12 @@ def pixelcnn_cases(sizes: str) -> dict[str, Case]:
 
 
 def step_arguments(case: str, batch_size: int) -> dict[str, Any]:
-    """The arguments of a case of `STEP_CASES`: float32, eager, its own name, but for what it says otherwise."""
+    """Return the arguments of a case of `STEP_CASES`; float32 and eager by default."""
     return {"name": case, "precision": "no", "compiled": False, "batch_size": batch_size} | STEP_CASES[case]
 
 
 def run_table(title: str, cases: dict[str, Case], config: Namespace) -> dict[str, Any]:
-    """Each case's median, spread, memory and items per second, or why there are none."""
+    """Return each case's median, spread, memory and items per second, or the reason why it has none."""
     table: dict[str, Any] = {name: reason for name, case in cases.items() if (reason := left_out(case))}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in cases if name not in table}
     with tqdm(total=config.rounds * len(runs), desc=title) as bar:
@@ -212,7 +216,7 @@ def run_table(title: str, cases: dict[str, Case], config: Namespace) -> dict[str
 
 
 def summary(measured: list[dict[str, Any]], case: Case) -> dict[str, Any]:
-    """The numbers of a case: over the processes, each of which counts with the median of its runs."""
+    """Summarise a case over its processes; each process counts with the median of its runs."""
     medians = [case.times * statistics.median(run["seconds"]) for run in measured]
     memory = [run["memory_mb"] for run in measured]
     return {
@@ -230,7 +234,7 @@ def summary(measured: list[dict[str, Any]], case: Case) -> dict[str, Any]:
 
 
 def run_case(case: Case, config: Namespace) -> dict[str, Any] | str:
-    """One process of one case; the reason where it fails."""
+    """Measure a case in a process; return its numbers, or the reason where it fails."""
     description = asdict(case) | {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "repeats": config.repeats,
@@ -245,7 +249,7 @@ def run_case(case: Case, config: Namespace) -> dict[str, Any] | str:
 
 
 def left_out(case: Case) -> str | None:
-    """Why a case cannot be run here; None if it can."""
+    """Return the reason why a case cannot run here, or None."""
     name = case.arguments["name"]
     if name == "vector-quantize-pytorch" and importlib.util.find_spec("vector_quantize_pytorch") is None:
         return "not installed: pip install -e '.[benchmark]'"
@@ -259,7 +263,7 @@ def left_out(case: Case) -> str | None:
 
 
 def as_text(title: str, table: dict[str, Any]) -> str:
-    """The table, with each case's time as a multiple of the first one's."""
+    """Format a table; each case's time is also given as a multiple of the first one's."""
     first, first_row = next(((name, row) for name, row in table.items() if isinstance(row, dict)), (None, None))
     unit = title.rsplit(" ", 1)[-1]
     lines = [title, f"  {'case':26}{'median':>11}{'spread':>21}{f'/ {first}':>10}{'memory':>12}{unit + '/s':>12}"]

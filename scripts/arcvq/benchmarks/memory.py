@@ -1,11 +1,11 @@
-"""Measures a training step of the full-size models, and the dry run's estimate of it => a table and a JSON file.
+"""Measure a training step of the full-size models, and the dry run's estimate => a table and a JSON file.
 
 python scripts/benchmark.py memory                                     both, one after the other
 python scripts/benchmark.py memory tokenizer --steps 2 --output runs/full_size.json
 
-The f8 VQGAN of configs/imagenet at 256 px, batch 1, with LPIPS and discriminator, and its UNet at 32 x 32 x 16, batch
-2, in float32, each by the training's own code in a process of its own. Images and latents have no contents, and LPIPS's
-network has random weights: neither changes time or memory.
+The models are the f8 VQGAN of configs/imagenet at 256 px, batch 1, with LPIPS and discriminator, and its UNet at
+32 x 32 x 16, batch 2, both in float32. The training's own code runs each in its own process. Images and latents are
+uninitialised, and LPIPS's network has random weights; neither changes time or memory.
 """
 
 import json
@@ -28,7 +28,7 @@ from arcvq.training import ldm as train_ldm
 from arcvq.training import tokenizer as train_tokenizer
 
 _ALIKE = ("--run.mixed_precision", "no", "--optim.batch_size")
-# The script, and its arguments.
+# Training and its arguments.
 CASES: dict[str, tuple[Any, list[str]]] = {
     "tokenizer": (train_tokenizer, [f"--config={CONFIGS / 'imagenet' / 'arcvq_f8.yaml'}", *_ALIKE, "1"]),
     "unet": (train_ldm, [f"--config={CONFIGS / 'imagenet' / 'ldm.yaml'}", *_ALIKE, "2"]),
@@ -36,7 +36,7 @@ CASES: dict[str, tuple[Any, list[str]]] = {
 
 
 def make_parser() -> ScriptParser:
-    """The options of this script."""
+    """Return the parser of this command."""
     parser = ScriptParser("Measure a training step of the full-size models.")
     parser.add_argument("case", nargs="?", choices=["all", *CASES], default="all", help="what is measured")
     parser.add_argument(
@@ -49,7 +49,7 @@ def make_parser() -> ScriptParser:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Measures, prints a line for each case, and writes the JSON after each."""
+    """Measure, print a line for each case, and write the JSON after each."""
     config = make_parser().parse(args)
     if config.steps < 2:
         raise ValueError(f"steps must be at least 2, got {config.steps}")
@@ -83,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def in_process(case: str, worker: str, config: Any) -> dict[str, Any]:
-    """What a worker says in a process of its own."""
+    """Run a worker in its own process, and return its result."""
     command = [
         sys.executable,
         "-m",
@@ -105,7 +105,7 @@ def in_process(case: str, worker: str, config: Any) -> dict[str, Any]:
 
 
 def estimate(case: str, options: list[str], steps: int) -> dict[str, Any]:
-    """The dry run's: bytes, also by part, and parameters."""
+    """Return the dry run's estimate: bytes, bytes by part, and parameters."""
     script, arguments = CASES[case]
     parser = script.make_parser()
     config = parser.parse([*arguments, *options])
@@ -117,10 +117,10 @@ def estimate(case: str, options: list[str], steps: int) -> dict[str, Any]:
 
 
 def make_steps(case: str, options: list[str], steps: int) -> dict[str, Any]:
-    """Real steps: the seconds of each, and the most memory that the process has taken."""
+    """Make real steps; return the seconds of each, and the peak memory of the process."""
     script, arguments = CASES[case]
     seconds = step_times(script, [*arguments, *options], steps)
-    # Not getrusage's: that counts the process that has started this one.
+    # getrusage's peak would include that of the parent process.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = int(status["VmHWM"].split()[0]) * 1024
     return {

@@ -1,11 +1,11 @@
-"""Our metrics beside those of torch-fidelity and scikit-image, on the same images => a table and a JSON file.
+"""Compare our metrics with those of torch-fidelity and scikit-image on the same images => a table and a JSON file.
 
 python scripts/benchmark.py metrics --data.name cifar10
 python scripts/benchmark.py metrics --data.name cifar10 --weights.inception random
 
-Originals are images of the test split, what is compared with them is their JPEG of quality 10. Each row is one number
-computed twice. `--weights.inception random` draws Inception's weights, where the published ones are not at hand: its
-numbers mean nothing, but both must find the same.
+The images are those of the test split and their JPEGs of quality 10. Each row is one metric, computed by both
+implementations. `--weights.inception random` draws Inception's weights where the published ones are not available: the
+numbers mean nothing, but both implementations must agree.
 """
 
 import json
@@ -50,7 +50,7 @@ RANDOM = "random"
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Computes everything twice, prints the table and writes it."""
+    """Compute every metric by both implementations, print the table and write it."""
     parser = ScriptParser("Compare our metrics with those of torch-fidelity and scikit-image.")
     parser.add_argument("--num_images", type=int, default=2000, help="images of the test split, from the first on")
     parser.add_argument("--extractors", type=str, default="alexnet,inception", help="by name, with commas; '': none")
@@ -87,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def row_of(number: str, ours: Tensor | float, peer: str, theirs: Tensor | float) -> dict[str, Any]:
-    """A row of the table: means, and the largest difference of any image."""
+    """Make a row of the table: both means, and the largest difference of any image."""
     ours, theirs = (torch.as_tensor(value, dtype=torch.float64) for value in (ours, theirs))
     difference = (ours - theirs).abs().max().item()
     return {
@@ -100,7 +100,7 @@ def row_of(number: str, ours: Tensor | float, peer: str, theirs: Tensor | float)
 
 
 def pair_rows(originals: Tensor, distorted: Tensor) -> list[dict[str, Any]]:
-    """PSNR and SSIM of each pair, beside scikit-image."""
+    """Compare PSNR and SSIM of each pair with scikit-image's."""
     ours = pair_metrics(originals, distorted) | pair_metrics(originals, distorted, ssim_window="gaussian")
     gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     theirs: dict[str, list[float]] = {"psnr": [], "ssim": [], "ssim-gaussian": []}
@@ -114,7 +114,7 @@ def pair_rows(originals: Tensor, distorted: Tensor) -> list[dict[str, Any]]:
 
 
 def measured_by(name: str, config: Namespace, folder: Path) -> tuple[Extractor, Path | None]:
-    """Our extractor, float32 as torch-fidelity's, and the file of Inception's weights."""
+    """Return our extractor, in float32 as torch-fidelity's, and the file of Inception's weights."""
     weights = config.weights
     if name != "inception":
         return make_extractor(name, ExtractorConfig(resize=config.resize, weights=weights, double=False)), None
@@ -123,17 +123,17 @@ def measured_by(name: str, config: Namespace, folder: Path) -> tuple[Extractor, 
         torch.save(random_inception(), file)
         weights = replace(weights, inception=str(file), accept_sha256=sha256(file.read_bytes()).hexdigest())
     extractor = make_extractor(name, ExtractorConfig(weights=weights, double=False))
-    file = folder / "inception.pth"  # torch-fidelity unpickles its file: it gets what we have read as tensors
+    file = folder / "inception.pth"  # torch-fidelity unpickles its file, so it gets one written from checked tensors
     torch.save(weights.read(INCEPTION)[0], file)
     return extractor, file
 
 
 def random_inception() -> dict[str, Tensor]:
-    """Inception's tensors, drawn from seed 0, so that its features and logits differ from image to image."""
+    """Draw Inception's tensors from seed 0, so that features and logits differ from image to image."""
 
     class Untrained(FeatureExtractorInceptionV3):
         def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
-            """Keeps what was drawn."""
+            """Keep the random weights."""
 
     with torch.random.fork_rng(devices=[]), tempfile.NamedTemporaryFile() as file:
         torch.manual_seed(0)
@@ -149,7 +149,7 @@ def random_inception() -> dict[str, Tensor]:
 def distribution_rows(
     extractor: Extractor, weights: Path | None, originals: Tensor, distorted: Tensor
 ) -> list[dict[str, Any]]:
-    """Frechet distance, precision, recall and, with logits, the Inception score, beside torch-fidelity."""
+    """Compare Frechet distance, precision, recall and, with logits, Inception score with torch-fidelity's."""
     sets = Images(distorted, "ours, samples"), Images(originals, "ours, reference")
     (features, logits), (reference, _) = (extract_features(images, extractor) for images in sets)
     ours = distribution_metrics(features, logits, reference)
@@ -173,7 +173,7 @@ def distribution_rows(
 
 
 def registered(extractor: Extractor) -> str:
-    """The name under which torch-fidelity finds our extractor."""
+    """Register our extractor with torch-fidelity, and return its name there."""
 
     class Registered(torch_fidelity.FeatureExtractorBase):
         def __init__(self, name: str, features_list: list[str], **kwargs: Any):  # kwargs: all of calculate_metrics's

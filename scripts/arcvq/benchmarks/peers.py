@@ -1,4 +1,4 @@
-"""What the benchmark measures this project against: quantizers of others, and the plain form of our own."""
+"""The benchmark's peers: quantizers of other libraries, and the plain form of our own."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tokenizer import VQTokenizer
 
 
 class PlainArcQuantizer(nn.Module):
-    """ArcVQ's quantizer written down as the equations stand: whole tables of similarities and angles, one-hot codes."""
+    """ArcVQ's quantizer as its equations are written: full matrices of similarities and angles, one-hot codes."""
 
     def __init__(self, codebook_size: int, codebook_dim: int, scale: float = 10.0, margin: float = 0.1, top_k: int = 3):
         super().__init__()
@@ -44,7 +44,7 @@ class PlainArcQuantizer(nn.Module):
 
 
 class NoQuantizer(nn.Module):
-    """Nothing: latents in, the same latents and a loss of 0 out."""
+    """Return the latents unchanged, with a loss of 0."""
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B, D, h, w) -> themselves, 0."""
@@ -52,7 +52,7 @@ class NoQuantizer(nn.Module):
 
 
 class TokenizerAround(nn.Module):
-    """The encoder and decoder of a tokenizer around another quantizer."""
+    """A tokenizer's encoder and decoder with another quantizer in between."""
 
     def __init__(self, tokenizer: VQTokenizer, quantizer: nn.Module):
         super().__init__()
@@ -93,9 +93,9 @@ class LucidrainsQuantizer(nn.Module):
 
 
 def bare_products(latents: Tensor, codebook_size: int) -> Callable[[], None]:
-    """The three matrix products that the arc loss cannot do without, into memory that is there already.
+    """Set up the three matrix products that any arc loss needs, into preallocated memory.
 
-    One gives the similarities, two their gradients with respect to either side.
+    One computes the similarities, two their gradients with respect to tokens and codebook.
     """
     tokens = rearrange(latents.detach(), "b d h w -> (b h w) d").contiguous()
     table = torch.randn(codebook_size, tokens.shape[1], device=tokens.device) / math.sqrt(tokens.shape[1])

@@ -1,4 +1,4 @@
-"""Configs and images, whole and in many ways broken, at random."""
+"""Generate configs and images at random, valid ones and ones broken in many ways."""
 
 import io
 import random
@@ -18,13 +18,13 @@ FORMATS = (
 
 VALUES = (
     "0", "-1", "1.5", "1e400", "-.inf", ".nan", "null", "~", "true", "[]", "{}", "[1, 2]", "{a: 1}", "''", "digits",
-    "99999999999999999999", "1000000000", "&a [*a]", "!!python/object:os.system {}", "2024-01-01", "0x7f", "*x", "\\0",
+    "-99999999999999999999", "300", "&a [*a]", "!!python/object:os.system {}", "2024-01-01", "0x7f", "*x", "\\0",
     "[" * 60, "'" + "x" * 5000 + "'", "!!binary aGVsbG8=",
 )  # fmt: skip
 
 
 def broken_images(count: int, seed: int) -> Iterator[bytes]:
-    """Images of all formats and modes, whole and in many ways broken."""
+    """Generate images of all formats and modes, valid ones first, then broken ones."""
     dice = random.Random(seed)
     whole = [_image(dice, *kind) for kind in FORMATS]
     whole.append(_animation(dice))
@@ -35,7 +35,7 @@ def broken_images(count: int, seed: int) -> Iterator[bytes]:
 
 
 def broken_configs(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """This project's configs with lines, values and bytes changed, and the script that each is for."""
+    """Generate copies of this project's configs with changed lines, values and bytes; yields training, content."""
     dice = random.Random(seed)
     files = [file for file in sorted(CONFIGS.rglob("*.yaml")) if file.parent.name != "accelerate"]
     for _ in range(count):
@@ -72,7 +72,7 @@ def _encoded(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
 
 
 def _broken(dice: random.Random, content: bytes) -> bytes:
-    """With bytes changed, taken away, put in or moved."""
+    """Change, remove, insert or move bytes."""
     changed = bytearray(content)
     for _ in range(dice.choice((1, 1, 2, 5, 20))):
         place = dice.randrange(len(changed) + 1) if dice.random() < 0.5 else min(dice.randrange(64), len(changed))

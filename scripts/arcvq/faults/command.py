@@ -1,10 +1,10 @@
-"""What becomes of trainings under faults, measured: killed, starved of disk, told NaN, fed broken configs and images.
+"""Measure how trainings survive faults: kills, failing disks, NaN losses, broken configs and images.
 
 python scripts/faults.py                       # all of it: an hour or two on two cores
 python scripts/faults.py --sections '[kills]' --trainings 'gan$' --trials 3
 python scripts/faults.py --sections '[states, nan, inputs]'
 
-The figures go into a JSON, each section with its command and commit; what is not asked for stays as it is there.
+The results go into a JSON file, each section with its command and commit; other sections in the file are kept.
 """
 
 import json
@@ -27,7 +27,7 @@ from arcvq.faults.trainings import FaultTraining, fault_trainings, kills
 
 Section = Literal["kills", "states", "nan", "inputs"]
 
-# Of each training whose loss has these terms, the options that give it them.
+# Loss terms that are set to NaN, by training; NAN_OPTIONS switches some of them on.
 NAN_TERMS = {
     "tokenizer-gan": ("reconstruction", "codebook", "commitment", "arc", "generator", "discriminator", "lecam", "r1"),
     "tokenizer": ("perceptual",),
@@ -43,7 +43,7 @@ NAN_OPTIONS = {
 
 
 def make_parser() -> ScriptParser:
-    """The options of this script."""
+    """Return the parser of this command."""
     parser = ScriptParser("Measure what becomes of trainings under faults.")
     parser.add_argument("--sections", type=list[Section], default=list(get_args(Section)), help="what is measured")
     parser.add_argument("--trials", type=int, default=20, help="kills of each training, each in a run of its own")
@@ -55,7 +55,7 @@ def make_parser() -> ScriptParser:
 
 
 def check(config: Namespace) -> None:
-    """Raises ValueError for options that cannot work, before time is spent."""
+    """Raise ValueError for options that cannot work, before time is spent."""
     for name in ("trials", "inputs"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -67,14 +67,16 @@ def check(config: Namespace) -> None:
         raise ValueError(f"trainings is no regular expression: {error}, got {config.trainings!r:.80}") from error
 
 
-def killed(home: Path, trainings: Sequence[FaultTraining], trials: int, pattern: str, seed: int) -> dict[str, Any]:
-    """Each training is killed so many times; how often it ended as if it had not been."""
-    _first_stage(home, trainings)
+def measure_kills(
+    home: Path, trainings: Sequence[FaultTraining], trials: int, pattern: str, seed: int
+) -> dict[str, Any]:
+    """Kill each training `trials` times, and count how often it ends equal to an undisturbed one."""
+    _ensure_tokenizer(home, trainings)
     rows = {}
     for training in trainings:
         if not re.search(pattern, training.name):
             continue
-        found = list(_shown(training.name, kills(training, home, trials, seed)))
+        found = list(_print_each(training.name, kills(training, home, trials, seed)))
         rows[training.name] = {
             "kills": trials,
             "equal": sum(same for _, same in found),
@@ -84,9 +86,9 @@ def killed(home: Path, trainings: Sequence[FaultTraining], trials: int, pattern:
     return rows
 
 
-def starved(home: Path, trainings: Sequence[FaultTraining]) -> dict[str, Any]:
-    """Each fault meets the tokenizer's training, half done."""
-    _first_stage(home, trainings)
+def measure_states(home: Path, trainings: Sequence[FaultTraining]) -> dict[str, Any]:
+    """Let each fault happen to a training that is half done."""
+    _ensure_tokenizer(home, trainings)
     by_name = {training.name: training for training in trainings}
     rows, expected = {}, {}
     for number, (name, fault) in enumerate(FAULTS.items()):
@@ -99,9 +101,9 @@ def starved(home: Path, trainings: Sequence[FaultTraining]) -> dict[str, Any]:
     return rows
 
 
-def told_nan(home: Path, trainings: Sequence[FaultTraining]) -> dict[str, Any]:
-    """Every term of every loss is NaN once, and then for good; what the training says, and what it saves."""
-    _first_stage(home, trainings)
+def measure_nan(home: Path, trainings: Sequence[FaultTraining]) -> dict[str, Any]:
+    """Set every term of every loss to NaN, once and then permanently; record the messages and the saved weights."""
+    _ensure_tokenizer(home, trainings)
     rows = {}
     for training in trainings:
         for term in NAN_TERMS.get(training.name, ()):
@@ -113,7 +115,7 @@ def told_nan(home: Path, trainings: Sequence[FaultTraining]) -> dict[str, Any]:
 
 
 def with_nan(training: FaultTraining, home: Path, term: str, steps: str) -> dict[str, Any]:
-    """Trains with a term that is NaN in these steps; `term@1`: on process 1 alone."""
+    """Train with a loss term that is NaN in these steps; `term@1` is NaN on rank 1 alone."""
     run_name = nan_run(training, term, steps)
     options = (*training.options, *NAN_OPTIONS.get(training.name, ()), "--run.max_skipped_steps", "10")
     broken = replace(training, script="nan", options=(term, steps, training.script, *options))
@@ -135,24 +137,24 @@ def with_nan(training: FaultTraining, home: Path, term: str, steps: str) -> dict
 
 
 def nan_run(training: FaultTraining, term: str, steps: str) -> str:
-    """The name of the run that `with_nan` makes."""
+    """Return the name of the run that `with_nan` makes."""
     return re.sub("[^a-z0-9]+", "-", f"nan-{training.name}-{term}-{steps}")
 
 
-def _first_stage(home: Path, trainings: Sequence[FaultTraining]) -> None:
-    """The tokenizer that the priors start from."""
+def _ensure_tokenizer(home: Path, trainings: Sequence[FaultTraining]) -> None:
+    """Train the tokenizer that the priors start from, unless it is there."""
     if not (home / "runs/tokenizer").exists():
         trainings[0].finish(home, "tokenizer")
 
 
-def _shown(name: str, found: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+def _print_each(name: str, found: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
     for where, same in found:
         print(name, "killed", where, "equal" if same else "DIFFERENT", flush=True)
         yield where, same
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Measures the sections asked for, and writes them."""
+    """Measure the requested sections, and write them."""
     parser = make_parser()
     config = parser.parse(args)
     check(config)
@@ -162,9 +164,9 @@ def main(args: Sequence[str] | None = None) -> None:
         home = Path(folder)
         trainings = fault_trainings(home)
         measure = {
-            "kills": lambda: killed(home, trainings, config.trials, config.trainings, config.seed),
-            "states": lambda: starved(home, trainings),
-            "nan": lambda: told_nan(home, trainings),
+            "kills": lambda: measure_kills(home, trainings, config.trials, config.trainings, config.seed),
+            "states": lambda: measure_states(home, trainings),
+            "nan": lambda: measure_nan(home, trainings),
             "inputs": lambda: try_inputs(config.inputs, config.seed),
         }
         for section in config.sections:
@@ -175,7 +177,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _write(output: Path, section: str, rows: dict[str, Any], protocol: dict[str, Any]) -> None:
-    """Puts a section's rows into the JSON, beside those that are there."""
+    """Write a section's rows into the JSON file, and keep its other sections."""
     content = json.loads(output.read_text()) if output.exists() else {}
     if section == "kills":  # rows of several starts may stand side by side
         rows = {name: row | {key: protocol[key] for key in ("command", "commit")} for name, row in rows.items()}

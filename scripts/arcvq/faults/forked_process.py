@@ -1,7 +1,7 @@
-"""Scripts in processes of their own that find everything imported: forks of a server that has imported it once.
+"""Run scripts in processes forked from a server that has imported the heavy modules once.
 
-A start takes a tenth of a second instead of ten: for those who start a script very often, to test it or to kill it.
-Such a process has its own memory, files, environment and signals, and differs from a real one by its imports alone.
+A start takes a tenth of a second instead of ten, for tests that start, or kill, a script very often. Such a process has
+its own memory, files, environment and signals; only its imports differ from those of a normal process.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ MODULES = [
 
 
 class PreloadedProcess:
-    """A script that runs; the interface is subprocess.Popen's."""
+    """A running script, with the interface of subprocess.Popen."""
 
     def __init__(self, command: list[str], cwd: Path, env: dict[str, str] | None = None):
         python, script, *arguments = command
         assert python == sys.executable
         context = multiprocessing.get_context("forkserver")
-        # Python 3.11's server passes over what it does not find, and looks for it in the environment's path alone.
+        # Python 3.11's server skips modules that it does not find, and searches only the environment's path.
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         try:
-            context.set_forkserver_preload(MODULES)  # of the first process; later ones share the server
+            context.set_forkserver_preload(MODULES)  # counts for the first process; later ones share its server
             forkserver.ensure_running()
         finally:
             del os.environ["PYTHONPATH"]
@@ -75,20 +75,20 @@ class PreloadedProcess:
         return self.returncode
 
     def output(self) -> tuple[str, str]:
-        """What it has written to stdout and stderr."""
+        """Return the text written to stdout and stderr."""
         return tuple(Path(file.name).read_text() for file in self._output)
 
 
 @cache
 def _outputs() -> tempfile.TemporaryDirectory:
-    """Where processes write, until this one ends."""
+    """Create the folder of the processes' output, which is removed when this process ends."""
     return tempfile.TemporaryDirectory(prefix="arcvq-forked-")
 
 
 def start(
     command: list[str], cwd: Path, processes: int = 1, env: dict[str, str] | None = None
 ) -> list[PreloadedProcess]:
-    """Starts a script, or so many processes of it that work together, as `accelerate launch` starts them."""
+    """Start a script in one process, or in several that work together as under `accelerate launch`."""
     if processes == 1:
         return [PreloadedProcess(command, cwd, env)]
     with contextlib.closing(socket.socket()) as free:
@@ -103,7 +103,10 @@ def start(
 def run(
     command: list[str], cwd: Path, timeout: float = 300, processes: int = 1, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess:
-    """As subprocess.run with captured text; of several processes the first status that is not 0, and all texts."""
+    """Run a script as subprocess.run does with captured text.
+
+    Of several processes it returns the first status that is not 0, and the texts of all.
+    """
     started = start(command, cwd, processes, env)
     codes = [process.wait(timeout) for process in started]
     texts = ("".join(of) for of in zip(*(process.output() for process in started), strict=True))
@@ -111,19 +114,19 @@ def run(
 
 
 def _run(script: str, arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
-    """In the new process."""
+    """Set up the new process, and run the script in it."""
     cold = [name for name in MODULES if name not in sys.modules]
     assert not cold, f"the server has not imported {', '.join(cold)}"
     for stream, name in ((1, out), (2, err)):
         descriptor = os.open(name, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, stream)
-    # What the server has inherited is no terminal's, and buffered by its own rules.
+    # The server's own streams are buffered differently.
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    multiprocessing.set_start_method(None, force=True)  # the system's, as in a real one, and not the server's
-    if "OMP_NUM_THREADS" in environment:  # which torch has read when the server imported it
+    multiprocessing.set_start_method(None, force=True)  # the system's default, not the server's
+    if "OMP_NUM_THREADS" in environment:  # torch read the server's value when it was imported there
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     if script == "-m":
         module, *arguments = arguments

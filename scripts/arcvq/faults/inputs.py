@@ -1,4 +1,4 @@
-"""Configs and images that are broken at random: each must be taken, or refused by an error of this project."""
+"""Try broken configs and images: each must be accepted, or refused by one of this project's errors."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ from tokenizer.data.dataset import framed_pixels
 from tokenizer.data.decoding import decode_image
 from tokenizer.data.framing import Framing
 
-# An input that takes longer hangs.
+# An input that takes longer counts as hung.
 LONGEST_S = 30
 
 SCRIPTS = {"train_tokenizer": train_tokenizer, "train_ldm": train_ldm, "train_pixelcnn": train_pixelcnn}
@@ -34,12 +34,12 @@ SCRIPTS = {"train_tokenizer": train_tokenizer, "train_ldm": train_ldm, "train_pi
 
 @dataclass
 class Tally:
-    """What became of inputs.
+    """Counts of how inputs were treated.
 
     Attributes:
-        outcomes: how many were taken, refused, or something else, which should be none.
-        slowest_s: of all inputs.
-        failures: the first few of something else.
+        outcomes: counts of `taken` and `refused`; `hung` and `foreign error` should not occur.
+        slowest_s: seconds of the slowest input.
+        failures: descriptions of the foreign errors.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -47,7 +47,7 @@ class Tally:
     failures: list[str] = field(default_factory=list)
 
     def add(self, take: Callable[[], None], what: str) -> None:
-        """Tries an input."""
+        """Try an input, and count the outcome."""
         began = time.monotonic()
         signal.alarm(LONGEST_S)
         try:
@@ -57,7 +57,7 @@ class Tally:
             outcome = "refused"
         except TimeoutError:
             outcome = "hung"
-        except Exception as error:  # what must not be
+        except Exception as error:  # an error that a user should never see
             outcome = "foreign error"
             self.failures.append(f"{what}: {type(error).__name__}: {error}"[:300])
         finally:
@@ -66,27 +66,27 @@ class Tally:
         self.slowest_s = max(self.slowest_s, time.monotonic() - began)
 
     def numbers(self) -> dict[str, object]:
-        """For a JSON; the process's peak of memory stands beside them."""
+        """Return the counts for a JSON file, with the peak memory of the process."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
         facts = {"slowest_s": round(self.slowest_s, 2), "peak_memory_gib": round(peak, 2)}
         return {"inputs": self.outcomes.total(), **self.outcomes, **facts, "failures": self.failures[:10]}
 
 
 def take_image(content: bytes) -> None:
-    """Decodes an image as a training does. Raises DataError."""
+    """Decode an image as a training does. Raises DataError."""
     image = decode_image(content, "an image")
     framed_pixels(image, "an image", Framing(32, resize_to=32), 3)
 
 
 class ConfigTaker:
-    """Takes configs as the scripts do, until the model is described, of which nothing is allocated."""
+    """Parses and checks configs as the trainings do, and builds the model on the meta device."""
 
     def __init__(self):
         self._parsers: dict[str, ScriptParser] = {name: script.make_parser() for name, script in SCRIPTS.items()}
         self._file = Path(tempfile.mkdtemp()) / "config.yaml"
 
     def __call__(self, script: str, content: bytes) -> None:
-        """Raises DataError where the script would say what is wrong."""
+        """Raise DataError where the training would end with one line."""
         self._file.write_bytes(content)
         said = io.StringIO()
         try:
@@ -116,7 +116,7 @@ class ConfigTaker:
 
 
 def try_inputs(count: int, seed: int) -> dict[str, dict[str, object]]:
-    """Half images, half configs; what became of them."""
+    """Try `count` inputs, half of them images and half configs; return the counts of both."""
 
     def hangs(*_: object) -> None:
         raise TimeoutError

@@ -1,9 +1,9 @@
-"""A training in which one term of the loss is NaN in some steps, to see what becomes of it.
+"""Run a training in which one term of the loss is NaN in some steps.
 
 python -m arcvq.faults.nan arc 20:21 train_tokenizer --optim.max_steps 40
 python -m arcvq.faults.nan loss 20: train_ldm
 
-The steps are counted from 1; without an end they go on. Of several processes all have it, or with arc@1 that of rank 1.
+Steps count from 1; a range without an end is open. All ranks have the NaN, or with arc@1 rank 1 alone.
 """
 
 import sys
@@ -24,7 +24,7 @@ from tokenizer.losses.lpips import LPIPS, RandomWeights
 from tokenizer.quantizers import Quantizer
 
 TRAININGS = {"train_tokenizer": train_tokenizer, "train_ldm": train_ldm, "train_pixelcnn": train_pixelcnn}
-# Where the terms that are no quantizer's are computed.
+# Functions that compute the terms; all other terms come from the quantizer.
 PLACES = {
     "train_tokenizer": {
         "reconstruction": (reconstruction_loss, "normalised_mse"),
@@ -40,7 +40,7 @@ PLACES = {
 
 
 def inject(script: str, term: str, is_broken: Callable[[], bool]) -> None:
-    """Makes a term of a script's loss NaN, with its gradient, whenever `is_broken`."""
+    """Make a term of a training's loss NaN, and so its gradient, whenever `is_broken`."""
 
     def broken(value: torch.Tensor) -> torch.Tensor:
         return value * float("nan") if is_broken() else value
@@ -59,7 +59,7 @@ def inject(script: str, term: str, is_broken: Callable[[], bool]) -> None:
 
 
 def main() -> None:
-    """Runs the script of the command line with the term broken."""
+    """Run the training of the command line with the broken term."""
     term, steps, script, *options = sys.argv[1:]
     term, _, rank = term.partition("@")
     first, _, last = steps.partition(":")
@@ -77,7 +77,7 @@ def main() -> None:
         return runs[0].step in broken and rank in ("", str(runs[0].accelerator.process_index))
 
     inject(script, term, is_broken)
-    if term == "perceptual":  # of no meaning here, and there without any file
+    if term == "perceptual":  # random weights need no file
         set_up = train_tokenizer.set_up
 
         def set_up_with_random_weights(run: Run, config: Namespace, images: ImageDataset) -> Any:

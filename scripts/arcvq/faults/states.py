@@ -1,7 +1,7 @@
-"""What becomes of a training when its disk, its folder, its data or its checkpoints fail, or it is told to end.
+"""Let a disk, a run folder, the data or a checkpoint fail under a training, or send it a signal.
 
-Each fault meets a run that is half done; the trouble is then taken away, and the same command must end with the weights
-of a run that has never met it.
+Each fault happens to a run that is half done. It is then repaired, and the same command must end with the weights of an
+undisturbed run.
 """
 
 import os
@@ -18,20 +18,20 @@ import torch
 
 from arcvq.checkpoints.checkpoint import checkpoints, step_of
 from arcvq.faults import forked_process
-from arcvq.faults.trainings import PATIENCE, STEPS, FaultTraining, resumes_as_it_should
+from arcvq.faults.trainings import PATIENCE, STEPS, FaultTraining, resumes_from_newest
 
 HALF = STEPS // 2
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of it.
+    """The outcome of a fault.
 
     Attributes:
-        status: with which the process ended.
-        said: the line that told the user.
-        kept: the newest complete checkpoint after it.
-        equal: whether the run went on from its newest checkpoint and ended with the weights of one without the fault.
+        status: exit status of the process.
+        said: the message to the user.
+        kept: newest complete checkpoint after the fault.
+        equal: whether the run resumed from its newest checkpoint and ended with the weights of an undisturbed run.
     """
 
     status: int
@@ -41,12 +41,12 @@ class Outcome:
 
 
 class FaultyRun:
-    """A training that is half done, in a folder of its own.
+    """A training that is half done, in its own run folder.
 
     Args:
-        training: which.
-        home: where it runs.
-        run_name: its run's name.
+        training: the training.
+        home: the folder in which it runs.
+        run_name: name of its run.
     """
 
     def __init__(self, training: FaultTraining, home: Path, run_name: str):
@@ -57,7 +57,7 @@ class FaultyRun:
 
     @property
     def command(self) -> list[str]:
-        """Goes on with it."""
+        """The command that resumes the run."""
         places = ["--run.output_dir", "runs", "--run.name", self._name]
         return [*self._training.command, *self._training.options, *places]
 
@@ -73,13 +73,13 @@ class FaultyRun:
     def wait_for(
         self, condition: Callable[[], bool], process: subprocess.Popen | forked_process.PreloadedProcess
     ) -> None:
-        """Until a condition holds, or the process has ended."""
+        """Wait until a condition holds, or the process has ended."""
         end = time.monotonic() + PATIENCE
         while not condition() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
 
     def text(self, process: subprocess.Popen | forked_process.PreloadedProcess) -> str:
-        """All that a process has printed when it has ended, line by line, what it says at last at the end."""
+        """Wait for the end of a process; return its output, with stdout last."""
         if isinstance(process, forked_process.PreloadedProcess):
             process.wait(PATIENCE)
             out, err = process.output()
@@ -94,11 +94,11 @@ class FaultyRun:
         expected: dict[str, torch.Tensor],
         mend: Callable[[], object],
     ) -> Outcome:
-        """Waits for the end, mends what was broken, and goes on until the training is done."""
+        """Wait for the end, repair the fault by `mend`, and resume until the training is done."""
         text = self.text(process)
         saved = checkpoints(self.folder)
         mend()
-        resumed = resumes_as_it_should(self._training, self._home, self._name)
+        resumed = resumes_from_newest(self._training, self._home, self._name)
         found, _ = self._training.result(self._home, self._name)
         said = [line for line in text.splitlines() if line.startswith(("error:", "warning:", "SIG"))]
         if "Traceback" in text:
@@ -112,20 +112,20 @@ class FaultyRun:
 
 
 def full_disk(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
-    """No file can grow beyond 60 KB."""
+    """Limit files to 60 KB."""
     return run.outcome(run.start("bash", "-c", 'ulimit -f 60; exec "$0" "$@"'), expected, lambda: None)
 
 
 def read_only(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
-    """The folder of the checkpoints can be read alone. Root heeds that without its power to pass over it."""
+    """Make the checkpoints' folder read-only; as root, the process drops the capabilities that would ignore it."""
     folder = run.folder / "checkpoints"
     folder.chmod(0o555)
     before = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     return run.outcome(run.start(*before), expected, lambda: folder.chmod(0o755))
 
 
-def gone(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
-    """The run folder is renamed while it is trained in."""
+def rename_folder(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
+    """Rename the run folder while the training writes to it."""
     process, aside = run.start(), run.folder.with_name(f"{run.folder.name}-aside")
     run.wait_for(lambda: (run.folder / "checkpoints" / f"step-{HALF + 4}").is_dir(), process)
     run.folder.rename(aside)
@@ -138,7 +138,7 @@ def gone(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
 
 
 def flipped_byte(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
-    """One byte of the newest checkpoint, anywhere in its files, is another one."""
+    """Flip a bit in one of the files of the newest checkpoint."""
     dice = random.Random(0)
     newest = checkpoints(run.folder)[-1]
     file = dice.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
@@ -149,14 +149,14 @@ def flipped_byte(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
 
 
 def half_written(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
-    """The newest checkpoint lacks the second half of a file."""
+    """Cut off the second half of a file of the newest checkpoint."""
     file = checkpoints(run.folder)[-1] / "optimizer.bin"
     os.truncate(file, file.stat().st_size // 2)
     return run.outcome(run.start(), expected, lambda: None)
 
 
 def truncated_shard(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
-    """A shard of the data has lost its end."""
+    """Cut off the second half of a shard of the data."""
     shard = run.folder.parent.parent / "shards" / "train-1.parquet"
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
@@ -173,7 +173,7 @@ def flipped_latent(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome
 
 
 def second_start(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
-    """The same command is started while it runs; told is what the second one says."""
+    """Start the same command while it runs; the outcome holds status and message of the second one."""
     first = run.start()
     run.wait_for(lambda: len(checkpoints(run.folder)) and step_of(checkpoints(run.folder)[-1]) > HALF, first)
     first.send_signal(signal.SIGSTOP)
@@ -186,7 +186,7 @@ def second_start(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
 
 
 def signalled(number: signal.Signals) -> Callable[[FaultyRun, dict[str, torch.Tensor]], Outcome]:
-    """A scheduler announces the end by a signal."""
+    """Return a fault that sends a signal, as a scheduler announces the end of a job."""
 
     def fault(run: FaultyRun, expected: dict[str, torch.Tensor]) -> Outcome:
         process, log = run.start(), run.folder / "metrics.jsonl"
@@ -200,7 +200,7 @@ def signalled(number: signal.Signals) -> Callable[[FaultyRun, dict[str, torch.Te
 FAULTS: dict[str, Callable[[FaultyRun, dict[str, torch.Tensor]], Outcome]] = {
     "full disk (ulimit -f)": full_disk,
     "checkpoints read-only": read_only,
-    "run folder renamed": gone,
+    "run folder renamed": rename_folder,
     "flipped byte in the newest checkpoint": flipped_byte,
     "newest checkpoint half written": half_written,
     "truncated shard": truncated_shard,
@@ -212,7 +212,7 @@ FAULTS: dict[str, Callable[[FaultyRun, dict[str, torch.Tensor]], Outcome]] = {
 
 
 def training_for(fault: str) -> str:
-    """The name of the training that a fault is for."""
+    """Return the name of the training that a fault happens to."""
     return {"truncated shard": "tokenizer, streamed", "flipped byte in the stored latents": "ldm"}.get(
         fault, "tokenizer"
     )

@@ -1,18 +1,18 @@
-"""What faults.py has measured, as the README's tables."""
+"""Format the results of `arcvq faults` as markdown tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
 def fault_tables(content: Mapping[str, Any]) -> str:
-    """Markdown of the sections that a JSON of faults.py holds."""
+    """Format the sections in a results file, one table each."""
     makers = {"kills": _kills, "states": _states, "nan": _nan, "inputs": _inputs}
     tables = (list(make(content[name]["rows"])) for name, make in makers.items() if name in content)
     return "\n\n".join("\n".join(f"| {' | '.join(cells)} |" for cells in lines) for lines in tables)
 
 
 def _kills(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
-    """A line for each training, a column for each way to run it."""
+    """Make a line for each training, and a column for each way to run it."""
     placed: dict[str, dict[str, str]] = {}
     for name, row in rows.items():
         training, _, way = name.partition(", ")
@@ -33,7 +33,7 @@ def _states(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
 
 
 def _nan(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
-    """A line for each training, with its terms."""
+    """Make a line for each training, with its terms."""
     placed: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = {}
     for name, row in rows.items():
         training, _, rest = name.rpartition(": ")

@@ -1,4 +1,4 @@
-"""Small trainings on the digits to be killed: how each is started, when it is killed, what it must end with."""
+"""Small trainings on the digits: start them, kill them, and compare their results with undisturbed ones."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from tokenizer.data.sources import digit_tables
 
 STEPS = 40
 
-# No start of a training, on a busy machine, takes longer.
+# Seconds until a step that does not happen counts as an error; a busy machine needs much less.
 PATIENCE = 600.0
 
 
@@ -31,11 +31,11 @@ class FaultTraining:
     """A training that takes seconds.
 
     Args:
-        name: tells it from others.
-        script: its verb, or `nan` for one whose options begin with the term to break.
-        options: what makes it small.
-        artefact: the weights that it ends with, in its run folder.
-        processes: that train together.
+        name: unique name.
+        script: verb of the training, or `nan` for arcvq.faults.nan, whose options begin with the term to break.
+        options: options that make it small.
+        artefact: file of the final weights, below the run folder.
+        processes: number of processes that train together.
     """
 
     name: str
@@ -46,32 +46,32 @@ class FaultTraining:
 
     @property
     def command(self) -> list[str]:
-        """What starts it, in front of its options."""
+        """The command without its options."""
         if self.script == "nan":
             return [sys.executable, "-m", "arcvq.faults.nan"]
         return [sys.executable, "-m", "arcvq", self.script]
 
     def start(self, home: Path, run_name: str) -> list[forked_process.PreloadedProcess]:
-        """Starts it in a folder where the stages' runs are in `runs`."""
+        """Start it in the folder `home`; its run goes to `home`/runs."""
         places = ["--run.output_dir", "runs", "--run.name", run_name]
         command = [*self.command, *self.options, *places]
         variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         return forked_process.start(command, home, self.processes, variables)
 
     def run(self, home: Path, run_name: str) -> tuple[list[int], str, str]:
-        """Runs it to its end: the processes' statuses, and what the main one wrote to stdout and stderr."""
+        """Run it to its end; return the statuses of all processes, and stdout and stderr of the main one."""
         processes = self.start(home, run_name)
         return [process.wait(PATIENCE) for process in processes], *processes[0].output()
 
     def finish(self, home: Path, run_name: str) -> str:
-        """Runs it to its end; what it printed. RuntimeError where that is not a success."""
+        """Run it to its end, and return its output. Raises RuntimeError where it fails."""
         codes, out, err = self.run(home, run_name)
         if any(codes):
             raise RuntimeError(f"{self.name} ended with {codes}: {out[-1000:]} {err[-3000:]}")
         return out + err
 
     def result(self, home: Path, run_name: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-        """The weights that a finished run has saved, and its log, without what tells the time."""
+        """Return the final weights of a finished run, and its log without the numbers that measure time."""
         folder = home / "runs" / run_name
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
@@ -80,9 +80,9 @@ class FaultTraining:
 
 
 def fault_trainings(home: Path) -> list[FaultTraining]:
-    """The trainings, in order: those of the second stage start from the run of the first, called `tokenizer`.
+    """Return the trainings in order; those of the second stage start from the run `tokenizer` of the first.
 
-    The digits are also written to `home` as shards, to be streamed.
+    The function also writes the digits to `home` as shards, for the trainings that stream them.
     """
     shards = home / "shards"
     for split, table in digit_tables().items():
@@ -128,14 +128,22 @@ def fault_trainings(home: Path) -> list[FaultTraining]:
 
 
 def on_the_fly(script: str) -> tuple[str, ...]:
-    """What makes a prior's training go through the images themselves, and not through stored latents."""
+    """Return the options by which a prior's training reads images and not cached latents."""
     return () if script == "train_tokenizer" else ("--latents.mode", "on_the_fly")
 
 
 def kill_once(training: FaultTraining, home: Path, run_name: str, moment: random.Random, seconds: float) -> str | None:
-    """Starts a training and kills it: while it saves, after some step, or at any moment; where it was then, in words.
+    """Start a training and kill it: while it saves, after some step, or at any moment.
 
-    `seconds` is the latest moment, from when its folder is there. None: it had ended before.
+    Args:
+        training: the training.
+        home: its folder.
+        run_name: name of its run.
+        moment: random numbers that choose the kind and the moment of the kill.
+        seconds: latest moment of a kill, counted from the creation of the run folder.
+
+    Returns:
+        The place of the kill in words; None where the training had ended before.
     """
     folder = home / "runs" / run_name
     kind = moment.choice(("saving", "step", "time"))
@@ -158,8 +166,8 @@ def kill_once(training: FaultTraining, home: Path, run_name: str, moment: random
     return where if codes == [-signal.SIGKILL] * len(codes) else None
 
 
-def resumes_as_it_should(training: FaultTraining, home: Path, run_name: str) -> bool:
-    """Starts a training again until it is done; whether it went on from the newest complete checkpoint, if any."""
+def resumes_from_newest(training: FaultTraining, home: Path, run_name: str) -> bool:
+    """Start a killed training again until it is done; return whether it resumed from the newest complete checkpoint."""
     saved = checkpoints(home / "runs" / run_name)
     said = training.finish(home, run_name)
     if not saved:
@@ -171,10 +179,11 @@ def resumes_as_it_should(training: FaultTraining, home: Path, run_name: str) -> 
 
 
 def kills(training: FaultTraining, home: Path, count: int, seed: int) -> Iterator[tuple[str, bool]]:
-    """Kills a training `count` times, each in a run of its own, which is then started again until it is done.
+    """Kill a training `count` times, each in its own run, and start it again until it is done.
 
-    Yields where it was killed, and whether it went on from its newest checkpoint, and has the weights and the log of
-    the run that nothing has disturbed.
+    Yields:
+        The place of the kill, and whether the run resumed from its newest checkpoint and ended with the weights and
+        the log of an undisturbed run.
     """
     name = training.name.replace(", ", "-").replace(" ", "-")
     undisturbed = name if training.processes == 1 else f"{name}-whole"
@@ -188,7 +197,7 @@ def kills(training: FaultTraining, home: Path, count: int, seed: int) -> Iterato
         run_name = f"{name}-killed-{number}"
         while (where := kill_once(training, home, run_name, moment, 1.1 * max(0.0, ended - begun))) is None:
             shutil.rmtree(home / "runs" / run_name)
-        resumed = resumes_as_it_should(training, home, run_name)
+        resumed = resumes_from_newest(training, home, run_name)
         found, lines = training.result(home, run_name)
         same = found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
         yield where, resumed and same and lines == log
@@ -196,7 +205,7 @@ def kills(training: FaultTraining, home: Path, count: int, seed: int) -> Iterato
 
 
 def _kill(processes: list[forked_process.PreloadedProcess]) -> list[int]:
-    """Kills processes; their statuses, when those are gone too that they had started. RuntimeError where these stay."""
+    """Kill processes, and return their statuses once their children are gone. Raises RuntimeError where these stay."""
     started = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -209,7 +218,7 @@ def _kill(processes: list[forked_process.PreloadedProcess]) -> list[int]:
 
 
 def _await(processes: list[forked_process.PreloadedProcess], condition: Callable[[], bool]) -> bool:
-    """Waits for a condition; False where the processes have ended before."""
+    """Wait for a condition; return False where the processes end before it holds."""
     end = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > end:
@@ -221,7 +230,7 @@ def _await(processes: list[forked_process.PreloadedProcess], condition: Callable
 
 
 def _logged(folder: Path) -> int:
-    """The last step whose numbers have been logged."""
+    """Return the last logged step."""
     log = folder / "metrics.jsonl"
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)

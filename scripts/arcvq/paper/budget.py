@@ -1,4 +1,4 @@
-"""How long a table's trainings are: 20m, 2h, 5epochs, 1200steps or full -> optimiser steps of each of them."""
+"""Convert a budget of a table's trainings (20m, 2h, 5epochs, 1200steps, full) into optimizer steps of each."""
 
 import json
 import re
@@ -14,17 +14,20 @@ from arcvq.planning.timing import step_times
 from arcvq.training import tokenizer as train_tokenizer
 from tokenizer.data.facts import dataset_info
 
-# Steps that are timed for each config, after one that is not.
+# Timed steps of each config, after one warm-up step.
 _TIMED_STEPS = 3
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What `text` asks for: seconds of all trainings together, or steps or epochs of each; none of them: full.
+    """The length of a table's trainings; all None is the full length of the paper.
 
-    Raises:
-        ValueError: it says something else.
+    Attributes:
+        text: the budget as given on the command line.
+        seconds: seconds of all trainings together.
+        steps: steps of each training.
+        epochs: epochs of each training.
     """
 
     text: str
@@ -34,7 +37,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """From the command line."""
+        """Parse the budget of the command line. Raises ValueError for anything else."""
         if text == "full":
             return cls(text)
         found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d|steps?|epochs?)", text)
@@ -51,18 +54,24 @@ class Budget:
 
     @property
     def is_full(self) -> bool:
-        """Whether trainings are as long as the paper's."""
+        """Whether trainings have the length of the paper's."""
         return self.seconds is self.steps is self.epochs is None
 
 
 def steps_of(budget: Budget, trainings: Sequence[Sequence[str]], seeds: int, file: Path) -> int:
-    """The steps of each training, given by its command line, for so many seeds of each.
+    """Return the optimizer steps of each training.
 
-    A time is divided by what a step of each takes here, measured once: `file` keeps the answer, so that what is trained
-    later under the same budget is as long, and a run that is started again goes on.
+    A budget of time is divided by the measured duration of a step of each training. `file` stores the result, so that
+    later trainings under the same budget have the same length, and a run that is started again resumes.
+
+    Args:
+        budget: the budget.
+        trainings: command line of each training.
+        seeds: number of seeds of each training.
+        file: JSON file of the steps under a budget of time.
 
     Raises:
-        ValueError: there is no time for a step of each.
+        ValueError: the time does not suffice for one step of each training.
     """
     if budget.steps is not None:
         return budget.steps

@@ -1,4 +1,4 @@
-"""The paper's tables from one command: trains what is missing, measures it, and writes the table.
+"""Reproduce a table of the paper: train the missing tokenizers and priors, measure them, and write the table.
 
 python scripts/reproduce.py table_1 --data mnist --budget 20m
 python scripts/reproduce.py table_12 --data cifar10 --budget full
@@ -6,10 +6,9 @@ accelerate launch --multi_gpu --num_processes 8 scripts/reproduce.py table_1 --d
 python scripts/reproduce.py figure_2 runs/mnist-arcvq runs/mnist-vq --data.name mnist
 python scripts/reproduce.py figures runs/mnist-arcvq runs/mnist-vq --data.name mnist
 
-A time is that of all trainings together; each has as many steps. `full` is the paper's 500 epochs. Tables under one
-budget share their trainings; stopped and started again, the same command goes on where it was. Beside each number
-stands the paper's, and over the table the protocol, as a JSON file, in markdown and as a plot; priors' samples of the
-first seed are beside them.
+A budget of time is shared by all trainings, which have equally many steps. `full` is the paper's 500 epochs. Tables
+under one budget share their trainings, and the same command resumes an interrupted table. The result is a JSON file, a
+markdown table and a plot with the paper's numbers next to ours, and the samples of each prior's first seed.
 """
 
 import shutil
@@ -48,7 +47,7 @@ from tokenizer.losses.lpips import WeightFiles
 
 
 def make_parser() -> ScriptParser:
-    """The options of this script."""
+    """Return the parser of this command."""
     parser = ScriptParser("Reproduce a table of the paper.")
     parser.add_argument("table", choices=list(TABLES), help="those without a number are this project's own")
     parser.add_argument("--data", choices=["mnist", "cifar10", "ffhq", "imagenet"], default="mnist", help="data set")
@@ -69,7 +68,7 @@ def make_parser() -> ScriptParser:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Trains, measures, prints the table and writes it; or draws a figure of tokenizers that are there."""
+    """Train, measure, print the table and write it; or draw a figure of trained tokenizers."""
     args = list(sys.argv[1:] if args is None else args)
     if args and args[0].startswith("figure"):
         figures.main(args)
@@ -96,9 +95,9 @@ def main(args: Sequence[str] | None = None) -> None:
         for name, row in table.rows.items():
             try:
                 found = numbers_of(config, budget, steps, bench, row, seed)
-            except ValueError as error:  # a row that diverges leaves the others their table
+            except ValueError as error:  # one row that diverges does not stop the others
                 if PartialState().num_processes > 1:
-                    raise  # the others may know nothing of it, and would wait for this one
+                    raise  # the other processes may not have failed, and would wait for this one
                 failures.append(f"{name}, seed {seed}: {error}")
                 print(f"failed: {failures[-1]}", flush=True)
             else:
@@ -126,7 +125,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def parse_budget(config: Namespace) -> Budget:
-    """The budget. Raises ValueError for options that cannot work, before time is spent."""
+    """Parse the budget. Raises ValueError for options that cannot work, before time is spent."""
     budget, prior = Budget.parse(config.budget), Budget.parse(config.prior_budget)
     if not budget.is_full and config.data not in FULL_STEPS:
         raise ValueError(f"a budget of {budget.text} is one of mnist or cifar10; {config.data} takes --budget full")
@@ -147,7 +146,7 @@ def parse_budget(config: Namespace) -> Budget:
 
 
 def select_rows(config: Namespace) -> Table:
-    """The table with the rows that are asked for. Raises ValueError where it has none, or lacks a config."""
+    """Return the table with the requested rows. Raises ValueError for an unknown row or a missing config."""
     table = TABLES[config.table]
     if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
         raise ValueError(f"seeds are different numbers from 0 on, got {config.seeds}")

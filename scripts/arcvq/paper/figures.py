@@ -1,4 +1,4 @@
-"""Draws the paper's figures of trained tokenizers => a PNG each, and beside it a JSON with the numbers in it.
+"""Draw the paper's figures of trained tokenizers => a PNG each, and a JSON file with its numbers.
 
 python scripts/reproduce.py figure_1 runs/mnist-arcvq runs/mnist-vq --data.name mnist     tokens and codes in a plane
 python scripts/reproduce.py figure_2 runs/mnist-arcvq runs/mnist-vq --data.name mnist     the codes' norms and use
@@ -52,7 +52,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class TokenizerOnImages:
-    """A tokenizer's tensors on the images, and of the shown ones latents (n, D, h, w) and reconstructions, uint8."""
+    """A tokenizer's tensors on all images, and latents (n, D, h, w) and uint8 reconstructions of the shown ones."""
 
     tensors: TokenizerTensors
     latents: Tensor
@@ -60,7 +60,7 @@ class TokenizerOnImages:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs the tokenizers over the images, then draws and writes."""
+    """Run the tokenizers on the images, then draw and write the figures."""
     parser = ScriptParser("Draw the paper's figures of trained tokenizers.")
     parser.add_argument("figure", choices=[*FIGURES, ACTIVATIONS, "figures"], help="figures: those that can be drawn")
     parser.add_argument("folders", type=str, nargs="+", help="run folders or tokenizer folders")
@@ -126,7 +126,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def tokenizer_names(folders: Sequence[str]) -> dict[str, str]:
-    """What each folder is called in the pictures: its run's name, or all of its path where two are called alike.
+    """Name each folder for the pictures: by its run, or by its whole path where two runs have one name.
 
     Raises:
         ValueError: one folder is named twice.
@@ -143,7 +143,7 @@ def tokenizer_names(folders: Sequence[str]) -> dict[str, str]:
 
 @torch.no_grad()
 def run_tokenizer(name: str, tokenizer: VQTokenizer, images: Dataset, shown: Sequence[int]) -> TokenizerOnImages:
-    """Encodes all of the images, and decodes those whose places are `shown`."""
+    """Encode all images, and decode those at the positions `shown`."""
     bottleneck, device = tokenizer.bottleneck, tokenizer.device
     batch_size = max(1, min(BATCH, PIXELS_AT_ONCE // tokenizer.config.image_size**2))
     maps, counts = [], None

@@ -1,4 +1,4 @@
-"""A table of results: our mean and spread over seeds beside the paper's number => JSON, markdown, a plot."""
+"""Write a table of results, our mean and spread over seeds next to the paper's numbers => JSON, markdown, a plot."""
 
 import json
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from typing import Any
 from arcvq.paper.tables import METRICS, Table
 from pipelines.figures.tables import plot_histories, plot_table
 
-# What a metric's number is called in a result of evaluate.py: it begins so, and a protocol or extractor may follow.
+# Beginning of a metric's name in a result of `arcvq evaluate`; a protocol or extractor may follow.
 _BEGINNINGS = {"rfid": ("rfid", "frechet_distance"), "fid": ("fid", "frechet_distance")}
 
 
 @dataclass
 class ResultTable:
-    """The numbers of rows and seeds, as they come.
+    """The measured numbers of all rows and seeds.
 
     Args:
-        rows: their names, in order.
-        seeds: of each.
+        rows: names of the rows, in order.
+        seeds: seeds of each row.
     """
 
     rows: Sequence[str]
@@ -30,22 +30,22 @@ class ResultTable:
     histories: dict[str, dict[int, list[dict[str, float]]]] = field(default_factory=dict)
 
     def add(self, row: str, seed: int, numbers: dict[str, float], history: Sequence[dict[str, float]] = ()) -> None:
-        """The numbers of a row for a seed, by the names that evaluate.py gives them, and how its training came there.
+        """Add the numbers of a row for a seed, by their names in a result of `arcvq evaluate`.
 
-        Each entry of the history has a `step`, and what was measured of the held-out split then.
+        Each entry of `history` has a `step`, and the metrics of the held-out split at that step.
         """
         self.numbers.setdefault(row, {})[seed] = numbers
         if history:
             self.histories.setdefault(row, {})[seed] = list(history)
 
     def name_of(self, metric: str) -> str | None:
-        """What a metric of METRICS is called in these numbers, which says its protocol; None: it was not measured."""
+        """Return the full name of a metric of METRICS, with its protocol; None where it was not measured."""
         found = [name for seeds in self.numbers.values() for numbers in seeds.values() for name in numbers]
         beginnings = _BEGINNINGS.get(metric, (metric,))
         return next((name for name in found if name.replace("[", "-").split("-")[0].split("@")[0] in beginnings), None)
 
     def values(self, row: str, metric: str) -> list[float]:
-        """A metric's number for each seed; of a row that does not have it, none."""
+        """Return a metric's number for each seed that has it."""
         name = self.name_of(metric)
         seeds = self.numbers.get(row, {})
         found = [seeds[seed][name] for seed in self.seeds if name in seeds.get(seed, {})]
@@ -53,7 +53,7 @@ class ResultTable:
 
 
 def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, Any], stem: Path) -> None:
-    """Writes stem.json, stem.md and stem.png, and prints the table."""
+    """Write stem.json, stem.md and stem.png, and print the table."""
     metrics = dict.fromkeys((*table.metrics, "usage", "perplexity"))
     names = {metric: name for metric in metrics if (name := results.name_of(metric)) is not None}
     rows = {}
@@ -86,24 +86,24 @@ def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, 
 
 
 def _label(metric: str, name: str) -> str:
-    """A metric for a picture, where the protocol has no room."""
+    """Return the short name of a metric for the plot, without its protocol."""
     return "Frechet distance" if name.startswith("frechet_distance") else METRICS.get(metric, (metric,))[0]
 
 
 def _present(numbers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Without the rows that have no number."""
+    """Leave out the rows without a number."""
     return {name: {row: value for row, value in rows.items() if value} for name, rows in numbers.items()}
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, spread (largest less smallest), and the numbers of the seeds."""
+    """Return mean, spread (largest minus smallest), and the numbers of the seeds."""
     return {"mean": fmean(values), "spread": max(values) - min(values), "seeds": list(values)}
 
 
 def in_order(rows: dict[str, Any], metric: str) -> dict[str, Any] | None:
-    """How many of the pairs that the paper ranks have its order here; None where it ranks none.
+    """Count the pairs of rows that have the paper's order here; None where the paper ranks no pair.
 
-    A pair whose seeds overlap, or of which one has a single seed, is `open`: neither confirmed nor denied.
+    A pair is `open`, neither confirmed nor denied, where the numbers of its seeds overlap or a row has a single seed.
     """
     both = [row for row in rows.values() if row["paper"].get(metric) is not None and metric in row["ours"]]
     found = {"as_in_the_paper": 0, "reversed": 0, "open": 0}
@@ -124,7 +124,7 @@ def in_order(rows: dict[str, Any], metric: str) -> dict[str, Any] | None:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table with its protocol, for a reader."""
+    """Format the table with its protocol."""
     facts, names = result["protocol"], result["protocol"]["metrics"]
     trainings = {"tokenizers": facts["training"], **facts["priors"]}
     training = "; ".join(
@@ -158,7 +158,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _head(metric: str, name: str) -> str:
-    """A column's: what was measured, which way is better, and what the paper's number is where it is another thing."""
+    """Make a column's heading: metric, better direction, and the paper's metric where it is another one."""
     if metric not in METRICS:
         return name
     paper = f"; the paper's: {METRICS[metric][0]}" if _is_other(metric, name) else ""
@@ -166,7 +166,7 @@ def _head(metric: str, name: str) -> str:
 
 
 def _is_other(metric: str, name: str) -> bool:
-    """Whether it was measured by other features than the paper's, Inception's, or LPIPS' VGG."""
+    """Whether the metric uses other networks than the paper's, Inception and the VGG of LPIPS."""
     return name.startswith("frechet_distance") or (metric == "lpips" and "vgg" not in name)
 
 

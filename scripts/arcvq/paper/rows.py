@@ -1,4 +1,4 @@
-"""A row of a table: its tokenizer, and its prior, trained as all others of the table; its numbers, by evaluate.py."""
+"""Train the tokenizer and the prior of a table's row with the options of all rows, and measure them."""
 
 import json
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from arcvq.training import tokenizer as train_tokenizer
 from pipelines.figures.grids import read_metrics
 from tokenizer.losses.lpips import PerceptualNet
 
-# What all trainings of a data set have in common, whatever their configs say: short ones, and the paper's.
+# Options of all tokenizers of a data set, which override their configs: short trainings, and the paper's.
 SHORT = {"optim.batch_size": 128, "optim.lr": 1e-3, "optim.schedule": "cooldown"}
 FULL = {"optim.batch_size": 1024, "optim.lr": 3e-4, "optim.schedule": "constant"}
-# Of short trainings of the priors: on two cores the UNet of the configs takes seconds for a step.
+# Options of short trainings of the priors: on two cores the UNet of the configs takes seconds for a step.
 SHORT_PRIORS = {
     "ldm": {"unet.channels": 64, "optim.batch_size": 64, "optim.lr": 5e-4, "optim.warmup_steps": 50},
     "pixelcnn": {"optim.batch_size": 64, "optim.lr": 1e-3},
@@ -34,16 +34,16 @@ FULL_STEPS = {"mnist": 29_000, "cifar10": 24_000}  # 500 epochs of 58 and of 48 
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """What the tokenizers, and samples of priors, are measured by. See scripts/evaluate.py.
+    """How tokenizers, and samples of priors, are measured; see `arcvq evaluate`.
 
     Args:
-        protocol: of reconstructions; official_jpeg is that of the paper's code.
-        extractor: of the Frechet distance; None: none is taken. Only inception's is FID.
-        resize: side of the extractor's images.
-        lpips: network of LPIPS; None: none.
-        dtype: of the networks that measure.
-        num_images: samples of a prior.
-        num_inference_steps: of the latent diffusion; None: the pipeline's own number.
+        protocol: protocol of reconstructions; official_jpeg is that of the paper's code.
+        extractor: network of the Frechet distance, which is FID with inception alone; None: no Frechet distance.
+        resize: side of the extractor's images, in pixels.
+        lpips: network of LPIPS; None: no LPIPS.
+        dtype: type of the networks that measure.
+        num_images: number of samples of a prior.
+        num_inference_steps: denoising steps of the latent diffusion; None: the pipeline's own number.
     """
 
     protocol: Literal["rfid", "official_jpeg"] = "official_jpeg"
@@ -57,13 +57,13 @@ class MeasureConfig:
 
 @dataclass(frozen=True)
 class RowNumbers:
-    """A row for a seed.
+    """The measured numbers of a row for one seed.
 
     Attributes:
-        numbers: as evaluate.py names them.
-        commit: that measured them.
-        history: of the tokenizer's training.
-        samples: a picture of samples, of a row with a prior.
+        numbers: metrics by their names in a result of `arcvq evaluate`.
+        commit: commit of the measurement.
+        history: metrics of the held-out split during the tokenizer's training.
+        samples: a picture of samples; None in a row without a prior.
     """
 
     numbers: dict[str, float]
@@ -78,21 +78,21 @@ def config_file(data: str, name: str) -> Path:
 
 
 def common_options(config: Namespace, budget: Budget) -> dict[str, Any]:
-    """What all tokenizers of the table are trained with, instead of what their configs say."""
+    """Return the options of all tokenizers of the table, which override their configs."""
     if config.data not in FULL_STEPS:
         return {}
     return (FULL if budget.is_full else SHORT) | {"run.mixed_precision": config.mixed_precision}
 
 
 def prior_options(config: Namespace, prior: str) -> dict[str, Any]:
-    """What all priors of a kind are trained with, instead of what their configs say."""
+    """Return the options of all priors of a kind, which override their configs."""
     steps = Budget.parse(config.prior_budget).steps
     precision = {"run.mixed_precision": config.mixed_precision} if config.data in FULL_STEPS else {}
     return precision if steps is None else SHORT_PRIORS[prior] | precision | {"optim.max_steps": steps}
 
 
 def tokenizer_arguments(config: Namespace, budget: Budget, name: str) -> list[str]:
-    """The command line of a tokenizer's training, but for its length, its seed and its place."""
+    """Return the command line of a tokenizer's training without its length, seed and run folder."""
     options = dict(common_options(config, budget))
     if name in VARIANTS:
         options["model.quantizer_options"] = VARIANTS[name].quantizer_options
@@ -104,12 +104,12 @@ def tokenizer_arguments(config: Namespace, budget: Budget, name: str) -> list[st
 
 
 def as_arguments(options: dict[str, Any]) -> list[str]:
-    """Options by dotted name, as a command line has them."""
+    """Format options by dotted name as words of a command line."""
     return [f"--{name}={value}" for name, value in options.items()]
 
 
 def numbers_of(config: Namespace, budget: Budget, steps: int | None, bench: Path, row: Row, seed: int) -> RowNumbers:
-    """What a row comes to for a seed; trains and measures what is missing."""
+    """Return the numbers of a row for a seed; train and measure what is missing."""
     name = f"{row.config}-seed{seed}"
     run, length = bench / name, {} if steps is None else {"optim.max_steps": steps, **save_intervals(steps)}
     arguments = tokenizer_arguments(config, budget, row.config)
@@ -135,10 +135,10 @@ def numbers_of(config: Namespace, budget: Budget, steps: int | None, bench: Path
 
 
 def ensure_trained(script: Any, arguments: Sequence[str], run: Path, artefact: str) -> None:
-    """Trains what is not there yet.
+    """Train a run unless its result is there.
 
     Raises:
-        ValueError: what is there was trained with other settings, which are named.
+        ValueError: the result was trained with other settings, which are named.
     """
     if not (run / artefact).is_dir():
         script.main(arguments)
@@ -152,23 +152,23 @@ def ensure_trained(script: Any, arguments: Sequence[str], run: Path, artefact: s
 
 
 def run_options(bench: Path, name: str, seed: int) -> dict[str, Any]:
-    """Where a run writes, and its seed."""
+    """Return the options of a run's folder and seed."""
     return {"run.output_dir": bench, "run.name": name, "run.seed": seed}
 
 
 def save_intervals(steps: int) -> dict[str, Any]:
-    """How often a run of so many steps shows itself and is saved: five times."""
+    """Return the intervals by which a run of `steps` steps is evaluated and saved five times."""
     interval = max(1, -(-steps // 5))
     return {"run.sample_every": interval, "run.checkpoint_every": interval}
 
 
 def task_of(row: Row) -> str:
-    """What evaluate.py measures of it."""
+    """Return the task of `arcvq evaluate` for a row."""
     return "reconstruction" if row.prior is None else "generation"
 
 
 def ensure_measured(config: Namespace, row: Row, run: Path) -> RowNumbers:
-    """The numbers of a run; what is measured once is not measured again with the same options."""
+    """Return the numbers of a run; measure it unless a result with the same options is there."""
     task = task_of(row)
     images = train_tokenizer.make_parser().parse([f"--config={config_file(config.data, row.config)}"]).data
     options = {f"data.{name}": value for name, value in asdict(images).items() if value is not None}
@@ -188,7 +188,7 @@ def ensure_measured(config: Namespace, row: Row, run: Path) -> RowNumbers:
 
 
 def history(run: Path) -> list[dict[str, float]]:
-    """What a tokenizer's training has measured of the held-out split on its way: the step, and numbers by name."""
+    """Return the metrics of the held-out split during a tokenizer's training: `step`, and numbers by name."""
     log, of_split = run / "metrics.jsonl", "test_"
     records = read_metrics(log) if log.is_file() else []
     names = {name for record in records for name in record if name.startswith(of_split)}
@@ -200,7 +200,7 @@ def history(run: Path) -> list[dict[str, float]]:
 
 
 def measure_arguments(config: Namespace, task: str) -> list[str]:
-    """The options of evaluate.py that are the same for all rows."""
+    """Return the options of `arcvq evaluate` that all rows share."""
     measure = config.measure
     options = {"cache_dir": f"{config.output_dir}/cache", "dtype": measure.dtype}
     options |= {"extractor": measure.extractor, "resize": measure.resize}
@@ -213,5 +213,5 @@ def measure_arguments(config: Namespace, task: str) -> list[str]:
 
 
 def training_facts(config: Namespace, budget: Budget, steps: int | None) -> dict[str, Any]:
-    """What the trainings have in common."""
+    """Return the options that all trainings share, for the protocol."""
     return common_options(config, budget) | ({} if steps is None else {"optim.max_steps": steps})
