@@ -19,6 +19,7 @@ from priors.pixelcnn_cache import PixelCNNCache
 from tokenizer.loading.safe_mixin import CompleteWeights
 from tokenizer.loading.typed_decorators import apply_forward_hook, register_to_config
 from tokenizer.model import VQTokenizer
+from tokenizer.option_checks import check_layers
 
 
 def code_grid(tokenizer: VQTokenizer) -> tuple[int, int]:
@@ -70,6 +71,7 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         for name, value in (sizes | widths | {"grid_size": min(grid_size)}).items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}: every size of a PixelCNN is")
+        check_layers(num_layers=num_layers)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
         if not 0 <= label_dropout < 1:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tokenizer.loading.model_folder import check_model_folder
 from tokenizer.loading.safe_mixin import CompleteWeights, only_safetensors
+from tokenizer.option_checks import check_layers
 
 
 class CrossAttentionUNet(CompleteWeights, ModelMixin, ConfigMixin):
@@ -136,6 +137,7 @@ def make_unet(
         raise ValueError(f"unet.conditioning is embedding or cross_attention, got {conditioning!r}")
     if channels < 2 or channels % 2:
         raise ValueError(f"unet.channels must be even and at least 2, got {channels}")
+    check_layers(**{"unet.num_blocks": num_blocks, "number of unet.channel_multipliers": len(channel_multipliers)})
     if not channel_multipliers or min(num_blocks, head_channels, *channel_multipliers) < 1:
         raise ValueError(
             "unet.num_blocks, unet.head_channels and every one of unet.channel_multipliers must be at least 1, got "

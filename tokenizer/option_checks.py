@@ -7,6 +7,8 @@ from inspect import Parameter
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+MOST_LAYERS = 1000
+
 
 def options_of(target: Callable[..., Any], sizes: int) -> dict[str, Parameter]:
     """List the options of a quantizer or network: its arguments after the first `sizes`, by name."""
@@ -31,6 +33,13 @@ def check_options(kind: str, name: str, options: Mapping[str, Any], known: Mappi
         if option not in known:
             raise ValueError(f"{kind} {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
         _check_value(f"{name}.{option}", value, known[option].annotation)
+
+
+def check_layers(**counts: int) -> None:
+    """Raise ValueError for a number of layers that no network has: they are built one by one, for hours at 10^9."""
+    for option, count in counts.items():
+        if count > MOST_LAYERS:
+            raise ValueError(f"{option} must be at most {MOST_LAYERS}, got {count}")
 
 
 def _check_value(option: str, value: Any, annotation: Any) -> None:

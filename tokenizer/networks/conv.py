@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from tokenizer.networks.base import Decoder, Encoder, Network, NetworkSizes
+from tokenizer.option_checks import check_layers
 
 
 class ResidualLayer(nn.Module):
@@ -57,6 +58,7 @@ class ConvSizes:
                 "in_channels and residual_channels must be at least 1 and num_residual_layers at least 0, got "
                 f"{self.channels}, {self.residual_channels} and {self.num_layers}"
             )
+        check_layers(num_residual_layers=self.num_layers)
         if self.hidden_channels < 2 or self.hidden_channels % 2:
             raise ValueError(f"hidden_channels must be even and at least 2, got {self.hidden_channels}")
         if self.strided_layers not in (1, 2):

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tokenizer.option_checks import check_layers
+
 _SLOPE = 0.2  # of LeakyReLU for negative inputs
 
 
@@ -41,6 +43,7 @@ class PatchDiscriminator(nn.Module):
             raise ValueError(
                 f"adversarial.channels must be even and adversarial.layers at least 1, got {channels} and {num_layers}"
             )
+        check_layers(**{"adversarial.layers": num_layers})
         if norm not in ("group", "batch"):
             raise ValueError(f"adversarial.norm is group or batch, got {norm!r}")
         # The two convolutions of stride 1 remove one row and one column each, and one of each must remain.

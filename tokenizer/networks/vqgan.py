@@ -13,6 +13,7 @@ import diffusers.models.autoencoders.vae as diffusers_vae
 from torch import Tensor, nn
 
 from tokenizer.networks.base import Decoder, Encoder, Network, NetworkSizes
+from tokenizer.option_checks import check_layers
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def make_vqgan(
             "in_channels, num_residual_layers and z_channels of network 'vqgan' must be at least 1, got "
             f"{channels}, {num_layers} and {z_channels}"
         )
+    check_layers(num_residual_layers=num_layers, **{"number of channel_multipliers": len(multipliers)})
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"channel_multipliers must be whole numbers from 1 on, one per level, got {list(multipliers)}")
     if norm_groups < 1 or hidden_channels < 1 or hidden_channels % norm_groups:

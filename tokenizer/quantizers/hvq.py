@@ -14,6 +14,7 @@ from tokenizer.functional.soft_assignment import code_logits, expected_distances
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.functional.vectors import at_least_float32
 from tokenizer.networks.hierarchy import LevelNetworks
+from tokenizer.option_checks import check_layers
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.tables import TableInit, initial_table
 
@@ -89,6 +90,7 @@ class HVQQuantizer(Quantizer):
         super().__init__(codebook_size, codebook_dim)
         if levels < 1:
             raise ValueError(f"levels must be at least 1, got {levels}")
+        check_layers(levels=levels)
         if not min(initial_temperature, final_temperature) > 0:
             raise ValueError(f"temperatures must be above 0, got {initial_temperature} and {final_temperature}")
         if norm_decay > 1:
