@@ -202,8 +202,9 @@ def loader(dataset: Dataset | range, num_workers: int, pinned: bool = True, **ba
 
 def _begin_worker(_: int) -> None:
     # Schedulers and the keyboard signal the whole process group, but the last step before saving needs its batch.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     # If a batch cannot be sent for lack of shared memory, torch prints the error and the main process waits forever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
     # torch's workers end when their parent does. The parent of a fork server's children is the server, which they keep

@@ -122,7 +122,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _sync_and_hash(file: Path) -> dict[str, int | str]:
     """Bring a file to the disk, and return its length and SHA-256."""
-    with file.open("rb") as opened:
+    with file.open("rb+" if os.name == "nt" else "rb") as opened:  # Windows syncs only what may be written
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
         os.fsync(opened.fileno())
         return {"bytes": opened.tell(), "sha256": digest}

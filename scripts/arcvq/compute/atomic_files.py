@@ -81,7 +81,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def to_disk(path: Path) -> None:
     """Bring a file's content, or a folder's entries, to the disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)  # and syncs only what may be written
     try:
         os.fsync(descriptor)
     finally:

@@ -1,14 +1,21 @@
 """Lock a run folder for one process; a killed process leaves no lock behind."""
 
 import errno
-import fcntl
 import json
 import os
 import socket
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 LOCK = ".lock"
+_FAR_BYTE = 2**30  # Windows locks bytes and not files, and nobody could read a locked one
 
 # Error numbers of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -30,7 +37,7 @@ class FolderLock:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / LOCK).open("a+")
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._file)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 print(f"note: the file system of {folder} has no locks; start no second run in it")
@@ -74,3 +81,12 @@ class FolderLock:
             return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
+
+
+def _lock(file: TextIO) -> None:
+    """Lock a file without waiting. Raises OSError if another process holds the lock."""
+    if sys.platform == "win32":
+        file.seek(_FAR_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

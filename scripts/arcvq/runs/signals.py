@@ -6,8 +6,8 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
-# Schedulers send these some time before they kill a job.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Schedulers send these some time before they kill a job; Windows has the first alone.
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 _PR_SET_PDEATHSIG = 1
 
