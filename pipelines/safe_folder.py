@@ -12,7 +12,11 @@ from typing import Any, get_args, get_type_hints
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin, schedulers
 
 from tokenizer.loading.json_config import check_arguments, read_json
+from tokenizer.loading.model_folder import check_numbers
 from tokenizer.loading.result_folders import class_in
+
+# Timesteps, for each of which a scheduler holds numbers; diffusers' own have 1,000.
+_LARGEST_NUMBER = 100_000
 
 
 def check_pipeline_folder(pipeline: type[DiffusionPipeline], folder: Path, given: Collection[str] = ()) -> None:
@@ -38,7 +42,7 @@ def check_pipeline_folder(pipeline: type[DiffusionPipeline], folder: Path, given
         name = held or f"{config.get('_class_name')!r:.80}"
         raise ValueError(f"{folder} holds a {name}, not a {pipeline.__name__}; {remedy}")
     classes = component_classes(pipeline)
-    check_arguments(pipeline, config, index)
+    check_arguments(pipeline, config, index, skip=tuple(classes))
     for name, value in _options(pipeline, classes).items():
         if config.get(name) is None and name not in given:
             raise ValueError(f"{index} has no {name}, {value}; get the folder anew")
@@ -94,9 +98,15 @@ def _check_component(component: type, folder: Path, name: str) -> None:
     component_folder = folder / name
     if not component_folder.is_dir():  # diffusers would use the pipeline's own folder instead
         raise ValueError(f"{folder} has no folder {name}; get it anew, or pass the {name}")
+    if not component_folder.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{component_folder} leads out of the folder, to {component_folder.resolve()}; copy it, or pass the {name}"
+        )
     if issubclass(component, SchedulerMixin):
         file = component_folder / "scheduler_config.json"
         config = read_json(file)
+        check_arguments(component, config, file, others=True)  # one made from another keeps the other's numbers
+        check_numbers(config, file, _LARGEST_NUMBER)
         try:
             component.from_config(config)
         except Exception as error:  # any error that one of diffusers' schedulers raises for a value
