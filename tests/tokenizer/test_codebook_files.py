@@ -1,4 +1,4 @@
-"""Frozen codebooks from files, and codebooks reduced by k-means, by their library and by scripts/codebook.py."""
+"""Frozen codebooks from files, and codebooks reduced by k-means, by their library and by arcvq codebook."""
 
 import hashlib
 import math
@@ -141,7 +141,7 @@ def test_a_codebook_file_is_the_table_and_its_hash(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (None, "missing.safetensors cannot be read .*; scripts/codebook.py features writes one"),
+        (None, "missing.safetensors cannot be read .*; arcvq codebook features writes one"),
         ({"table": torch.zeros(12, 9)}, r"should hold `codebook`, floating point .K, F., but holds table float32"),
         ({"codebook": torch.zeros(12, 9, dtype=torch.int64)}, "but holds codebook int64"),
         ({"codebook": torch.zeros(108)}, "but holds codebook float32"),

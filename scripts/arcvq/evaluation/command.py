@@ -126,7 +126,7 @@ def folders_to_measure(config: Namespace) -> dict[str, Sequence[str]]:
         )
     folders = {task: [name for name in names if Path(name).is_dir()] for task, names in DEFAULT_FOLDERS.items()}
     if not any(folders.values()):
-        raise ValueError("runs/ holds nothing to measure; train with scripts/train_tokenizer.py, or name a folder")
+        raise ValueError("runs/ holds nothing to measure; train with arcvq train-tokenizer, or name a folder")
     return folders
 
 

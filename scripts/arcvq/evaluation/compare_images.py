@@ -48,7 +48,7 @@ def open_images(folder: str) -> ImageSource:
     source = open_image_source(folder)
     if source is None:
         raise ValueError(
-            f"{folder!r} holds a model and no images; sample.py writes its images into a folder of their own"
+            f"{folder!r} holds a model and no images; arcvq sample writes its images into a folder of their own"
         )
     return source
 
