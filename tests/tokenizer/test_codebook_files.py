@@ -239,4 +239,4 @@ def test_features_are_made_trained_with_and_reduced(here, weights, capsys, monke
 def test_another_verb_is_refused(words, capsys):
     with pytest.raises(SystemExit):
         codebook.main(words)
-    assert "say one of features, reduce first" in capsys.readouterr().err
+    assert "say features or reduce first" in capsys.readouterr().err

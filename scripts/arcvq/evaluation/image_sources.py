@@ -184,7 +184,7 @@ class FolderImages(ImageSource):
 
 
 def _images_of_samples(folder: Path) -> Path:
-    """Return the folder `images` of `arcvq sample`'s output, which also holds a grid; return any other folder unchanged.
+    """Return the folder `images` of `arcvq sample`'s output; return any other folder unchanged.
 
     Raises:
         ValueError: the samples are no PNG files.
