@@ -1,5 +1,12 @@
 """One update of a tokenizer on a batch: the same whatever parts and processes the batch is split into.
 
+It minimises
+
+    pixel_weight * pixel + perceptual_weight * LPIPS + sum_i w_i * quantizer loss_i + weight * lambda * generator loss
+
+with w_i of the quantizer's `loss_weights`, the adversarial weight of the step (0 before the discriminator starts), and
+lambda the adaptive factor (1 if adversarial.adaptive is false). Each term enters as the gradient that it sends back.
+
 The arc loss and the adaptive adversarial weight are not means over images, so the losses of parts do not add up to the
 loss of the batch. Gradients of a batch in several parts are therefore taken in two passes:
 
