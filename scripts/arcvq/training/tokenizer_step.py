@@ -4,8 +4,9 @@ It minimises
 
     pixel_weight * pixel + perceptual_weight * LPIPS + sum_i w_i * quantizer loss_i + weight * lambda * generator loss
 
-with w_i of the quantizer's `loss_weights`, the adversarial weight of the step (0 before the discriminator starts), and
-lambda the adaptive factor (1 if adversarial.adaptive is false). Each term enters as the gradient that it sends back.
+w_i are the quantizer's `loss_weights`; `weight` is the adversarial weight of the step, after its ramp; lambda is the
+adaptive factor, 1 if adversarial.adaptive is false. The last term begins at adversarial.disc_start. In the code the sum
+appears as surrogates: scalars with the same gradients.
 
 The arc loss and the adaptive adversarial weight are not means over images, so the losses of parts do not add up to the
 loss of the batch. Gradients of a batch in several parts are therefore taken in two passes:
