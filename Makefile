@@ -1,7 +1,7 @@
 # demo: both stages on the embedded digits and a report.
 # test: the quick tests. test-all: these, and the slow ones, with the line coverage of both.
 # lint: ruff, the arrows between packages, the types of the public surface.
-# test-all, lint and test-newest are what .ci/run runs.
+# .ci/run runs test-all, lint, docs and test-newest.
 # docs: the pages, into site/; a broken link is an error.
 # wheel-test: builds the wheel, installs it in an empty folder, and runs its commands there.
 # robustness: kills, inputs broken at random, limits of memory and time.

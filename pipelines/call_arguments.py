@@ -66,7 +66,10 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
 
 
 def check_whole_way(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
-    """Raise ValueError if this number of equal whole strides ends far from the data."""
+    """Raise ValueError if strides of num_train_timesteps // steps leave more than 5 % of the timesteps undone.
+
+    Other schedulers than those of equal whole strides always pass.
+    """
     most = scheduler.config.num_train_timesteps
     undone = most % num_inference_steps
     if isinstance(scheduler, _STRIDES) and undone > most / 20:

@@ -19,9 +19,7 @@ _NOTES = "_pipeline_options"
 
 @dataclass(frozen=True)
 class Preset:
-    """An option's value from a folder or another pipeline, not from the caller: values noted on the prior take
-    precedence.
-    """
+    """An option's value from a folder or another pipeline; values noted on the prior take precedence over it."""
 
     value: Any
 
@@ -75,7 +73,13 @@ class CarryingPipeline(DiffusionPipeline):
     _carried: tuple[str, ...]
 
     def register(self, components: dict[str, Any], options: dict[str, Any], known: Collection[str]) -> None:
-        """Register components and options; note the options in `known`, those that are no defaults, on the prior."""
+        """Register components and options, and note the options named in `known` on the prior.
+
+        Args:
+            components: the pipeline's components, by name.
+            options: the constructor's options, by name.
+            known: names of the options that were given or noted before, and are not mere defaults.
+        """
         self.register_modules(**components)
         self.register_to_config(**options)
         for name in known:
@@ -100,9 +104,9 @@ class CarryingPipeline(DiffusionPipeline):
 
     @property
     def components(self) -> dict[str, Any]:
-        """The components by name; `type(pipe)(**components)` builds a pipeline of the same images and names.
+        """The components by name; `type(pipe)(**components)` builds a pipeline with the same images and class names.
 
-        Options are included if the prior does not determine them, because its pipelines differ.
+        An option is included where the prior notes another value, or several: the prior alone would not determine it.
         """
         components = super().components
         for name in self._carried:

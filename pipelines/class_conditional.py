@@ -86,9 +86,7 @@ class ClassConditionalPipeline(CarryingPipeline):
         raise NotImplementedError
 
     def check_ready(self) -> int:
-        """Return the number of classes; raise as `check_components` does if components have been replaced by unfit
-        ones.
-        """
+        """Check components that may have been replaced, as `check_components` does; return the number of classes."""
         classes = self.check_components({name: getattr(self, name) for name in component_classes(type(self))})
         if len(self.config.id2label) != classes:
             raise ValueError(
@@ -173,8 +171,9 @@ class ClassConditionalPipeline(CarryingPipeline):
 
     @staticmethod
     def to_output(images: Tensor, output_type: str) -> Any:
-        """Convert images (B, C, H, W) about [-1, 1] to PIL images, or NHWC numpy or NCHW torch arrays in [0, 1],
-        float32.
+        """Convert images (B, C, H, W) about [-1, 1] to the output type.
+
+        pil: PIL images; np: NHWC numpy array; pt: NCHW tensor; both float32 in [0, 1].
 
         Raises:
             ValueError: images with NaN or infinity; not for torch arrays, which would need to synchronise with the

@@ -12,8 +12,9 @@ from torch.nn.functional import pad
 class GatedLayer(nn.Module):
     """One gated layer of the vertical stack (all rows above) and the horizontal stack (this row, to the left).
 
-    `sees_itself=False` is mask A: the current position is hidden from both convolutions; True is mask B. In both, the
-    vertical stack carries only rows above the current one, because the first layer hid the current row from it.
+    `sees_itself=False` is mask A: the current position is hidden from both convolutions; True is mask B. Only
+    the first layer (mask A) must hide the current row from the vertical stack; its output holds rows above only, so
+    later layers (mask B) may read it.
     """
 
     def __init__(self, channels: int, kernel_size: int, num_classes: int, sees_itself: bool, dropout: float):

@@ -158,9 +158,10 @@ class EncodedDataset(Dataset):
         return self._shard(0)["latents"].shape[1] == 2
 
     def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, Tensor]:
-        """Return the batch of the indices as training sees it in an epoch: the same images are mirrored as in pixels.
+        """Return the batch of the indices as training sees it in an epoch.
 
-        A function of seed, epoch and each index alone.
+        It mirrors the images that training on pixels would mirror in this epoch: a function of seed, epoch and each
+        index alone.
         """
         return self._batch(indices, torch.from_numpy(mirrored(uniform_draws(seed, epoch, indices))).long())
 

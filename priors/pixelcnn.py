@@ -87,8 +87,9 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
         )
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """Compute logits (B, K, h, w), each from the codes before it in raster order: codes (B, h, w), labels (B,),
-        int64.
+        """Compute logits (B, K, h, w) from codes (B, h, w) and labels (B,), both int64.
+
+        The logits at a position depend on the codes before it in raster order alone.
         """
         if self.training and self.config.label_dropout:
             # Drawn on the CPU, so that a seed gives the same training on any kind of device.
@@ -143,7 +144,7 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             given: codes (B, h, w) int64 to complete, with -1 for each code to draw. A given code conditions the codes
                 after it; codes before it are drawn without knowing it.
             use_cache: False recomputes all rows so far for every position: the same codes, except where a uniform
-                number is within rounding (about 1e-7) of a code's limit.
+                number is within rounding (about 1e-7) of the boundary between two codes in the cumulative distribution.
             compile: compile a position's step with torch.compile, which takes a while for every new batch size; after
                 eight sizes in a process PyTorch stops compiling.
 

@@ -1,8 +1,7 @@
 """Incremental logits of a PixelCNN, every activation computed once: codes so far -> logits of the next position.
 
 The vertical stack of a row depends only on the rows above, so it is computed when the row begins. The horizontal stack
-advances one position at a time. In addition to the current row, each layer keeps the one row, or the one position, that
-the next convolutions reach back to; the first layer keeps three.
+advances one position at a time. Each layer keeps as many earlier rows and positions as its kernel reaches back.
 """
 
 from collections.abc import Sequence
@@ -122,9 +121,9 @@ class _VerticalWeights:
 class _HorizontalWeights:
     """Weights of the horizontal stack and the head as matrices (in, out).
 
-    Two transformations reduce a layer to four calls. Both halves of a gate become a tanh. And the stack is kept without
-    the biases of `horizontal_out`: their sum up to a layer is a constant, which the bias of the next convolution
-    absorbs.
+    Two transformations reduce a layer to four calls. Because sigmoid(x) = (1 + tanh(x / 2)) / 2, one tanh serves both
+    halves of a gate. And the stack is kept without the biases of `horizontal_out`: their sum up to a layer is a
+    constant, which the bias of the next convolution absorbs.
     """
 
     def __init__(self, layers: Sequence[GatedLayer], head: nn.Sequential):

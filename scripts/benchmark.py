@@ -1,4 +1,4 @@
-"""Measure speed and memory beside named peers => a table and a JSON file.
+"""Measure speed and memory next to named peers => a table and a JSON file.
 
 python scripts/benchmark.py quantizers
 """

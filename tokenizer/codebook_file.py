@@ -31,12 +31,12 @@ def load_codebook_file(quantizer: Quantizer, file: Path) -> str:
     if not isinstance(quantizer, LCQuantizer):
         raise ValueError(f"codebook_file {file} is a frozen table, which model.quantizer lc alone has; leave it out")
     if file.exists() and not file.is_file():  # a device or a pipe might never end
-        raise ValueError(f"codebook_file {file} is no file; scripts/codebook.py features writes one")
+        raise ValueError(f"codebook_file {file} is no file; arcvq codebook features writes one")
     try:
         content = file.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"codebook_file {file} cannot be read ({error.strerror}); scripts/codebook.py features writes one"
+            f"codebook_file {file} cannot be read ({error.strerror}); arcvq codebook features writes one"
         ) from error
     try:
         tensors = safetensors.numpy.load(content)  # numpy arrays hold values even in a dry run

@@ -15,8 +15,8 @@ def reduced_codebook(tokenizer: VQTokenizer, codebook_size: int, seed: int = 0) 
     """Build a tokenizer with K' = `codebook_size` codes: the centroids of a k-means of the effective codebook.
 
     The networks stay the same. If the codebook is a frozen table behind a linear layer, a new row of the table is the
-    mean of its members' rows, whose projection is the centroid. If codes are compared by direction, the centroids are
-    those of the rows as the decoder gets them. Further state per code (counts and sums of a moving average) is summed
+    mean of its members' rows, whose projection is the centroid. For cosine quantizers k-means still clusters the rows
+    that the decoder gets, not their directions. Further state per code (counts and sums of a moving average) is summed
     over the members. The result depends on the set of rows and the seed, not on the order of the rows. If the codebook
     has fewer distinct rows than K', they are repeated.
 

@@ -138,8 +138,11 @@ register_extractor(NAME, lambda config: DigitExtractor(digit_classifier(config.c
 
 
 def class_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Compute the share in [0, 1] of images whose largest logit is their label's: logits (N, classes), labels int64
-    (N,).
+    """Compute the share in [0, 1] of images whose largest logit is that of their label.
+
+    Args:
+        logits: (N, classes).
+        labels: (N,) int64.
 
     Raises:
         ValueError: no images, or another number of labels.

@@ -81,8 +81,9 @@ class Extractor(nn.Module):
         self.input_text = (f"bicubic antialiased to {resize}, uint8; " if resize else "") + input_text
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute features (B, D) and logits (B, classes) of pixels (B, 3, H, W) from 0 to 255 in the dtype of the
-        weights.
+        """Compute features (B, D) and logits (B, classes), or None, of pixels (B, 3, H, W).
+
+        Pixels are 0 to 255, in the dtype of the weights.
         """
         raise TypeError(f"{type(self).__name__} defines no forward; write one")
 
@@ -96,8 +97,10 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Extract features float32 (B, D) and logits float32, on the CPU: uint8 (B, C, H, W), C 3 or 1 (grey), any
-        device.
+        """Extract features (B, D) and logits (B, classes), or None, both float32 on the CPU.
+
+        Args:
+            images: uint8 (B, C, H, W), C 3 or 1 (grey), on any device.
 
         Raises:
             ValueError: images of another kind, or too small ones.
@@ -125,11 +128,11 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 
 class InceptionExtractor(Extractor):
-    """The Inception network of FID, the TensorFlow graph of 2015-12-05 in torch-fidelity's port: 2048 features, 1008
-    logits.
+    """The Inception network of FID: 2048 features, 1008 logits.
 
-    torch-fidelity's own wrapper unpickles the file and always returns float32; here the file is read as tensors alone,
-    and the network computes in its own dtype.
+    It is the TensorFlow graph of 2015-12-05 in torch-fidelity's port. The port's own wrapper
+    unpickles the file and always returns float32; here the file is read as tensors alone, and the network computes in
+    its own dtype.
     """
 
     def __init__(self, config: ExtractorConfig):

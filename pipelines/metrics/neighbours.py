@@ -111,8 +111,9 @@ def _neighbour_distances(features: Tensor, k: int, screen: "_Screen") -> Tensor:
 
 
 class _Screen:
-    """Prepare features for the products: centred, scaled to a length of at most about 1, float32; and squared lengths.
+    """Prepare features for the float32 matrix products that screen the distances, and their squared lengths.
 
+    Features are centred and scaled to a length of at most about 1.
     `error` times the sum of two squared lengths, plus `underflow`, bounds the error of the resulting squared distance.
     """
 

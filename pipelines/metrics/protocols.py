@@ -83,8 +83,8 @@ PROTOCOLS = {
 def truncated(images: Tensor) -> Tensor:
     """Convert images, float (B, C, H, W) in [-1, 1], to uint8 in the float32 steps of the public ArcVQ-VAE code.
 
-    Rounding puts 63 of the 256 levels just below themselves, and truncation then lowers them by one: originals become
-    darker.
+    Float32 arithmetic returns 63 of the 256 levels slightly below their integer, and truncation lowers these by one:
+    originals become darker.
     """
     return (((images.float() + 1.0) / 2.0).clamp(0, 1) * 255).to(torch.uint8)
 

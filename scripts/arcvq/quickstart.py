@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.evaluation import command as evaluate
 from arcvq.runs.results import load_tokenizer
@@ -31,10 +32,16 @@ from tokenizer.data import DataConfig, load_images
 # DDIM steps of the measured samples; the pipeline's default, 250, takes five times as long.
 EVALUATION_STEPS = 50
 
+HELP = HelpPage(
+    examples=("arcvq quickstart", "arcvq quickstart --max_steps 200 --output_dir runs/short"),
+    writes="OUTPUT_DIR/quickstart/report.html, numbers.json and pictures; the runs tokenizer, ldm and pixelcnn",
+    following="arcvq sample runs/ldm, or arcvq train-tokenizer --config mnist/arcvq.yaml",
+)
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Train what is missing, measure, print the numbers and write the report."""
-    parser = ScriptParser("Train, sample and evaluate both stages on the embedded digits.")
+    parser = ScriptParser("Train, sample and evaluate both stages on the embedded digits.", page=HELP)
     parser.add_argument("--output_dir", type=str, default="runs", help="folder of the three runs and of the report")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings and of the samples")
     parser.add_argument(

@@ -4,6 +4,7 @@ Nothing heavy is imported before the verb is known, so that `arcvq --help` answe
 """
 
 import importlib
+import os
 import sys
 from dataclasses import dataclass, field
 
@@ -17,12 +18,14 @@ class Verb:
         summary: what it reads => what it writes.
         is_training: whether the module is a training, which --dry_run plans.
         others: modules whose `main` runs `arcvq VERB NAME ...`, by name.
+        words: where the module takes one of several first words: the words, each with its summary.
     """
 
     module: str
     summary: str
     is_training: bool = False
     others: dict[str, str] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
 
 
 VERBS = {
@@ -38,12 +41,14 @@ VERBS = {
     ),
     "convert": Verb("arcvq.conversion.convert", "weights of public code => a tokenizer folder"),
     "codebook": Verb(
-        "arcvq.conversion.codebook", "features of images => a frozen codebook; a tokenizer => fewer codes"
+        "arcvq.conversion.codebook",
+        "features of images => a frozen codebook; a tokenizer => fewer codes",
+        words={"features": "images => a frozen codebook for quantizer lc", "reduce": "a tokenizer => fewer codes"},
     ),
     "reproduce": Verb("arcvq.paper.command", "the paper's tables and figures, each row trained and measured"),
     "benchmark": Verb(
         "arcvq.benchmarks.command",
-        "speed and memory beside named peers => a table and a JSON file",
+        "speed and memory next to named peers => a table and a JSON file",
         others={"memory": "arcvq.benchmarks.memory", "metrics": "arcvq.benchmarks.metrics"},
     ),
     "faults": Verb(
@@ -62,8 +67,16 @@ def run_verb(name: str, args: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if args is None else args)
     verb = VERBS[name]
     module = verb.module
+    if args and args[0] in (*verb.others, *verb.words):
+        sys.argv[0] += f" {args[0]}"  # the name in the help
     if args and args[0] in verb.others:
         module = verb.others[args.pop(0)]
+    if verb.words and args[:1] in (["--help"], ["-h"]):
+        print(help_on_words(name))
+        return
+    if verb.words and not args:
+        print(f"error: say {' or '.join(verb.words)} first; each has --help", file=sys.stderr)
+        sys.exit(2)
     sys.argv[1:] = args
     from arcvq.cli.script import run_script  # imports torch
 
@@ -81,13 +94,25 @@ def main() -> None:
     name, *args = sys.argv[1:] or ["--help"]
     name = name.replace("_", "-")
     if name in ("--help", "-h", "help"):
-        print(overview())
+        try:
+            print(overview(), flush=True)
+        except BrokenPipeError:  # the reader, as `head`, has enough; closing stdout at exit would fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif name in VERBS:
         sys.argv = [f"arcvq {name}", *args]
         run_verb(name)
     else:
         print(f"error: unknown verb {name!r:.80}; there are {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
+
+
+def help_on_words(name: str) -> str:
+    """Write the help of a verb that takes one of several first words."""
+    words = VERBS[name].words
+    width = max(map(len, words))
+    lines = [f"  arcvq {name} {word:<{width}}  {summary}" for word, summary in words.items()]
+    usage = f"usage: arcvq {name} {'|'.join(words)} [options]"
+    return "\n".join([usage, "", *lines, "", f"`arcvq {name} {next(iter(words))} --help` shows the options."])
 
 
 def overview() -> str:

@@ -1,5 +1,4 @@
-"""One process of several, or the only one: trains the quantizers that learn from statistics of the batch, and stores
-what came of it. Run by the tests."""
+"""Train the quantizers that learn from statistics of the batch, in one of several processes; tests run this."""
 
 import sys
 from pathlib import Path

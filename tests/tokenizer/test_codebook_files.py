@@ -1,4 +1,4 @@
-"""Frozen codebooks from files, and codebooks reduced by k-means, by their library and by scripts/codebook.py."""
+"""Frozen codebooks from files, and codebooks reduced by k-means, by their library and by arcvq codebook."""
 
 import hashlib
 import math
@@ -141,7 +141,7 @@ def test_a_codebook_file_is_the_table_and_its_hash(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (None, "missing.safetensors cannot be read .*; scripts/codebook.py features writes one"),
+        (None, "missing.safetensors cannot be read .*; arcvq codebook features writes one"),
         ({"table": torch.zeros(12, 9)}, r"should hold `codebook`, floating point .K, F., but holds table float32"),
         ({"codebook": torch.zeros(12, 9, dtype=torch.int64)}, "but holds codebook int64"),
         ({"codebook": torch.zeros(108)}, "but holds codebook float32"),
@@ -239,4 +239,4 @@ def test_features_are_made_trained_with_and_reduced(here, weights, capsys, monke
 def test_another_verb_is_refused(words, capsys):
     with pytest.raises(SystemExit):
         codebook.main(words)
-    assert "say one of features, reduce first" in capsys.readouterr().err
+    assert "say features or reduce first" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from quantizer_cases import small_tokenizer
 
 import tokenizer
 from tokenizer import VQTokenizer
+from tokenizer.networks import NETWORKS
 
 
 def make(**options):
@@ -200,7 +201,7 @@ def test_a_half_precision_load_keeps_the_bottleneck_in_float32(dtype, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"network": "transformer"}, "unknown network 'transformer'; there are conv, vqgan"),
+        ({"network": "transformer"}, f"unknown network 'transformer'; there are {', '.join(NETWORKS)}"),
         ({"quantizer": "nothing"}, "unknown quantizer 'nothing'; there are arc, cosine, "),
         ({"image_size": 30}, "multiple of 4, got 30"),
         ({"image_size": 0}, "multiple of 4, got 0"),

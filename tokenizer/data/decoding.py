@@ -143,8 +143,10 @@ def check_pixels(width: int, height: int, where: str, divisor: int = 1) -> None:
 
 
 def open_image(source: Path | BinaryIO, where: str) -> PIL.Image.Image:
-    """Open an image without decoding its pixels. Raises ImageError for several frames or too many pixels, or PIL's
-    errors.
+    """Open an image without decoding its pixels.
+
+    Raises:
+        ImageError: several frames, or too many pixels or none. PIL's own errors pass.
     """
     image = PIL.Image.open(source, formats=_formats())
     check_pixels(*image.size, where, 2 if image.format in _BUFFERED else 1)
@@ -172,8 +174,10 @@ def image_suffixes() -> frozenset[str]:
 
 
 def convert(image: PIL.Image.Image, channels: int, where: str) -> PIL.Image.Image:
-    """Convert an image of any mode to L (channels 1) or RGB (channels 3), 8 bits; raise ImageError if it has no such
-    form.
+    """Convert an image of any mode to 8 bits, L (channels 1) or RGB (channels 3).
+
+    Raises:
+        ImageError: the image has no such form.
     """
     mode = "L" if channels == 1 else "RGB"
     if image.mode == "F":

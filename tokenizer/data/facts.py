@@ -1,7 +1,7 @@
 """Describe a data set without loading it: number, size and bytes of its images, for a dry run.
 
-A local data set is measured. The five of this project's configs have their published numbers here, so that their dry
-run needs no network; any other data set on the Hub is described by its page there.
+A local data set is measured. Published numbers of the five data sets in configs/ are stored here, so that their dry run
+needs no network; any other data set on the Hub is described by its page there.
 """
 
 from dataclasses import dataclass

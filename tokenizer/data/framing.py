@@ -62,8 +62,9 @@ class Framing:
         return self.random_crop or self.flip
 
     def apply(self, image: PIL.Image.Image, where: str, draws: np.ndarray | None = None) -> PIL.Image.Image:
-        """Frame an image to (image_size, image_size) with random numbers `draws` (3,); without them the centre, not
-        mirrored.
+        """Frame an image to (image_size, image_size) with random numbers `draws` (3,).
+
+        Without draws it is the centre, not mirrored.
 
         Raises:
             ImageError: the image, named by `where`, is smaller than the square, or too long to be resized.

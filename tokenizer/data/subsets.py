@@ -11,9 +11,9 @@ STREAMED_RUN = 64
 
 
 def evenly_spaced_images(images: ImageDataset | StreamedImages, count: int) -> list[int]:
-    """Return the indices of `count` images evenly spaced over the data set, starting at 0; of all if it has fewer.
+    """Return the indices of `count` images evenly spaced over the data set, from 0 on; of all if it has fewer.
 
-    Streamed images are read in blocks, so evenly spaced runs of `STREAMED_RUN` images are taken of them.
+    For streamed images, take evenly spaced runs of `STREAMED_RUN` consecutive images: they are read in blocks.
     """
     length, count = len(images), min(len(images), count)
     run = STREAMED_RUN if isinstance(images, StreamedImages) else 1

@@ -188,7 +188,10 @@ def angle_between(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _turn(positives: Tensor, codes: Tensor, margin: float) -> Tensor:
-    """Compute the gradient of -cos(theta + m) along the sphere: positives (P, k, D), codes (k, D) -> length 1 or 0."""
+    """Compute the gradient of -cos(theta + m) along the sphere: positives (P, k, D), codes (k, D) -> (P, k, D).
+
+    Its length is |sin(theta + m)|, and 0 for a zero code.
+    """
     # The angle grows along (cos theta) positives - codes, which cancels numerically where the two vectors are almost
     # equal or almost opposite. The chord from the code (or, if nearer, from its opposite) to the positive does not
     # cancel; it differs from that vector only along the positive itself, and this component is removed.

@@ -129,7 +129,7 @@ def _weights_file(folder: Path, variant: str | None) -> Path:
     if pickles := [other.name for other in sorted(folder.iterdir()) if other.suffix in _PICKLES]:
         raise ValueError(
             f"{folder} holds {pickles[0]:.80} and no {file.name}: only safetensors are read, as others may run code; "
-            "scripts/convert.py makes a folder from a file of tensors"
+            "arcvq convert makes a folder from a file of tensors"
         )
     raise ValueError(f"{file} is not there, or no file; get the folder anew")
 

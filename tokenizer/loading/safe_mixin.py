@@ -57,5 +57,5 @@ class CompleteWeights:
 def only_safetensors(kwargs: dict[str, Any]) -> None:
     """Set the `use_safetensors` option of diffusers' `from_pretrained`; raise ValueError if it asks for pickles."""
     if kwargs.get("use_safetensors") is False:
-        raise ValueError("use_safetensors=False would read pickles, which may run code; scripts/convert.py reads them")
+        raise ValueError("use_safetensors=False would read pickles, which may run code; arcvq convert reads them")
     kwargs["use_safetensors"] = True

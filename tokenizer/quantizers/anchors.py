@@ -28,9 +28,10 @@ def similarities(tokens: Tensor, codebook: Tensor, distance: Distance) -> Tensor
 
 @torch.no_grad()
 def random_tokens(tokens: Tensor, draws: Tensor, seed: int) -> Tensor:
-    """Draw tokens (M, D) of the global batch at random; `draws` (M,) int64 numbers the draws.
+    """Draw tokens (M, D) of the global batch at random.
 
-    Equal numbers draw the same token. No token is drawn twice before every token was drawn once.
+    `draws` (M,) int64: draws[i] is draw i's index into one seeded permutation of the global batch, modulo its length.
+    Equal indices draw the same token. No token is drawn twice before every token was drawn once.
     """
     total = global_count(tokens)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).to(tokens.device)

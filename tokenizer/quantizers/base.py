@@ -157,8 +157,8 @@ class Quantizer(nn.Module, ABC):
     def seed_noise(self, seed: int, first_image: int) -> None:
         """Seed the noise of the coming batches with `seed` and the images' indices in the global batch.
 
-        If a training splits its batches, call this before every forward pass with the index of its first image: any
-        split then draws the same noise. Otherwise the noise comes from the global random state.
+        If a training splits its batches, call this before every forward pass with the part's offset in the global
+        batch: any split then draws the same noise. Otherwise the noise comes from the global random state.
         """
         self._noise_of = (seed, first_image)
 

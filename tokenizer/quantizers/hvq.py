@@ -41,8 +41,8 @@ class HVQQuantizer(Quantizer):
     those of the nearest row, not of the sample.
 
     Losses of level l, means over tokens and images:
-        level_l_kl: sum_k p_k (log p_k + log K), divided by the values of the level's input per token (level 1: image
-            values).
+        level_l_kl: sum_k p_k (log p_k + log K), divided by the number of scalars per token in the level's input:
+            C f^2 at level 1, 4 D above.
         level_l_commitment: sum_k p_k |z - e_k|^2, divided likewise.
         level_l_reconstruction: from level 2 on, mean squared error of the normalised latents of the level below.
 

@@ -1,1 +1,1 @@
-"""Speed and memory beside named peers."""
+"""Speed and memory next to named peers."""

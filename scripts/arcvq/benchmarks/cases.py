@@ -92,7 +92,7 @@ def quantizer_case(name: str, tokens: int, codes: int, dim: int, device: torch.d
 def step_case(name: str, batch_size: int, precision: str, compiled: bool, device: torch.device) -> Work:
     """Set up a training step of the CIFAR-10 tokenizer.
 
-    `arc` is the step of scripts/train_tokenizer.py. `plain` computes the equations as written, contiguous, eager, with
+    `arc` is the step of arcvq train-tokenizer. `plain` computes the equations as written, contiguous, eager, with
     PyTorch's default optimizer. Any other name is this project's step with that quantizer; `network` has none.
     """
     tokenizer = VQTokenizer()

@@ -26,6 +26,7 @@ import torch
 from jsonargparse import Namespace
 from tqdm.auto import tqdm
 
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import machine, provenance
 from tokenizer import VQTokenizer
@@ -54,6 +55,18 @@ PIXELCNN_GRIDS = "32x32x16,8x8x64"
 FEATURES = "50000x10000x2048"
 PRECISION_RECALL_CASES = ("ours", "torch-fidelity")
 
+HELP = HelpPage(
+    examples=(
+        "arcvq benchmark",
+        "arcvq benchmark quantizers --grid 65536x512x64",
+        "arcvq benchmark step --rounds 5",
+        "arcvq benchmark memory --help",
+        "arcvq benchmark metrics --help",
+    ),
+    writes="OUTPUT: a JSON file with the protocol and the numbers of every case",
+    following="arcvq benchmark memory (full-size models), arcvq benchmark metrics (against other libraries)",
+)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -76,7 +89,7 @@ class Case:
 
 def make_parser() -> ScriptParser:
     """Return the parser of this command."""
-    parser = ScriptParser("Measure speed and memory against named peers.")
+    parser = ScriptParser("Measure speed and memory against named peers.", page=HELP)
     groups = ["all", "quantizers", "step", "sampling", "precision_recall"]
     parser.add_argument("group", nargs="?", choices=groups, default="all", help="what is measured")
     parser.add_argument("--grid", type=str, default=GRID, help="tokens x codes x dimensions of the quantizers")

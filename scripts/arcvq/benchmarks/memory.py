@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from arcvq.cli.configs import CONFIGS
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import machine, provenance
 from arcvq.planning.dry_run import estimate as estimate_needs
@@ -34,10 +35,16 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     "unet": (train_ldm, [f"--config={CONFIGS / 'imagenet' / 'ldm.yaml'}", *_ALIKE, "2"]),
 }
 
+HELP = HelpPage(
+    examples=("arcvq benchmark memory", "arcvq benchmark memory tokenizer --steps 2 --output runs/full_size.json"),
+    writes="OUTPUT: a JSON file with the measured and the estimated memory",
+    following="arcvq train-tokenizer --config imagenet/arcvq_f8.yaml --dry_run estimates without measuring",
+)
+
 
 def make_parser() -> ScriptParser:
     """Return the parser of this command."""
-    parser = ScriptParser("Measure a training step of the full-size models.")
+    parser = ScriptParser("Measure a training step of the full-size models.", page=HELP)
     parser.add_argument("case", nargs="?", choices=["all", *CASES], default="all", help="what is measured")
     parser.add_argument(
         "--steps", type=int, default=3, help="steps of each; the optimiser's state is there in the second"

@@ -28,6 +28,7 @@ from torchvision.io import decode_jpeg, encode_jpeg
 from tqdm.auto import tqdm
 
 from arcvq.cli.announced_data import announced_splits
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
 from arcvq.compute.threads import use_all_cores
@@ -48,10 +49,20 @@ KEYS = {
 }
 RANDOM = "random"
 
+HELP = HelpPage(
+    common=("num_images", "extractors", "resize", "output", "weights.inception", "data.name", "data.image_size"),
+    examples=(
+        "arcvq benchmark metrics --data.name cifar10",
+        "arcvq benchmark metrics --data.name cifar10 --weights.inception random",
+    ),
+    writes="OUTPUT: a JSON file with each metric by both implementations",
+    following="arcvq evaluate measures a model by these metrics",
+)
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Compute every metric by both implementations, print the table and write it."""
-    parser = ScriptParser("Compare our metrics with those of torch-fidelity and scikit-image.")
+    parser = ScriptParser("Compare our metrics with those of torch-fidelity and scikit-image.", page=HELP)
     parser.add_argument("--num_images", type=int, default=2000, help="images of the test split, from the first on")
     parser.add_argument("--extractors", type=str, default="alexnet,inception", help="by name, with commas; '': none")
     parser.add_argument("--resize", type=int | None, default=None, help="side of AlexNet's images in pixels")

@@ -18,16 +18,16 @@ class HelpPage:
     """The first page of a verb's help.
 
     Args:
-        common: the options that most users set, by name.
         examples: commands.
         writes: the files or folders that the verb writes.
         following: the command that usually comes next.
+        common: the options that most users set, by name; None: all options.
     """
 
-    common: Sequence[str]
     examples: Sequence[str]
     writes: str
     following: str
+    common: Sequence[str] | None = None
 
     def __str__(self) -> str:
         lines = ["examples:", *(f"  {example}" for example in self.examples), ""]

@@ -95,7 +95,7 @@ class ScriptParser(ArgumentParser):
         """
         sections = [name for name in self.groups if f"--{name}" in self._option_string_actions]
         positional = [action for action in self._actions if not action.option_strings]
-        if topic == "" and self._page is not None:
+        if topic == "" and self._page is not None and self._page.common is not None:
             shown = {*self._page.common, *(action.dest for action in positional)}
         elif topic in ("", "all"):
             shown = {action.dest for action in self._actions}
@@ -109,11 +109,12 @@ class ScriptParser(ArgumentParser):
             if action.dest not in shown or (action.dest in sections and action.option_strings):
                 action.help = argparse.SUPPRESS
         if self._page is not None:
-            words = [f"[{action.dest.upper()}]" for action in positional]
+            words = [_usage_of(action) for action in positional]
             self.usage = " ".join(["%(prog)s", *words, "[--config FILE] [--OPTION VALUE ...]"])
         if self._page is not None and topic == "":
-            more = f"--help all shows all options, --help SECTION those of {', '.join(sections)}"
-            self.description = f"{self.description}\n\n{self._page}\n\n{more}"
+            more = ["--help all shows all options"] if self._page.common is not None else []
+            more += [f"--help SECTION shows those of {', '.join(sections)}"] if sections else []
+            self.description = "\n\n".join([self.description, str(self._page), *filter(None, [", ".join(more)])])
         text = self.format_help()
         self.usage, self.description, helps = before
         for action, help_text in helps.items():
@@ -190,6 +191,12 @@ class ScriptParser(ArgumentParser):
         settings = yaml.safe_load(self.dump(plain))
         settings.pop("config", None)
         return settings
+
+
+def _usage_of(positional: argparse.Action) -> str:
+    """Write a positional argument as the usage shows it: [NAME] if it may be left out, NAME ... if it repeats."""
+    name = positional.dest.upper() + (" ..." if positional.nargs in ("+", "*") else "")
+    return f"[{name}]" if positional.nargs in ("?", "*") else name
 
 
 def _found_config(name: str) -> str:

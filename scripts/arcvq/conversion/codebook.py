@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from arcvq.cli.announced_data import announced_splits
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.script import fail
 from arcvq.compute.atomic_files import atomic_folder
@@ -33,10 +34,25 @@ from tokenizer.data import DataConfig, evaluation_batches
 from tokenizer.data.subsets import evenly_spaced_images
 from tokenizer.losses.lpips import WeightFiles
 
+FEATURES_HELP = HelpPage(
+    common=("extractor", "codebook_size", "num_images", "seed", "output", "resize", "data.name", "data.image_size"),
+    examples=(
+        "arcvq codebook features --data.name mnist --extractor alexnet --resize 64",
+        "arcvq codebook features --data.name cifar10 --extractor dinov2 --codebook_size 16384",
+    ),
+    writes="OUTPUT: a safetensors file with the frozen codebook, for quantizer lc",
+    following="arcvq train-tokenizer --config mnist/lc.yaml --codebook_file OUTPUT, with the options that it prints",
+)
+REDUCE_HELP = HelpPage(
+    examples=("arcvq codebook reduce runs/mnist-lc --codebook_size 256 --output runs/reduced",),
+    writes="OUTPUT: a tokenizer folder with fewer codes",
+    following="arcvq evaluate reconstruction OUTPUT",
+)
+
 
 def features(args: Sequence[str]) -> None:
     """Write the k-means centroids of features of training images, of patches or of whole images."""
-    parser = ScriptParser("Make a frozen codebook of features of images, for quantizer lc.")
+    parser = ScriptParser("Make a frozen codebook of features of images, for quantizer lc.", page=FEATURES_HELP)
     parser.add_argument(
         "--extractor", type=str, default="alexnet", help="alexnet and dinov2 give features of patches, others of images"
     )
@@ -79,7 +95,7 @@ def features(args: Sequence[str]) -> None:
 
 def reduce(args: Sequence[str]) -> None:
     """Write a tokenizer with fewer codes, the k-means centroids of its codebook."""
-    parser = ScriptParser("Reduce the codebook of a trained tokenizer by k-means.")
+    parser = ScriptParser("Reduce the codebook of a trained tokenizer by k-means.", page=REDUCE_HELP)
     parser.add_argument("folder", type=str, help="tokenizer's folder, or its run folder")
     parser.add_argument("--codebook_size", type=int, required=True, help="K', below the tokenizer's own")
     parser.add_argument("--seed", type=int, default=0, help="of the k-means")
@@ -107,11 +123,8 @@ VERBS = {"features": features, "reduce": reduce}
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the verb that the first word names, with the other words as its arguments."""
+    """Run `features` or `reduce`, as the first word says, with the other words as its arguments."""
     verb, *others = (sys.argv[1:] if args is None else args) or [""]
-    if verb in ("-h", "--help"):
-        print(__doc__)
-        return
     if verb not in VERBS:
-        fail(f"say one of {', '.join(VERBS)} first, not {verb!r}; each has --help")
+        fail(f"say {' or '.join(VERBS)} first{f', not {verb!r:.80}' if verb else ''}; each has --help")
     VERBS[verb](others)

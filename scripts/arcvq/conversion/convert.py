@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.conversion.public_tensors import PublicTensors
 from arcvq.conversion.state_dicts import read_tensors
@@ -23,10 +24,18 @@ from tokenizer import VQTokenizer
 # The look-up rule in a file's metadata -> the quantizer that uses it.
 LOOKUPS = {"cosine": "arc", "l2": "vq"}
 
+HELP = HelpPage(
+    examples=("arcvq convert model.safetensors runs/converted", "arcvq convert last.ckpt runs/vqgan --quantizer vq"),
+    writes="FOLDER: a tokenizer, which VQTokenizer.from_pretrained loads",
+    following="arcvq evaluate reconstruction FOLDER, or arcvq train-ldm --tokenizer FOLDER",
+)
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the tensors, rename them, check that none is missing or left over, and write the folder."""
-    parser = ScriptParser("Convert a tokenizer of public code (ArcVQ-VAE, taming-transformers) to a tokenizer folder.")
+    parser = ScriptParser(
+        "Convert a tokenizer of public code (ArcVQ-VAE, taming-transformers) to a tokenizer folder.", page=HELP
+    )
     parser.add_argument("state_dict", type=str, help=".safetensors, .pt, .pth or .ckpt file")
     parser.add_argument("folder", type=str, help="folder to write; must not hold anything yet")
     parser.add_argument(

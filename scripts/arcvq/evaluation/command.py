@@ -6,7 +6,7 @@ python scripts/evaluate.py reconstruction runs/tokenizer --protocol official_jpe
 python scripts/evaluate.py generation runs/ldm --num_images 50000 --save_images npz
 python scripts/evaluate.py generation samples.npz --protocol adm --reference VIRTUAL_imagenet256_labeled.npz
 python scripts/evaluate.py statistics --reference train           the file that --protocol adm compares with
-accelerate launch --num_processes 8 scripts/evaluate.py ...       the same numbers, sooner
+accelerate launch --multi_gpu --num_processes 8 scripts/evaluate.py ...       the same numbers, sooner
 
 After an interruption, the same command continues where it stopped. pipelines/metrics/protocols.py lists the protocols.
 """
@@ -126,7 +126,7 @@ def folders_to_measure(config: Namespace) -> dict[str, Sequence[str]]:
         )
     folders = {task: [name for name in names if Path(name).is_dir()] for task, names in DEFAULT_FOLDERS.items()}
     if not any(folders.values()):
-        raise ValueError("runs/ holds nothing to measure; train with scripts/train_tokenizer.py, or name a folder")
+        raise ValueError("runs/ holds nothing to measure; train with arcvq train-tokenizer, or name a folder")
     return folders
 
 

@@ -12,14 +12,24 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
 from arcvq.evaluation.image_sources import ImageSource, open_image_source
 
+HELP = HelpPage(
+    examples=(
+        "arcvq evaluate compare samples-float32/images samples-bfloat16/images",
+        "arcvq evaluate compare runs/ldm/samples-0/samples.npz other/samples.npz --output difference.json",
+    ),
+    writes="OUTPUT, if given: a JSON file with the numbers that it prints",
+    following="arcvq evaluate generation FOLDER measures one of the sets",
+)
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Compare image by image, print and write."""
-    parser = ScriptParser("Compare two sets of images, image by image.")
+    parser = ScriptParser("Compare two sets of images, image by image.", page=HELP)
     for name in ("first", "second"):
         parser.add_argument(name, type=str, help="folder of images, or npz")
     parser.add_argument("--output", type=str | None, default=None, help="JSON file of the numbers; None: none")
@@ -48,7 +58,7 @@ def open_images(folder: str) -> ImageSource:
     source = open_image_source(folder)
     if source is None:
         raise ValueError(
-            f"{folder!r} holds a model and no images; sample.py writes its images into a folder of their own"
+            f"{folder!r} holds a model and no images; arcvq sample writes its images into a folder of their own"
         )
     return source
 

@@ -25,7 +25,7 @@ from tokenizer.data.folders.files import find_files
 from tokenizer.data.kinds import is_grey
 from tokenizer.data.labels import MOST_CLASSES
 
-# sample.py writes this file next to its images.
+# arcvq sample writes this file next to its images.
 SAMPLES = "samples.json"
 
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -120,7 +120,7 @@ class FolderImages(ImageSource):
     """The images of a folder and its subfolders, sorted by path and read as in training.
 
     Args:
-        folder: with image files, or the output folder of sample.py.
+        folder: with image files, or the output folder of `arcvq sample`.
 
     Attributes:
         line: a line that describes the images.
@@ -184,7 +184,7 @@ class FolderImages(ImageSource):
 
 
 def _images_of_samples(folder: Path) -> Path:
-    """Return the folder `images` of sample.py's output, which also holds a grid; return any other folder unchanged.
+    """Return the folder `images` of `arcvq sample`'s output; return any other folder unchanged.
 
     Raises:
         ValueError: the samples are no PNG files.

@@ -22,7 +22,7 @@ from pipelines.metrics.distributions import NEIGHBOURS, FeatureMoments, covarian
 from pipelines.metrics.extractors import Extractor
 
 STORED = ("name", "sha256", "input")  # facts on the extractor in a file of statistics
-_WRITE_ANEW = "write it anew with: evaluate.py statistics"
+_WRITE_ANEW = "write it anew with: arcvq evaluate statistics"
 REFERENCE_IMAGES = 10_000  # images in a file of statistics, for precision and recall; the number that ADM takes
 
 
@@ -84,19 +84,19 @@ def read_statistics(path: str, extractor: Extractor) -> StatisticsFile:
         ValueError: the file does not exist, holds no valid statistics, or is of another extractor.
     """
     if not Path(path).is_file():
-        raise ValueError(f"there is no file of statistics {path!r}; write one with: evaluate.py statistics")
+        raise ValueError(f"there is no file of statistics {path!r}; write one with: arcvq evaluate statistics")
     names, arrays = _read_arrays(path)
     facts = extractor_facts(extractor)
     for name in STORED:
         if name in arrays and str(arrays[name]) != str(facts[name]):
             raise ValueError(
                 f"{path} holds statistics of another extractor: its {name} is {str(arrays[name])[:80]!r}, that of "
-                f"{extractor.name} is {str(facts[name])[:80]!r}; write them anew with: evaluate.py statistics"
+                f"{extractor.name} is {str(facts[name])[:80]!r}; write them anew with: arcvq evaluate statistics"
             )
     if "sha256" not in arrays and not extractor.is_fid:
         raise ValueError(
             f"{path} does not name its extractor, as files of Inception's do; write one of {extractor.name} with: "
-            "evaluate.py statistics"
+            "arcvq evaluate statistics"
         )
     moments = _moments(path, arrays)
     images = NpzImages(Path(path)) if "arr_0.npy" in names else None

@@ -17,6 +17,7 @@ from typing import Any
 from accelerate import PartialState
 from jsonargparse import Namespace
 
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
 from arcvq.compute.process import prepare_process
@@ -32,10 +33,23 @@ from priors.diffusion import SCHEDULERS
 
 COMPARED = ("scheduler", "guidance_scale", "num_inference_steps")
 
+HELP = HelpPage(
+    common=(
+        *("schedulers", "guidance_scales", "steps", "ddim_steps", "output"),
+        *("num_images", "seed", "reference", "extractor", "batch_size", "data.name"),
+    ),
+    examples=(
+        "arcvq evaluate schedulers runs/ldm",
+        "arcvq evaluate schedulers runs/ldm --steps 10,20,50 --guidance_scales 1,1.4 --num_images 5000",
+    ),
+    writes="OUTPUT: schedulers.json, schedulers.png, and a folder per measured point",
+    following="arcvq sample runs/ldm --sampling.scheduler NAME --sampling.num_inference_steps N",
+)
+
 
 def make_parser() -> ScriptParser:
     """Make the parser of `arcvq evaluate schedulers`."""
-    parser = ScriptParser("Compare schedulers of a latent diffusion pipeline by the steps they need.")
+    parser = ScriptParser("Compare schedulers of a latent diffusion pipeline by the steps they need.", page=HELP)
     parser.add_argument("folder", type=str, nargs="?", default="runs/ldm", help="pipeline folder, or its run folder")
     parser.add_argument("--schedulers", type=str, default=",".join(SCHEDULERS), help="with commas")
     parser.add_argument("--guidance_scales", type=str, default="1,1.4,2,4", help="with commas")

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from jsonargparse import Namespace
 from safetensors.torch import load_file
 
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import machine, provenance
 from arcvq.faults.inputs import try_inputs
@@ -41,10 +42,20 @@ NAN_OPTIONS = {
     "tokenizer": ("--loss.perceptual_weight", "1", "--loss.perceptual_net", "squeeze"),
 }
 
+HELP = HelpPage(
+    examples=(
+        "arcvq faults",
+        "arcvq faults --sections '[kills]' --trainings 'gan$' --trials 3",
+        "arcvq faults --sections '[states, nan, inputs]'",
+    ),
+    writes="OUTPUT: a JSON file; the measured sections replace those in it, the others stay",
+    following="nothing: the verb prints its table",
+)
+
 
 def make_parser() -> ScriptParser:
     """Return the parser of this command."""
-    parser = ScriptParser("Measure what becomes of trainings under faults.")
+    parser = ScriptParser("Measure what becomes of trainings under faults.", page=HELP)
     parser.add_argument("--sections", type=list[Section], default=list(get_args(Section)), help="what is measured")
     parser.add_argument("--trials", type=int, default=20, help="kills of each training, each in a run of its own")
     parser.add_argument("--trainings", type=str, default="", help="those to be killed: a regular expression")

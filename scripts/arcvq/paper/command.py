@@ -22,6 +22,7 @@ from accelerate import PartialState
 from jsonargparse import Namespace
 
 from arcvq.cli.configs import CONFIGS
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import machine, provenance
 from arcvq.compute.process import prepare_process
@@ -45,10 +46,26 @@ from arcvq.paper.tables import TABLES, Table
 from pipelines.metrics.protocols import PROTOCOLS
 from tokenizer.losses.lpips import WeightFiles
 
+HELP = HelpPage(
+    common=(
+        *("data", "images", "budget", "prior_budget", "seeds", "rows", "mixed_precision", "output_dir", "output"),
+        *("measure.protocol", "measure.extractor", "measure.lpips"),
+    ),
+    examples=(
+        "arcvq reproduce table_1 --data mnist --budget 20m",
+        "arcvq reproduce table_12 --data cifar10 --budget full",
+        "arcvq reproduce figure_1 runs/mnist-arcvq runs/mnist-vq --data.name mnist",
+        "arcvq reproduce figures runs/mnist-arcvq runs/mnist-vq --data.name mnist",
+        "arcvq reproduce figures --help",
+    ),
+    writes="OUTPUT: the table as JSON, markdown and plot; OUTPUT_DIR: its trainings",
+    following="arcvq reproduce figures RUNS draws figures 1, 2, 3 and 5 of the tokenizers that it trained",
+)
+
 
 def make_parser() -> ScriptParser:
     """Return the parser of this command."""
-    parser = ScriptParser("Reproduce a table of the paper.")
+    parser = ScriptParser("Reproduce a table or, with figure_1 ... figures RUNS, a figure of the paper.", page=HELP)
     parser.add_argument("table", choices=list(TABLES), help="those without a number are this project's own")
     parser.add_argument("--data", choices=["mnist", "cifar10", "ffhq", "imagenet"], default="mnist", help="data set")
     parser.add_argument("--images", type=str | None, default=None, help="a local copy of the data set; None: the Hub's")
@@ -61,7 +78,7 @@ def make_parser() -> ScriptParser:
         "--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="of the trainings on mnist and cifar10"
     )
     parser.add_argument("--output_dir", type=str, default="runs/reproduce", help="folder of the trainings")
-    parser.add_argument("--output", type=str | None, default=None, help="folder of the table; None: beside its runs")
+    parser.add_argument("--output", type=str | None, default=None, help="folder of the table; None: next to its runs")
     parser.add_class_arguments(MeasureConfig, "measure")
     parser.add_class_arguments(WeightFiles, "weights")
     return parser

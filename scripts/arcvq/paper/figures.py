@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from arcvq.cli.announced_data import announced_splits
+from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
 from arcvq.compute.devices import default_device
@@ -49,6 +50,16 @@ ACTIVATIONS = "figure_5"
 DEFAULT_IMAGES = 256
 BATCH = 64
 
+HELP = HelpPage(
+    common=("num_images", "shown", "output", "data.name", "data.image_size", "data.test_split"),
+    examples=(
+        "arcvq reproduce figure_2 runs/mnist-arcvq runs/mnist-vq --data.name mnist",
+        "arcvq reproduce figures runs/mnist-arcvq runs/mnist-vq --data.name mnist",
+    ),
+    writes="OUTPUT: a PNG of each figure, and a JSON file with its numbers",
+    following="arcvq evaluate reconstruction RUN measures the same tokenizers",
+)
+
 
 @dataclass(frozen=True)
 class TokenizerOnImages:
@@ -61,7 +72,7 @@ class TokenizerOnImages:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the tokenizers on the images, then draw and write the figures."""
-    parser = ScriptParser("Draw the paper's figures of trained tokenizers.")
+    parser = ScriptParser("Draw the paper's figures of trained tokenizers.", page=HELP)
     parser.add_argument("figure", choices=[*FIGURES, ACTIVATIONS, "figures"], help="figures: those that can be drawn")
     parser.add_argument("folders", type=str, nargs="+", help="run folders or tokenizer folders")
     parser.add_argument(

@@ -40,7 +40,7 @@ class DryReport:
         most = dict(sorted((memory.most | others).items(), key=lambda item: -item[1])) | {"all": memory.total}
         at_peak = memory.tensors | others | {"all": memory.total}
         lines = ["parameters", *(f"  {name:<32}{count:>14,}" for name, count in self.parameters.items())]
-        lines.append(f"{'memory per process':<34}{'at the peak':>14}{'most':>14}")
+        lines.append(f"{'memory per process':<34}{'at the peak':>14}{'largest ever':>14}")
         for name, size in most.items():
             lines.append(f"  {name:<32}{format_bytes(at_peak.get(name, 0)):>14}{format_bytes(size):>14}")
         return "\n".join([*lines, *(f"{name:<34}{value}" for name, value in self.others.items())])
@@ -125,7 +125,8 @@ def _others(planned: PlannedTraining) -> dict[str, str]:
     run, data = planned.run, planned.data
     images, optim, processes = data.info, run.optim, run.accelerator.num_processes
     per_epoch = len(images) // optim.batch_size
-    about = "" if images.measured else ", going by what is published"
+    epochs = _epochs(optim.max_steps / per_epoch)
+    about = "" if images.measured else ", as published"
     read = f"{format_bytes(data.bytes_per_epoch)} of {data.source}{about}"
     parts = f", in {optim.accumulation} parts" if optim.accumulation > 1 else ""
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
@@ -134,7 +135,7 @@ def _others(planned: PlannedTraining) -> dict[str, str]:
         "processes": f"{processes}, each {run.images_here} of {optim.batch_size} images a step{parts}",
         **({"sharding": "not reckoned with: as if each process held all weights"} if sharded else {}),
         "precision": {"no": "float32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision),
-        "steps": f"{optim.max_steps:,}, {optim.max_steps / per_epoch:.4g} epochs of {per_epoch:,}",
+        "steps": f"{optim.max_steps:,} steps = {epochs} epochs of {per_epoch:,} steps each",
         "images": f"{len(images):,} an epoch{about}, {images.num_classes:,} classes",
         "tokens": f"{tokens:,} an image, {tokens * optim.batch_size:,} a step, "
         f"{tokens * per_epoch * optim.batch_size:,} an epoch",
@@ -142,6 +143,11 @@ def _others(planned: PlannedTraining) -> dict[str, str]:
         "learning rate": f"{optim.learning_rate(optim.warmup_steps):.4g}, {optim.schedule}"
         + (f" after {optim.warmup_steps:,} steps of warm-up" if optim.warmup_steps else ""),
     }
+
+
+def _epochs(number: float) -> str:
+    """Write a number of epochs with at most two decimals: 22, 0.91."""
+    return f"{number:,.2f}".rstrip("0").rstrip(".") if number >= 0.01 else f"{number:.1g}"
 
 
 def format_bytes(size: float) -> str:

@@ -53,7 +53,7 @@ class StepMemory:
 
 
 class FakeAllocation(ExitStack):
-    """A context that creates tensors without memory, and counts the bytes that they would take, by part.
+    """A context in which tensors have no memory, and the bytes that they would take are counted by part.
 
     `assign_training` and `assign` name modules, optimizers and inputs; every other tensor is an activation or a
     temporary. The optimizer's state exists from the end of the first step on, so only two steps show the peak.

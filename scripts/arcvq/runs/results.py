@@ -46,7 +46,7 @@ def load_tokenizer(folder: str) -> VQTokenizer:
 def find_tokenizer(folder: str) -> Path:
     """Find the tokenizer's own folder: `folder`, or one inside this run folder or pipeline folder."""
     subfolders = ("", "tokenizer", "vqvae", "pipeline/vqvae")
-    return _find(folder, "config.json", subfolders, "VQTokenizer", "train_tokenizer")
+    return _find(folder, "config.json", subfolders, "VQTokenizer", "train-tokenizer")
 
 
 def load_pipeline(folder: str) -> "ClassConditionalPipeline":
@@ -59,15 +59,15 @@ def load_pipeline(folder: str) -> "ClassConditionalPipeline":
 
 def find_pipeline(folder: str) -> Path:
     """Find the pipeline's own folder: `folder`, or the one inside this run folder."""
-    return _find(folder, "model_index.json", ("", "pipeline"), " or ".join(PIPELINES), "train_ldm")
+    return _find(folder, "model_index.json", ("", "pipeline"), " or ".join(PIPELINES), "train-ldm")
 
 
-def _find(folder: str, index: str, subfolders: tuple[str, ...], classes: str, script: str) -> Path:
+def _find(folder: str, index: str, subfolders: tuple[str, ...], classes: str, verb: str) -> Path:
     """Return the first of the `subfolders` whose index file names one of the classes."""
     if Path(folder).is_file():
-        raise ValueError(f"{folder!r} is a file; name the folder that scripts/{script}.py writes")
+        raise ValueError(f"{folder!r} is a file; name the folder that arcvq {verb} writes")
     if not Path(folder).is_dir():
-        raise ValueError(f"folder {folder!r} is not there; scripts/{script}.py writes one, or name another")
+        raise ValueError(f"folder {folder!r} is not there; arcvq {verb} writes one, or name another")
     for subfolder in subfolders:
         if class_in(Path(folder, subfolder, index)) in classes.split(" or "):
             return Path(folder, subfolder)
@@ -76,4 +76,4 @@ def _find(folder: str, index: str, subfolders: tuple[str, ...], classes: str, sc
             if file.is_file():
                 read_json(file)  # raises an error that says what is wrong with a broken file
     content = what_it_holds(Path(folder))
-    raise ValueError(f"folder {folder!r} should hold a {classes} as scripts/{script}.py writes it, but holds {content}")
+    raise ValueError(f"folder {folder!r} should hold a {classes} as arcvq {verb} writes it, but holds {content}")

@@ -190,8 +190,8 @@ class Run:
     def steps(self, whole: bool = False) -> Iterator[dict[str, Tensor]]:
         """Yield the batches of the remaining steps on the device; seed, log and save around every step.
 
-        A step has `optim.accumulation` batches, and the caller calls `update` after each of them. If `whole`, a step
-        has one batch; then the caller splits it, and calls `end_step`.
+        A step yields `optim.accumulation` micro-batches, and the caller calls `update` after each of them. If `whole`,
+        a step yields its whole batch; then the caller splits it into micro-batches, and calls `end_step`.
 
         Raises:
             ValueError: `run.max_skipped_steps` steps in a row were skipped.

@@ -23,9 +23,9 @@ class SkippedSteps:
         in_row: number of steps skipped in a row, up to the last step.
 
     Attributes:
-        in_row: as of the last `sync`.
+        in_row: number of steps skipped in a row, as the last `sync` read it.
         first_skipped: the first step of this row, counted from 1.
-        just_began: whether the row had only just begun.
+        just_began: whether the step that the last `sync` read is the first of a row.
     """
 
     def __init__(self, accelerator: Accelerator, total: int = 0, in_row: int = 0):

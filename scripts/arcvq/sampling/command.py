@@ -3,7 +3,7 @@
 python scripts/sample.py
 python scripts/sample.py runs/pixelcnn --class_labels 3 7 --per_class 5 --sampling.temperature 0.9
 python scripts/sample.py --num_images 50000 --format npz --sampling.scheduler unipc --sampling.num_inference_steps 30
-accelerate launch --num_processes 8 scripts/sample.py --num_images 50000 --speed.dtype bfloat16 --speed.compile true
+accelerate launch --multi_gpu --num_processes 8 scripts/sample.py --num_images 50000 --speed.dtype bfloat16
 
 Image i has label i of the list and the seed `seed` + i, so at one batch size the files are the same bytes for any
 number of processes. After an interruption, the same command continues where it stopped.

@@ -59,7 +59,7 @@ class AdversarialConfig:
         return round(self.disc_start * max_steps) if self.disc_start < 1 else int(self.disc_start)
 
     def fullest_step(self, max_steps: int) -> int:
-        """Find a step, counted from 0, that computes everything that any step of the training computes."""
+        """Return a step, counted from 0, in which all loss terms are active, for the dry run."""
         last = max_steps - 1
         with_penalty = last - last % self.r1_every
         return with_penalty if with_penalty >= self.start(max_steps) else last

@@ -1,4 +1,4 @@
-"""Share between the trainings of the priors: their options, their data, their step and their result."""
+"""The parts that the trainings of all priors share: options, data, step and result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class PriorTraining:
         return self.encoded.tokenizer
 
     def step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Add the gradient of a batch of `Run.steps`, which with the last one of a step updates the weights.
+        """Accumulate one micro-batch's gradient; after the step's last one, update the weights.
 
         Returns:
             The loss, a scalar.

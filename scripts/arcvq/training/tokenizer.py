@@ -41,7 +41,7 @@ from tokenizer.losses.lpips import WeightFiles
 from tokenizer.networks import NETWORKS, network_options
 from tokenizer.quantizers import QUANTIZERS, quantizer_options
 
-# Held-out images for the numbers and pictures of a training; scripts/evaluate.py takes all of them.
+# Held-out images for the numbers and pictures of a training; arcvq evaluate takes all of them.
 PREVIEW_IMAGES = 512
 
 HELP = HelpPage(
@@ -56,7 +56,7 @@ HELP = HelpPage(
         "arcvq train-tokenizer --config mnist/arcvq.yaml --optim.max_steps 2000 --run.name arc",
         "accelerate launch -m arcvq train-tokenizer --config imagenet/arcvq_f8.yaml --dry_run",
     ),
-    writes="OUTPUT_DIR/NAME/tokenizer; checkpoints, metrics.jsonl and samples beside it",
+    writes="OUTPUT_DIR/NAME/tokenizer; checkpoints, metrics.jsonl and samples next to it",
     following="arcvq train-ldm --tokenizer runs/tokenizer, or train-pixelcnn, or evaluate",
 )
 
@@ -124,7 +124,7 @@ def make_parser() -> ScriptParser:
         "--codebook_file",
         type=str | None,
         default=None,
-        help="of quantizer lc: its frozen table, as scripts/codebook.py features writes it; None: a random one",
+        help="of quantizer lc: its frozen table, as arcvq codebook features writes it; None: a random one",
     )
     parser.add_class_arguments(LossConfig, "loss")
     parser.add_argument(
@@ -149,7 +149,7 @@ def make_parser() -> ScriptParser:
 def check(config: Namespace) -> None:
     """Raise ValueError for options that cannot work, before time is spent."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise ValueError("FSDP shards the UNet of train_ldm.py; launch this with configs/accelerate/eight_gpus.yaml")
+        raise ValueError("FSDP shards the UNet of arcvq train-ldm; launch this with configs/accelerate/eight_gpus.yaml")
     check_run(config)
     config.loss.check()
     config.adversarial.check(config.optim.max_steps)

@@ -1,5 +1,13 @@
 """One update of a tokenizer on a batch: the same whatever parts and processes the batch is split into.
 
+It minimises
+
+    pixel_weight * pixel + perceptual_weight * LPIPS + sum_i w_i * quantizer loss_i + weight * lambda * generator loss
+
+w_i are the quantizer's `loss_weights`; `weight` is the adversarial weight of the step, after its ramp; lambda is the
+adaptive factor, 1 if adversarial.adaptive is false. The last term begins at adversarial.disc_start. In the code the sum
+appears as surrogates: scalars with the same gradients.
+
 The arc loss and the adaptive adversarial weight are not means over images, so the losses of parts do not add up to the
 loss of the batch. Gradients of a batch in several parts are therefore taken in two passes:
 

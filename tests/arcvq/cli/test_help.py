@@ -1,11 +1,22 @@
 """The help of a verb: a first page of two screens, and every option on demand."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
+from arcvq import quickstart
+from arcvq.benchmarks import command as benchmark
+from arcvq.benchmarks import memory
 from arcvq.cli.parser import ScriptParser
+from arcvq.conversion import codebook, convert
 from arcvq.evaluation import command as evaluate
+from arcvq.evaluation import compare_images, schedulers
+from arcvq.faults import command as faults
+from arcvq.paper import command as reproduce
+from arcvq.paper import figures
 from arcvq.planning.train_or_plan import make_parser
 from arcvq.sampling import command as sample
 from arcvq.training import ldm, pixelcnn, tokenizer
@@ -13,6 +24,20 @@ from arcvq.training import ldm, pixelcnn, tokenizer
 TRAININGS = {"train-tokenizer": tokenizer, "train-ldm": ldm, "train-pixelcnn": pixelcnn}
 PAGES = {name: (module.HELP, lambda module=module: make_parser(module)) for name, module in TRAININGS.items()}
 PAGES |= {"sample": (sample.HELP, sample.make_parser), "evaluate": (evaluate.HELP, evaluate.make_parser)}
+# The verbs that make their parser within `main`, and those with few options.
+OTHERS = {
+    "quickstart": (quickstart.HELP, quickstart.main),
+    "convert": (convert.HELP, convert.main),
+    "codebook features": (codebook.FEATURES_HELP, codebook.features),
+    "codebook reduce": (codebook.REDUCE_HELP, codebook.reduce),
+    "reproduce": (reproduce.HELP, reproduce.main),
+    "reproduce figure": (figures.HELP, figures.main),
+    "benchmark": (benchmark.HELP, benchmark.main),
+    "benchmark memory": (memory.HELP, memory.main),
+    "faults": (faults.HELP, faults.main),
+    "evaluate compare": (compare_images.HELP, compare_images.main),
+    "evaluate schedulers": (schedulers.HELP, schedulers.main),
+}
 every_verb = pytest.mark.parametrize("name", PAGES)
 
 
@@ -58,6 +83,40 @@ def test_a_section_is_explained_alone_and_so_is_an_option(name):
 
     assert options_in(parser.help_on(section)) == within
     assert options_in(parser.help_on("data.name" if "data.name" in within else min(within))) <= within
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_first_page_of_every_verb_shows_its_page_and_only_options_that_exist(name, capsys):
+    page, main = OTHERS[name]
+    shown = {}
+    for words in (["--help"], ["--help", "all"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        shown[words[-1]] = capsys.readouterr().out
+
+    assert str(page) in shown["--help"] and all(example.startswith(f"arcvq {name}") for example in page.examples)
+    every = options_in(shown["all"])
+    assert options_in(shown["--help"]) == (every if page.common is None else set(page.common))
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), ([], 2)])
+def test_a_verb_of_several_words_names_them_without_importing_torch(words, status):
+    command = [sys.executable, "-X", "importtime", "-m", "arcvq", "codebook", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    said = done.stdout + "\n".join(line for line in done.stderr.splitlines() if line not in imports)
+    assert done.returncode == status and "features" in said and "reduce" in said
+    assert imports and not any(line.split("|")[-1].strip() == "torch" for line in imports)
+
+
+def test_a_reader_that_has_enough_of_the_help_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "arcvq", "--help"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_without_words_no_help_is_asked_for():

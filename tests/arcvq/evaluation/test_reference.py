@@ -44,7 +44,7 @@ def refused(path):
     with pytest.raises(ValueError) as error:
         read_statistics(path, Means())
     message = str(error.value)
-    assert "\n" not in message and path in message and "evaluate.py statistics" in message
+    assert "\n" not in message and path in message and "arcvq evaluate statistics" in message
     return message
 
 

@@ -202,7 +202,7 @@ def test_what_cannot_work_is_refused_as_the_training_refuses_it(script, options,
 def test_a_tokenizer_is_not_sharded(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for options in ([], ["--dry_run"]):
-        with pytest.raises(ValueError, match=r"FSDP shards the UNet of train_ldm\.py"):
+        with pytest.raises(ValueError, match=r"FSDP shards the UNet of arcvq train-ldm"):
             train_or_plan(train_tokenizer)(options)
 
 

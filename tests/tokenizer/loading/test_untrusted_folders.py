@@ -102,7 +102,7 @@ def test_pickles_are_refused_and_never_read(folder, place, load, name, tmp_path)
     trace = tmp_path / "executed"
     (folder / place / FILE).unlink()
     (folder / place / name).write_bytes(pickle.dumps(Payload(trace), 2))
-    refused(load, folder / place, name, "only safetensors are read", "scripts/convert.py")
+    refused(load, folder / place, name, "only safetensors are read", "arcvq convert")
     assert not trace.exists()
 
 

@@ -79,7 +79,7 @@ def test_a_wrong_value_is_refused_with_the_type_that_the_option_takes(option, va
 
 
 def test_an_unknown_network_is_refused():
-    with pytest.raises(ValueError, match="unknown network 'unet'; there are conv, vqgan"):
+    with pytest.raises(ValueError, match=f"unknown network 'unet'; there are {', '.join(NETWORKS)}"):
         make("unet")
 
 

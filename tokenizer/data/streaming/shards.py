@@ -87,10 +87,9 @@ class Shard(ABC):
 
     @abstractmethod
     def image_layout(self) -> tuple[bytes, tuple[int, int]]:
-        """Return what the index says of the stored images, with their lengths, and the byte range of one or some
-        images.
+        """Return the index's entries of the stored images, and the byte range of one or some images.
 
-        Both are independent of the file's location and time.
+        The entries include the images' lengths. Both are independent of the file's location and time.
         """
 
 
