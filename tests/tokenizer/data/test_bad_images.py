@@ -173,7 +173,7 @@ def test_a_header_of_more_pixels_than_fit_is_refused_before_they_are_decoded(mon
 def test_what_pil_warns_of_is_neither_printed_nor_raised(tmp_path):
     (tmp_path / "warns.py").write_text(
         "import io, warnings, PIL.Image\n"
-        "from tokenizer.image_files import DataError, decode_image\n"
+        "from tokenizer.data.decoding import DataError, decode_image\n"
         "PIL.Image.MAX_IMAGE_PIXELS, file = 60, io.BytesIO()\n"
         "PIL.Image.new('L', (80, 1)).save(file, format='png')\n"
         "for action in ('always', 'error'):\n"
@@ -531,7 +531,7 @@ def test_workers_go_on_after_the_signals_that_end_a_job():
 @pytest.mark.slow
 def test_a_process_with_workers_ends_when_it_fails():
     code = (
-        "import torch\nfrom tokenizer.batches import evaluation_batches\n"
+        "import torch\nfrom tokenizer.data.batches import evaluation_batches\n"
         "class Many(torch.utils.data.Dataset):\n"
         "    def __len__(self): return 1000\n"
         "    def __getitem__(self, indices): return torch.tensor(indices)\n"
