@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from tokenizer.loading.old_configs import with_network_options
+from tokenizer.loading.old_configs import refuse_old_arguments, with_network_options
 from tokenizer.loading.safe_mixin import CompleteWeights
 from tokenizer.loading.typed_decorators import apply_forward_hook, register_to_config
 from tokenizer.networks import NetworkSizes, make_network
@@ -116,6 +117,17 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         if image_size < self.downsampling or image_size % self.downsampling:
             raise ValueError(f"image_size must be a multiple of {self.downsampling}, got {image_size}")
         self.decoder = build.make_decoder()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "VQTokenizer":
+        """Load a tokenizer from its folder, from a run folder that holds one, or from a Hub id.
+
+        Raises:
+            ValueError: the folder holds something else, its config or weights are broken, or they do not fit each
+                other.
+        """
+        refuse_old_arguments(kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def current_config(cls, config: dict[str, Any]) -> dict[str, Any]:

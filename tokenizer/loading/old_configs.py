@@ -1,6 +1,6 @@
 """Read tokenizer configs from before `network_options`, when the options of both networks were arguments."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 _ONCE_ARGUMENTS = (
@@ -25,6 +25,12 @@ def with_network_options(config: Mapping[str, Any]) -> dict[str, Any]:
             f"the config holds {', '.join(old)} next to network_options {options!r:.80}; remove the former"
         )
     return moved | {"network_options": old | (options or {})}
+
+
+def refuse_old_arguments(names: Collection[str]) -> None:
+    """Raise ValueError for an old argument among the arguments of a call; diffusers would ignore it."""
+    if given := [name for name in _ONCE_ARGUMENTS if name in names]:
+        raise ValueError(f"{given[0]} is no argument of VQTokenizer; it is one of its network_options")
 
 
 def without_network_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,3 +83,9 @@ def test_a_run_from_before_resumes_and_one_with_other_options_does_not(tmp_path)
         check_settings(file, same)
     file.write_text("model: {network: conv, norm_groups: null}\noptim: {lr: 1}\n")
     check_settings(file, {"model": {"network": "conv", "network_options": None}, "optim": {"lr": 1}})
+
+
+def test_an_old_argument_of_a_call_is_refused_and_not_ignored(tmp_path):
+    VQTokenizer(1, 16, codebook_size=8, codebook_dim=4, hidden_channels=8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"strided_layers .* network_options"):
+        VQTokenizer.from_pretrained(tmp_path, strided_layers=1)
