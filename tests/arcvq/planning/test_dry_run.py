@@ -5,7 +5,7 @@ import torch
 from accelerate.state import AcceleratorState
 from places import ROOT
 
-from arcvq.planning.dry_run import format_bytes
+from arcvq.planning.dry_run import _epochs, format_bytes
 from arcvq.planning.train_or_plan import make_parser, train_or_plan
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
@@ -231,3 +231,10 @@ def test_a_run_does_not_know_that_there_are_dry_ones(tmp_path):
     parser = make_parser(train_tokenizer)
     assert parser.parse([]).dry_run is None
     assert (parser.parse(["--dry_run"]).dry_run, parser.parse(["--dry_run", "2"]).dry_run) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(20 / 22, "0.91"), (15.0, "15"), (500.004, "500"), (1000.5, "1,000.5"), (0.004, "0.004")]
+)
+def test_a_number_of_epochs_keeps_at_most_two_decimals_and_never_becomes_zero(number, text):
+    assert _epochs(number) == text
