@@ -3,7 +3,10 @@
 Nothing heavy is imported before the verb is known, so that `arcvq --help` answers at once.
 """
 
+import difflib
+import gc
 import importlib
+import importlib.metadata
 import os
 import sys
 from dataclasses import dataclass, field
@@ -64,6 +67,7 @@ def run_verb(name: str, args: list[str] | None = None) -> None:
         name: one of VERBS.
         args: what follows the verb; None: the process's own arguments.
     """
+    owns_process = args is None
     args = list(sys.argv[1:] if args is None else args)
     verb = VERBS[name]
     module = verb.module
@@ -78,15 +82,22 @@ def run_verb(name: str, args: list[str] | None = None) -> None:
         print(f"error: say {' or '.join(verb.words)} first; each has --help", file=sys.stderr)
         sys.exit(2)
     sys.argv[1:] = args
+    gc.disable()  # imports make millions of objects and no garbage; looking for it takes a fifth of their time
     from arcvq.cli.script import run_script  # imports torch
 
-    imported = importlib.import_module(module)
+    main = importlib.import_module(module).main
     if verb.is_training:
         from arcvq.planning.train_or_plan import train_or_plan
 
-        run_script(train_or_plan(imported))
-    else:
-        run_script(imported.main)
+        main = train_or_plan(sys.modules[module])
+    gc.enable()
+    try:
+        run_script(main)
+    except SystemExit as end:
+        if owns_process and {"-h", "--help"} & set(args) and end.code in (0, None):
+            sys.stdout.flush()
+            os._exit(0)  # ending a process that has imported torch takes Python a second
+        raise
 
 
 def main() -> None:
@@ -101,8 +112,12 @@ def main() -> None:
     elif name in VERBS:
         sys.argv = [f"arcvq {name}", *args]
         run_verb(name)
+    elif name == "--version":
+        print(f"arcvq {importlib.metadata.version('arcvq')}")
     else:
-        print(f"error: unknown verb {name!r:.80}; there are {', '.join(VERBS)}", file=sys.stderr)
+        close = difflib.get_close_matches(name, VERBS, n=1)
+        meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"
+        print(f"error: unknown verb {name!r:.80}; {meant}", file=sys.stderr)
         sys.exit(2)
 
 
