@@ -59,8 +59,8 @@ def test_streaming_equals_plain(**case):
     streaming_equals_plain(**case)
 
 
-@pytest.mark.slow
-@settings(max_examples=200, deadline=None, derandomize=True)
+@pytest.mark.robustness
+@settings(max_examples=400, deadline=None, derandomize=True)
 @CASES
 def test_streaming_equals_plain_in_many_cases(**case):
     streaming_equals_plain(**case)
