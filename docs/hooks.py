@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: formulas as MathML, pages from the repository's root, links to its source files.
+"""Convert formulas to MathML, add pages from the root of the repository, and link source files, for mkdocs.
 
 Formulas are converted when the site is built, so that a page needs neither a network nor a script to show them.
 """

@@ -154,7 +154,7 @@ class EncodedDataset(Dataset):
 
     @property
     def is_augmented(self) -> bool:
-        """Whether the shards have mirrored images, which training sees half of the time: see `augmented`."""
+        """Tell whether the shards have mirrored images, which training sees half of the time: see `augmented`."""
         return self._shard(0)["latents"].shape[1] == 2
 
     def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, Tensor]:

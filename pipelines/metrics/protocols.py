@@ -49,7 +49,7 @@ class Protocol:
 
     @property
     def alters_images(self) -> bool:
-        """Whether the bytes differ from the floats by more than rounding."""
+        """Tell whether the bytes differ from the floats by more than rounding."""
         return (self.quantisation, self.storage) != ("round", "lossless")
 
     def to_bytes(self, images: Tensor) -> Tensor:

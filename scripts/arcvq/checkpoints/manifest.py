@@ -15,7 +15,7 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Record how far a run is.
 
     Args:
         step: completed steps.

@@ -54,7 +54,7 @@ class Budget:
 
     @property
     def is_full(self) -> bool:
-        """Whether trainings have the length of the paper's."""
+        """Tell whether trainings have the length of the paper's."""
         return self.seconds is self.steps is self.epochs is None
 
 
