@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from arcvq.runs.trained_module import sharded_as, unsharded
 
@@ -32,12 +33,15 @@ class Average:
         """Update the average after a step. `updated`, a bool scalar, says whether the step changed the parameters."""
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps)) if self._steps else 0.0
         self._steps += 1
-        shares = {  # on the device, so that the host does not wait for it
-            dtype: torch.full((), 1 - decay, dtype=dtype, device=updated.device) * updated
-            for dtype in {average.dtype for average in self.tensors}
-        }
+        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for average, parameter in zip(self.tensors, self._module.parameters(), strict=True):
-            average.lerp_(parameter, shares[average.dtype])
+            averages, parameters = by_dtype.setdefault(average.dtype, ([], []))
+            averages.append(average)
+            parameters.append(parameter)
+        for dtype, (averages, parameters) in by_dtype.items():
+            # On the device, so that the host does not wait for `updated`.
+            share = torch.full((), 1 - decay, dtype=dtype, device=updated.device) * updated
+            _interpolate(averages, parameters, share)
 
     def load_into(self, module: nn.Module) -> None:
         """Load the averages into a copy of the module, and set it to eval mode; every process calls this."""
@@ -61,3 +65,13 @@ class Average:
         shards = zip(names, self.tensors, strict=True)
         self.tensors = [sharded_as(state[name].to(shard.device), shard) for name, shard in shards]
         self._steps = step
+
+
+def _interpolate(averages: list[Tensor], parameters: list[Tensor], share: Tensor) -> None:
+    """Move averages towards the parameters by a share, a scalar, in place; exact for shares of 0 and 1."""
+    if share.device.type == "cpu" or isinstance(averages[0], DTensor):
+        for average, parameter in zip(averages, parameters, strict=True):
+            average.lerp_(parameter, share)
+    else:  # three kernels for all of them; foreach's own lerp takes no share that is on the device
+        torch._foreach_mul_(averages, 1 - share)
+        torch._foreach_add_(averages, torch._foreach_mul(parameters, share))

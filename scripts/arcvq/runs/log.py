@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from arcvq.compute.atomic_files import atomic_file
+from arcvq.runs.named_scalars import NamedScalars, Terms
 
 T = TypeVar("T")
 
@@ -48,34 +49,36 @@ class RunLog:
 
 
 class Means:
-    """Means of the finite values of scalars since they were last read. Sums stay on the device until then."""
+    """Means of the finite values of scalars since they were last read. Sums stay on the device until then.
 
-    def __init__(self):
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+    Args:
+        device: where the scalars are.
+    """
+
+    def __init__(self, device: torch.device):
+        self._sums = NamedScalars(torch.float32, device)
+        self._counts = NamedScalars(torch.int32, device)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return the sums and counts since the means were last read."""
-        return {"sums": self._sums, "counts": self._counts}
+        return {"sums": self._sums.by_name(), "counts": self._counts.by_name()}
 
     def load_state(self, state: Mapping[str, dict[str, Tensor]]) -> None:
         """Restore sums and counts."""
-        self._sums, self._counts = dict(state.get("sums", {})), dict(state.get("counts", {}))
+        self._sums.load(state.get("sums", {}))
+        self._counts.load(state.get("counts", {}))
 
-    def add(self, scalars: dict[str, Tensor]) -> None:
+    def add(self, terms: Terms) -> None:
         """Add one value of each scalar."""
-        for name, value in scalars.items():
-            value = value.detach().float()
-            is_finite = value.isfinite()
-            value = torch.where(is_finite, value, 0)
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts[name] + is_finite if name in self._counts else is_finite.int()
+        self._sums.of(terms.names).add_(terms.values.nan_to_num(0, posinf=0, neginf=0))
+        self._counts.of(terms.names).add_(terms.finite)
 
     def take(self) -> tuple[list[str], Tensor]:
         """Return the names and their means, NaN for a name without finite values, and start again from zero."""
-        names = sorted(self._sums)  # a resumed run adds them in another order
-        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
-        self._sums, self._counts = {}, {}
+        sums, counts = self._sums.by_name(), self._counts.by_name()
+        names = sorted(sums)  # a resumed run adds them in another order
+        means = torch.stack([sums[name] / counts[name] for name in names])
+        self.load_state({})
         return names, means
 
 

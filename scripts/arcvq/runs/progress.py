@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from arcvq.runs.log import LoaderClock, Means, RunLog
+from arcvq.runs.named_scalars import Terms
 
 
 class RunReport:
@@ -22,7 +23,7 @@ class RunReport:
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
-        self._means = Means()
+        self._means = Means(accelerator.device)
         self._counters: dict[str, Tensor] = {}
         self._log: RunLog | None = None
 
@@ -43,9 +44,9 @@ class RunReport:
         """Yield the same batches of `images` images each, and count the time until each one as the loader's."""
         return self._clock.timed(batches, images)
 
-    def add(self, scalars: dict[str, Tensor]) -> None:
+    def add(self, terms: Terms) -> None:
         """Add scalars to the means of the next line."""
-        self._means.add(scalars)
+        self._means.add(terms)
 
     def counter(self, name: str, size: int) -> Tensor:
         """Return a tensor of counts, int64 (size,), that this process adds to; checkpoints store it."""

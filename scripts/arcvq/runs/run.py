@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -27,6 +27,7 @@ from arcvq.compute.threads import use_all_cores
 from arcvq.runs.changed_parts import ChangedParts
 from arcvq.runs.ema import Average
 from arcvq.runs.folder import RunFolder
+from arcvq.runs.named_scalars import Terms
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.progress import RunReport
 from arcvq.runs.seeds import be_deterministic, seed_of
@@ -80,9 +81,13 @@ class Run:
             be_deterministic()
         self.config = config
         self.optim = optim
-        self.accelerator = accelerator or Accelerator(
-            mixed_precision=config.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
-        )
+        torch.backends.cudnn.benchmark = not config.deterministic
+        handlers = [
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            # Buffers change by the same numbers on all processes. A bucket that is the gradient saves a copy of it.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        ]
+        self.accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=handlers)
         if self.accelerator.mixed_precision == "fp16" and self.accelerator.scaler is None:
             raise ValueError("run.mixed_precision fp16 needs a GPU, whose gradients it scales; set bf16, or no")
         settings["run"]["mixed_precision"] = self.accelerator.mixed_precision  # None means accelerate's own setting
@@ -99,6 +104,7 @@ class Run:
         self.average: Average | None = None
         self._trained: list[TrainableModule] = []
         self._parts_done = 0  # of the current step
+        self._norms: dict[str, Tensor] = {}  # of the gradients in the last step, until they are logged
         self._loss_done: Tensor | None = None  # sum over these parts
         self._report = RunReport(self.accelerator)
         self._bad_before: list[int] = []  # images skipped before this start
@@ -245,21 +251,16 @@ class Run:
             self.end_step(self.main.optimizer_step(self._loss_done))
 
     def end_step(self, updated: Tensor) -> None:
-        """End the step: update the average, count skipped steps, log gradient norms.
+        """End the step: update the average, and count skipped steps.
 
         Args:
             updated: whether the model's parameters were updated, a bool scalar; if not, the average stays unchanged.
         """
         if self.average is not None:
             self.average.update(updated)
-        norms = {
-            f"gradient_norm_{trained.name}": trained.gradient_norm
-            for trained in self._trained
-            if trained.gradient_norm is not None
-        }
-        self._skipped.count([updated, *(module.updated for module in self._trained if module.updated is not None)])
-        self._skipped.observe(norms, completed=False)
-        self._report.add(norms)
+        trained = [module for module in self._trained if module.updated is not None]
+        self._norms = {f"gradient_norm_{module.name}": module.gradient_norm for module in trained}
+        self._skipped.count([module.updated for module in trained] or [updated])
         self._parts_done, self._loss_done = 0, None
         self.step += 1
 
@@ -267,13 +268,16 @@ class Run:
         """Tell whether the step just completed is a multiple of `interval`, or the last one."""
         return self._parts_done == 0 and (self.step % interval == 0 or self.step == self.optim.max_steps)
 
-    def log(self, **scalars: Tensor) -> None:
+    def log(self, terms: Terms) -> None:
         """Add scalars to their means over steps and processes, which are written every `log_every` steps.
 
-        Values that are not finite are left out. `skipped_steps` of the run so far is written with the means.
+        After the end of a step gradient norms are added to them. Values that are not finite are left out.
+        `skipped_steps` of the run so far is written with the means.
         """
-        self._report.add(scalars)
-        self._skipped.observe(scalars, completed=self._parts_done == 0)
+        if self._norms:
+            terms, self._norms = terms | Terms.stack(self._norms), {}
+        self._report.add(terms)
+        self._skipped.observe(terms, completed=self._parts_done == 0)
         if self.is_due(self.config.log_every):
             counts = {"skipped_steps": self._skipped.counts["skipped_steps"], **self._skipped_images.counts()}
             if self.is_main and (warning := self._skipped_images.pop_warning()):

@@ -4,11 +4,13 @@ The device decides whether to update the parameters, and counts. On a GPU the ho
 instead of waiting for the device. That loses nothing, because a skipped step leaves the weights unchanged.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from arcvq.runs.named_scalars import NamedScalars, Terms
 
 # Derived from the other terms, as the gradient is; never the first cause of a NaN.
 _DERIVED = ("loss", "bits_per_code")
@@ -30,57 +32,58 @@ class SkippedSteps:
 
     def __init__(self, accelerator: Accelerator, total: int = 0, in_row: int = 0):
         self._accelerator = accelerator
-        self._total, self._in_row = (torch.tensor(count, device=accelerator.device) for count in (total, in_row))
-        self._broken: dict[str, Tensor] = {}  # in the first step of the current row
-        self._of_step: dict[str, Tensor] = {}
+        # total, in_row, and the number of processes that ask to stop
+        self._counts = torch.tensor([total, in_row, 0], device=accelerator.device)
+        self._total, self._in_row, self._requests = self._counts.unbind()
+        self._broken = NamedScalars(torch.bool, accelerator.device)  # in the first step of the current row
+        self._of_step = NamedScalars(torch.bool, accelerator.device)
         self._reader = _AsyncReader(accelerator.device)
         self._reported = total
         self.in_row, self.first_skipped, self.just_began = in_row, 0, False
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return which terms were not finite in the first step of the current row."""
-        return {"broken": self._broken}
+        return {"broken": self._broken.by_name()}
 
     def load_state(self, state: Mapping[str, dict[str, Tensor]]) -> None:
         """Restore these terms."""
-        self._broken = dict(state.get("broken", {}))
+        self._broken.load(state.get("broken", {}))
 
     @property
     def counts(self) -> dict[str, int]:
         """Return the counters for a checkpoint. Waits for the device."""
-        return {"skipped_steps": int(self._total), "skipped_in_row": int(self._in_row)}
+        total, in_row, _ = self._counts.tolist()
+        return {"skipped_steps": total, "skipped_in_row": in_row}
 
-    def count(self, updates: Iterable[Tensor]) -> None:
+    def count(self, updates: Sequence[Tensor]) -> None:
         """Count a step from the bool scalars that tell which modules were updated; it is skipped unless all were."""
-        complete = torch.stack(list(updates)).all()
-        self._in_row = torch.where(complete, 0, self._in_row + 1)
-        self._total = self._total + ~complete
+        complete = updates[0] if len(updates) == 1 else torch.stack(list(updates)).all()
+        skipped = ~complete
+        self._in_row.add_(1).mul_(skipped)
+        self._total.add_(skipped)
 
-    def observe(self, terms: Mapping[str, Tensor], completed: bool) -> None:
+    def observe(self, terms: Terms, completed: bool) -> None:
         """Record which scalars are not finite, in the current step or in the one just `completed`."""
-        for name, value in terms.items():
-            broken = ~value.detach().isfinite().all()
-            self._of_step[name] = self._of_step[name] | broken if name in self._of_step else broken
+        self._of_step.of(terms.names).logical_or_(~terms.finite)
         if completed:
-            begins = self._in_row == 1
-            none = torch.zeros((), dtype=torch.bool, device=self._accelerator.device)
-            for name in self._broken | self._of_step:
-                before, now = self._broken.get(name, none), self._of_step.get(name, none)
-                self._broken[name] = torch.where(begins, now, before)
-            self._of_step = {}
+            names = list(self._broken.by_name() | self._of_step.by_name())
+            broken, of_step = self._broken.of(names), self._of_step.of(names)
+            torch.where(self._in_row == 1, of_step, broken, out=broken)
+            of_step.zero_()
 
     def sync(self, stop_requested: bool, step: int) -> bool:
         """Update `in_row`, `first_skipped` and `just_began`, and tell whether any process has asked to stop.
 
         Every process calls this after each step; on a GPU the values are those of the previous step.
         """
-        requests = torch.tensor(int(stop_requested), device=self._accelerator.device)
-        if self._accelerator.num_processes > 1:
-            requests = self._accelerator.reduce(requests, "sum")
-        of_step, total, self.in_row, requests = self._reader.read([self._total, self._in_row, requests], step)
+        several = self._accelerator.num_processes > 1
+        if several:
+            self._requests.fill_(int(stop_requested))
+            self._requests.copy_(self._accelerator.reduce(self._requests, "sum"))
+        of_step, total, self.in_row, requests = self._reader.read(self._counts, step)
         self.first_skipped = of_step - self.in_row + 1
         self.just_began, self._reported = total > self._reported and self.in_row == 1, total
-        return requests > 0
+        return requests > 0 if several else stop_requested
 
     def warning(self) -> str | None:
         """Return a warning if a row of skipped steps has just begun; every process calls this."""
@@ -98,10 +101,11 @@ class SkippedSteps:
 
     def first_nonfinite(self) -> str:
         """Name the terms that were not finite in the first step of the row; every process calls this."""
-        names = list(self._broken)
+        by_name = self._broken.by_name()
+        names = list(by_name)
         if not names:
             return "the loss is"
-        flags = torch.stack([self._broken[name] for name in names]).float()
+        flags = torch.stack(list(by_name.values())).float()
         flags = self._accelerator.reduce(flags, "sum") if self._accelerator.num_processes > 1 else flags
         broken = [name for name, flag in zip(names, flags.tolist(), strict=True) if flag]
         losses = [name for name in broken if not name.startswith("gradient_norm")]
@@ -116,13 +120,12 @@ class _AsyncReader:
         self._device = device
         self._before: tuple[int, Tensor, torch.cuda.Event] | None = None
 
-    def read(self, numbers: list[Tensor], step: int) -> list[int]:
-        """Return the step and the integers; on a GPU those of the previous call, and zeros on the first."""
-        stacked = torch.stack(numbers)
+    def read(self, numbers: Tensor, step: int) -> list[int]:
+        """Return the step and the integers (n,); on a GPU those of the previous call, and zeros on the first."""
         if self._device.type != "cuda":
-            return [step, *stacked.tolist()]
-        host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
-        host.copy_(stacked, non_blocking=True)
+            return [step, *numbers.tolist()]
+        host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True, device="cpu")
+        host.copy_(numbers, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
         before, self._before = self._before, (step, host, copied)

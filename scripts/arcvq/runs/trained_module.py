@@ -30,7 +30,7 @@ class TrainableModule:
         module: the module itself.
         wrapped: the module as accelerate has wrapped it; call this one where gradients are needed.
         optimizer: over its parameters.
-        gradient_norm: of the last step, before clipping; None if fp16 scales gradients that are not clipped.
+        gradient_norm: of the last step, before clipping; None before the first step.
         updated: whether the last step has updated the parameters, a bool scalar; None before the first step.
     """
 
@@ -42,9 +42,9 @@ class TrainableModule:
             module.enable_gradient_checkpointing()
         if config.compile:
             module.compile()  # in place: the parameters keep their names, so a checkpoint is the same either way
-        # A fused optimizer skips a step with an overflow without telling the host. fp16's gradient scaler has to know.
+        # A fused optimizer skips a step by a flag on the device, for which the host does not wait.
         options = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
-        self._adam = torch.optim.AdamW(module.parameters(), fused=accelerator.scaler is None, **options)
+        self._adam = torch.optim.AdamW(module.parameters(), fused=True, **options)
         self._adam.register_load_state_dict_pre_hook(_with_own_options)
         self.wrapped, self.optimizer = accelerator.prepare(module, self._adam)
         self.gradient_norm: Tensor | None = None
@@ -79,19 +79,19 @@ class TrainableModule:
         Returns:
             whether the parameters were updated, a bool scalar.
         """
-        device = self._accelerator.device
-        if self._accelerator.scaler is not None:
-            self.gradient_norm = self._clipped_norm() if self._max_grad_norm is not None else None
-            self.optimizer.step()
-            self.updated = torch.tensor(not self.optimizer.step_was_skipped, device=device)
-        else:
-            self.gradient_norm = self._clipped_norm()
-            self.updated = on_all(self._accelerator, self.gradient_norm.isfinite() & loss.detach().isfinite())
-            if not self._is_shared:
-                self._adam.found_inf = (~self.updated).to(torch.float32)  # makes the fused optimizer skip the step
-                self.optimizer.step()
-            elif self.updated:  # sharded optimizers ignore found_inf; their steps are long enough to wait for the flag
-                self.optimizer.step()
+        scaler = self._accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self._adam)
+        self.gradient_norm = self._clipped_norm()
+        both = torch.stack([self.gradient_norm, loss.detach()])
+        self.updated = on_all(self._accelerator, (both.abs() < torch.inf).all())
+        if not self._is_shared:
+            self._adam.found_inf = (~self.updated).to(torch.float32)  # makes the fused optimizer skip the step
+            self._adam.step()
+        elif self.updated:  # sharded optimizers ignore found_inf; their steps are long enough to wait for the flag
+            self._adam.step()
+        if scaler is not None:
+            scaler.update()
         self.optimizer.zero_grad()
         restore(self._buffers, unless=self.updated)
         return self.updated
@@ -100,7 +100,8 @@ class TrainableModule:
         """Return the gradient's norm, and clip the gradient if optim.max_grad_norm is set."""
         parameters = list(self.module.parameters())
         if self._max_grad_norm is not None:
-            return unsharded(self._accelerator.clip_grad_norm_(parameters, self._max_grad_norm))
+            clip = self._accelerator.clip_grad_norm_ if self._is_shared else nn.utils.clip_grad_norm_
+            return unsharded(clip(parameters, self._max_grad_norm))
         return unsharded(nn.utils.get_total_norm([weight.grad for weight in parameters if weight.grad is not None]))
 
 
@@ -132,7 +133,7 @@ def copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
 def restore(pairs: Iterable[tuple[Tensor, Tensor]], unless: Tensor) -> None:
     """Set tensors back to their copies unless `unless`, a bool scalar, is true; the host does not wait for it."""
     for tensor, before in pairs:
-        tensor.copy_(torch.where(unless, tensor, before))
+        torch.where(unless, tensor, before, out=tensor)
 
 
 def unsharded(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from arcvq.runs.named_scalars import means_of
 from arcvq.runs.run import Run
 from tokenizer.losses.adversarial import GANLoss, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
 from tokenizer.networks.discriminator import PatchDiscriminator
@@ -173,7 +174,7 @@ class Adversary:
                 self._trained.backward(loss / len(images))
             logs.append(terms)
             total = total + loss.detach()
-        means = {name: torch.stack([terms[name] for terms in logs]).mean() for name in logs[0]}
+        means = means_of(logs)
         updated = self._trained.optimizer_step(total)
         if self.config.lecam_weight:
             both = self._run.accelerator.reduce(torch.stack([means["logits_real"], means["logits_fake"]]), "mean")

@@ -79,8 +79,7 @@ def train(config: Namespace, settings: dict[str, Any]) -> None:
 
     # --- steps ---
     for batch in run.steps():
-        loss = training.step(batch)
-        run.log(loss=loss)
+        training.step(batch)
         if run.is_due(run.config.sample_every):
             run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
         if run.is_main and run.is_due(run.config.sample_every):

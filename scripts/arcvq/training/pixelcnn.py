@@ -71,8 +71,7 @@ def train(config: Namespace, settings: dict[str, Any]) -> None:
 
     # --- steps ---
     for batch in run.steps():
-        loss = training.step(batch)
-        run.log(loss=loss, bits_per_code=loss.detach() / math.log(2))
+        training.step(batch)
         if run.is_due(run.config.sample_every):
             run.average.load_into(averaged)  # by every process: where the weights are sharded, each has a part
         if run.is_main and run.is_due(run.config.sample_every):
@@ -110,6 +109,13 @@ def make_prior(config: Namespace, encoded: EncodedData) -> PixelCNN:
     )
 
 
+class PixelCNNTraining(PriorTraining):
+    """A PixelCNN in training."""
+
+    def terms(self, loss: Tensor) -> dict[str, Tensor]:
+        return {"loss": loss, "bits_per_code": loss / math.log(2)}
+
+
 def set_up(run: Run, config: Namespace, encoded: EncodedData) -> PriorTraining:
     """Build the networks and the optimizer, and load the newest checkpoint.
 
@@ -124,7 +130,7 @@ def set_up(run: Run, config: Namespace, encoded: EncodedData) -> PriorTraining:
         codes = batch["codes"]  # (B, h, w)
         return code_nll(model(codes, batch["labels"]), codes).mean()
 
-    return PriorTraining(run, encoded, "PixelCNN", prior, averaged, loss)
+    return PixelCNNTraining(run, encoded, "PixelCNN", prior, averaged, loss)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.parser import ScriptParser
+from arcvq.runs.named_scalars import Terms
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.results import note_other_data
 from arcvq.runs.run import Run
@@ -46,15 +47,15 @@ class PriorTraining:
         """The frozen tokenizer."""
         return self.encoded.tokenizer
 
-    def step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Accumulate one micro-batch's gradient; after the step's last one, update the weights.
-
-        Returns:
-            The loss, a scalar.
-        """
+    def step(self, batch: dict[str, Tensor]) -> None:
+        """Accumulate one micro-batch's gradient, and log its loss; after the step's last one, update the weights."""
         loss = self.loss(self.encoded.encode(batch))
         self.run.update(loss)
-        return loss
+        self.run.log(Terms.stack(self.terms(loss.detach())))
+
+    def terms(self, loss: Tensor) -> dict[str, Tensor]:
+        """Name what is logged of a micro-batch with this loss, a scalar."""
+        return {"loss": loss}
 
     def parts(self) -> TrainingParts:
         """Name the networks."""

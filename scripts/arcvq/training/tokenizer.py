@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
+from arcvq.runs.named_scalars import Terms
 from arcvq.runs.options import OptimConfig, RunConfig, check_run, check_share
 from arcvq.runs.run import Run
 from arcvq.training.adversary import AdversarialConfig, Adversary
@@ -89,17 +90,12 @@ def train(config: Namespace, settings: dict[str, Any]) -> None:
     if config.recon_norm and config.loss.pixel == "mse":
         training.reconstruction_loss.pixel_variance = variance_of(run.dataset, config.data)
     preview = Subset(splits.held_out, evenly_spaced_images(splits.held_out, PREVIEW_IMAGES))
-    used_codes = run.counter("used codes", training.tokenizer.bottleneck.codebook_size)
 
     # --- steps ---
     for batch in run.steps(whole=True):
-        output = training.step(batch)
-        run.log(**output.terms)
-        if output.counts is not None:
-            used_codes += output.counts
+        training.step(batch)
         if run.is_due(run.config.log_every):
-            log_quantizer(training, used_codes)
-            used_codes.zero_()
+            log_quantizer(training)
         if run.is_main and run.is_due(run.config.sample_every):
             log_preview(training, preview, config.collapse)
 
@@ -174,6 +170,7 @@ class TokenizerTraining:
         reconstruction_loss: the loss on its reconstructions.
         adversary: the discriminator that it trains against, or None.
         update: makes the tokenizer's part of a step.
+        used_codes: (K,) int64, how often this process has used each code since the last line of the log.
     """
 
     run: Run
@@ -182,15 +179,19 @@ class TokenizerTraining:
     reconstruction_loss: ReconstructionLoss
     adversary: Adversary | None
     update: TokenizerUpdate
+    used_codes: Tensor
 
     def step(self, batch: dict[str, Tensor]) -> StepOutput:
-        """Update the tokenizer, then the discriminator, on `images` (B, C, H, W) in [-1, 1] of a batch."""
+        """Update the tokenizer, then the discriminator, on `images` (B, C, H, W) in [-1, 1]; log the terms."""
         parts = batch["images"].chunk(self.run.optim.accumulation)
         output = self.update(parts, self.run.noise_seed)
         if self.adversary is not None:
             terms = self.adversary.update(parts, output.reconstructions)
-            output = replace(output, terms=output.terms | terms)
+            output = replace(output, terms=output.terms | Terms.stack(terms)) if terms else output
         self.run.end_step(output.updated)
+        self.run.log(output.terms)
+        if output.counts is not None:
+            self.used_codes.add_(output.counts)
         return output
 
     def parts(self) -> TrainingParts:
@@ -237,7 +238,8 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     if adversary:
         adversary.resume()
     update = TokenizerUpdate(run.accelerator, run.main, reconstruction_loss, adversary)
-    return TokenizerTraining(run, tokenizer, averaged, reconstruction_loss, adversary, update)
+    used_codes = run.counter("used codes", tokenizer.bottleneck.codebook_size)
+    return TokenizerTraining(run, tokenizer, averaged, reconstruction_loss, adversary, update, used_codes)
 
 
 def variance_of(images: Dataset, data: DataConfig) -> float:
@@ -248,13 +250,14 @@ def variance_of(images: Dataset, data: DataConfig) -> float:
     return variance
 
 
-def log_quantizer(training: TokenizerTraining, used_codes: Tensor) -> None:
-    """Log the quantizer's diagnostics, and how this process's counts (K,) since the last time use the codebook."""
+def log_quantizer(training: TokenizerTraining) -> None:
+    """Log the quantizer's diagnostics, and how all processes have used the codebook since the last time."""
     run, tokenizer = training.run, training.tokenizer
     numbers = tokenizer.bottleneck.diagnostics()
     if tokenizer.has_codes:
-        counts = run.accelerator.reduce(used_codes, "sum")
+        counts = run.accelerator.reduce(training.used_codes, "sum")
         numbers |= {"train_usage": usage(counts), "train_perplexity": perplexity(counts)}
+        training.used_codes.zero_()
     if numbers:
         values = torch.stack([value.float() for value in numbers.values()]).tolist()  # one wait for the device
         run.write(dict(zip(numbers, values, strict=True)))

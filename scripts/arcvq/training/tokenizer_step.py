@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from arcvq.runs.named_scalars import Terms, means_of
 from arcvq.runs.trained_module import TrainableModule, copies, restore
 from arcvq.training.adversary import Adversary
 from arcvq.training.reconstruction_loss import ReconstructionLoss
@@ -41,13 +42,13 @@ class StepOutput:
         updated: whether the weights changed, a bool scalar; False where a loss or a gradient is not finite.
         reconstructions: of each part, (B, C, H, W), or (2 B, C, H, W) where a quantizer has each image decoded twice.
         counts: (K,) how often the batch uses each code; None without codes.
-        terms: scalars for the log; `loss` is the sum that was minimised.
+        terms: for the log; `loss` is the sum that was minimised.
     """
 
     updated: Tensor
     reconstructions: list[Tensor]
     counts: Tensor | None
-    terms: dict[str, Tensor]
+    terms: Terms
 
 
 class TokenizerUpdate:
@@ -101,9 +102,9 @@ class TokenizerUpdate:
             self._trained.backward(_surrogate(outputs[0].reconstruction, gradients[0]) + loss)
         else:
             quantized, loss = self._backward_in_parts(parts, outputs, gradients)
-        terms = {"loss": terms.pop("image_loss") + loss.detach(), **terms, **quantized.losses}
+        terms = Terms.stack({"loss": terms.pop("image_loss") + loss.detach(), **terms, **quantized.losses})
         # All terms: the adaptive weight takes a generator's loss out of the sum where it is not finite.
-        updated = self._trained.optimizer_step(torch.stack([term.detach().float() for term in terms.values()]).sum())
+        updated = self._trained.optimizer_step(terms.values.sum())
         self._after_update(updated, outputs)
         return StepOutput(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
 
@@ -154,13 +155,13 @@ class TokenizerUpdate:
                 terms["generator"] = self._adversary.generator_loss(leaf)
                 grad_adv.append(torch.autograd.grad(terms["generator"] / len(parts), leaf)[0])
             logs.append({name: term.detach() for name, term in terms.items()})
-        means = {name: torch.stack([terms[name] for terms in logs]).mean() for name in logs[0]}
+        means = means_of(logs)
         if last_layer_inputs is None:
             return grad_rec, means
         weight = self._adversarial_weight(last_layer_inputs, grad_rec, grad_adv)
         means["adversarial_weight"] = weight
         # Not by multiplication alone: 0 * inf is NaN.
-        means["image_loss"] += torch.where(weight == 0, 0, weight * means["generator"])
+        means["image_loss"] = means["image_loss"] + torch.where(weight == 0, 0, weight * means["generator"])
         grad_pixel = [
             rec + torch.where(weight == 0, 0, weight * adv) for rec, adv in zip(grad_rec, grad_adv, strict=True)
         ]
@@ -172,7 +173,7 @@ class TokenizerUpdate:
         """Compute the weight of the adversarial loss in this step, a scalar that is the same on all processes."""
         config, weight = self._adversary.config, self._adversary.weight
         if not config.adaptive:
-            return torch.tensor(weight, device=self._accelerator.device)
+            return torch.full((), weight, device=self._accelerator.device)
         # The gradients of the whole batch at the last layer's weights: the mean over processes, the sum over parts.
         gradients = [self._last_layer_grad(last_layer_inputs, grad_pixel) for grad_pixel in (grad_rec, grad_adv)]
         gradients = self._accelerator.reduce(torch.stack(gradients), "mean")

@@ -5,6 +5,7 @@ import torch
 
 from arcvq.runs import log as run_log
 from arcvq.runs.log import LoaderClock, Means, RunLog
+from arcvq.runs.named_scalars import Terms
 
 
 class Clock:
@@ -39,15 +40,15 @@ def test_the_batches_pass_unchanged_and_none_is_fetched_early():
 
 
 def test_means_are_over_what_was_added_and_begin_anew():
-    means = Means()
-    means.add({"loss": torch.tensor(1.0, requires_grad=True), "usage": torch.tensor(3)})
-    means.add({"loss": torch.tensor(2.0, dtype=torch.bfloat16), "r1": torch.tensor(5.0, dtype=torch.float64)})
+    means = Means(torch.device("cpu"))
+    means.add(Terms.stack({"loss": torch.tensor(1.0, requires_grad=True), "usage": torch.tensor(3)}))
+    means.add(Terms.stack({"loss": torch.tensor(2.0).bfloat16(), "r1": torch.tensor(5.0, dtype=torch.float64)}))
     names, values = means.take()
     assert dict(zip(names, values.tolist(), strict=True)) == {"loss": 1.5, "usage": 3.0, "r1": 5.0}
     assert not values.requires_grad and values.dtype == torch.float32
-    means.add({"loss": torch.tensor(4.0)})
+    means.add(Terms.stack({"loss": torch.tensor(4.0), "arc": torch.tensor(torch.inf)}))
     names, values = means.take()
-    assert names == ["loss"] and values.tolist() == [4.0]
+    assert names == ["arc", "loss"] and values[0].isnan() and values[1] == 4.0
 
 
 def test_a_resumed_log_goes_on_after_the_last_checkpoint(tmp_path):

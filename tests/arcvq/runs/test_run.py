@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from arcvq.runs.changed_parts import ChangedParts
+from arcvq.runs.named_scalars import Terms
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.run import Run
 from tokenizer import VQTokenizer
@@ -53,7 +54,7 @@ def train(run):
     for batch in run.steps():
         loss = (run.main.wrapped(batch["x"]).squeeze(-1) - batch["y"]).square().mean()
         run.update(loss)
-        run.log(loss=loss)
+        run.log(Terms.stack({"loss": loss}))
         turns.append((run.step, run.is_due(1), run.is_due(2)))
     return turns
 
@@ -81,7 +82,8 @@ def test_a_mean_is_over_the_steps_that_have_it(tmp_path):
     run = make(tmp_path)
     for index, _ in enumerate(run.steps(whole=True)):
         run.end_step(torch.tensor(True))
-        run.log(always=torch.tensor(float(index)), **({"seldom": torch.tensor(7.0)} if index == 3 else {}))
+        seldom = {"seldom": torch.tensor(7.0)} if index == 3 else {}
+        run.log(Terms.stack({"always": torch.tensor(float(index)), **seldom}))
     found = [(line["always"], line.get("seldom")) for line in lines(run)]
     assert found == [(0.5, None), (2.5, 7.0), (4.5, None)]
     assert all(0 <= line["loader_share"] <= 1 and line["images_per_second"] > 0 for line in lines(run))

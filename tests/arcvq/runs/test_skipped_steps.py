@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from arcvq.runs.named_scalars import Terms
 from arcvq.runs.skipped_steps import SkippedSteps
 
 
@@ -19,7 +20,7 @@ def step(skipped, number, **terms):
     """One step, whose update is made where all terms are finite."""
     values = {name: torch.tensor(value) for name, value in terms.items()}
     skipped.count([torch.stack(list(values.values())).isfinite().all()])
-    skipped.observe(values, completed=True)
+    skipped.observe(Terms.stack(values), completed=True)
     skipped.sync(False, number)
 
 

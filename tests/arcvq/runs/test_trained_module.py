@@ -71,7 +71,7 @@ def update(run, loss, adversary=None):
     seen = TokenizerUpdate(run.accelerator, run.main, loss, adversary)(images, 0)
     against = adversary.update(images, seen.reconstructions) if adversary else {}
     run.end_step(seen.updated)
-    run._report._means.add(seen.terms)
+    run.log(seen.terms)
     return seen, against
 
 
@@ -101,8 +101,7 @@ def test_a_broken_gradient_leaves_the_step_out_and_all_as_it_is(start, scaled, f
     seen, _ = update(run, squared())
     assert seen.updated and run.model.bottleneck.step == 2
     assert run._skipped.counts == {"skipped_steps": 1, "skipped_in_row": 0}
-    names, means = run._report._means.take()
-    assert ("gradient_norm_model" in names) == (max_grad_norm is not None or not scaled)
+    _, means = run._report._means.take()
     assert all(torch.isfinite(means))
 
 
@@ -172,14 +171,10 @@ def test_finite_gradients_descend_as_without_a_scaler(start, max_grad_norm):
             assert update(run, squared())[0].updated
         states.append(state(run))
         assert run._skipped.counts["skipped_steps"] == 0
-        norm = run.main.gradient_norm
-        assert (norm is None) == (scaled and max_grad_norm is None)
-        assert norm is None or 0.01 < norm < 100  # before it is clipped, and not scaled
-    for name, value in states[1].items():
-        # The fused optimiser rounds otherwise.
-        torch.testing.assert_close(states[0][name], value, rtol=1e-5, atol=1e-6)
-        if value.is_floating_point() and value.numel() > 3:
-            assert (value - states[0][name]).norm() <= 0.01 * (value - before[name]).norm(), name
+        assert 0.01 < run.main.gradient_norm < 100  # before it is clipped, and not scaled
+    for name, value in states[1].items():  # the scale is a power of two
+        torch.testing.assert_close(states[0][name], value, rtol=1e-6, atol=1e-7)
+        assert not torch.equal(before[name], value)
 
 
 def test_the_norm_is_clipped(start):
@@ -187,16 +182,10 @@ def test_the_norm_is_clipped(start):
     run = start(False, max_grad_norm=0.5)
     trained = run.add_module(nn.Linear(4, 1, bias=False), "model")
     before = trained.module.weight.detach().clone()
-    trained.optimizer.optimizer = torch.optim.SGD(trained.module.parameters(), lr=1.0)
+    trained._adam = torch.optim.SGD(trained.module.parameters(), lr=1.0, fused=True)
     trained.backward((trained.module.weight * torch.tensor([[3.0, 0.0, 4.0, 0.0]])).sum())
     assert trained.optimizer_step(torch.tensor(0.0)) and trained.gradient_norm == 5
     torch.testing.assert_close(before - trained.module.weight, torch.tensor([[0.3, 0.0, 0.4, 0.0]]))
-
-
-def test_the_fused_optimizer_is_not_used_where_steps_may_be_left_out(start):
-    for scaled in (True, False):
-        trained = start(scaled).add_module(nn.Linear(2, 2), "model")
-        assert trained.optimizer.param_groups[0]["fused"] is not scaled
 
 
 @clipping

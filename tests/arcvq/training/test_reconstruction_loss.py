@@ -101,7 +101,7 @@ def test_an_update_of_a_stochastic_tokenizer_in_parts_is_that_of_the_whole(tmp_p
         trained = run.add_module(tokenizer, "model")
         trained.optimizer_step = lambda loss: torch.tensor(False)
         seen = TokenizerUpdate(run.accelerator, trained, log_mse())(images.chunk(parts), seed=0)
-        return {name: parameter.grad for name, parameter in tokenizer.named_parameters()}, seen.terms
+        return {name: parameter.grad for name, parameter in tokenizer.named_parameters()}, seen.terms.by_name()
 
     images = pair()[0] * torch.linspace(0.1, 1, 8).view(-1, 1, 1, 1)
     expected, whole = gradients(1)
