@@ -25,10 +25,10 @@ if __name__ == "__main__":
     prior_training.save_final_samples = lambda *_: None
     end_step = Run.end_step
 
-    def until_stop(run: Run, updated: bool) -> None:
+    def until_stop(run: Run) -> None:
         if run.step == int(os.environ.get("STOP", -1)):
             os._exit(3)
-        end_step(run, updated)
+        end_step(run)
 
     Run.end_step = until_stop
     run_script(train_ldm.main)

@@ -27,21 +27,31 @@ class Average:
         self._decay = decay
         self._steps = 0
         self.tensors = [parameter.detach().clone() for parameter in module.parameters()]
+        # Of the parameters in the averages after this step, unless it is skipped.
+        self._shares = {average.dtype: average.new_zeros(()) for average in self.tensors}
+
+    def begin_step(self) -> None:
+        """Begin a step: compute its decay."""
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps)) if self._steps else 0.0
+        self._steps += 1
+        for share in self._shares.values():
+            share.fill_(1 - decay)
 
     @torch.no_grad()
     def update(self, updated: Tensor) -> None:
-        """Update the average after a step. `updated`, a bool scalar, says whether the step changed the parameters."""
-        decay = min(self._decay, (1 + self._steps) / (10 + self._steps)) if self._steps else 0.0
-        self._steps += 1
+        """Update the average at the end of a step. `updated`, a bool scalar, says whether the parameters changed."""
         by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for average, parameter in zip(self.tensors, self._module.parameters(), strict=True):
             averages, parameters = by_dtype.setdefault(average.dtype, ([], []))
             averages.append(average)
             parameters.append(parameter)
         for dtype, (averages, parameters) in by_dtype.items():
-            # On the device, so that the host does not wait for `updated`.
-            share = torch.full((), 1 - decay, dtype=dtype, device=updated.device) * updated
-            _interpolate(averages, parameters, share)
+            share = self._shares[dtype] * updated  # on the device: the host does not wait for `updated`
+            if share.device.type == "cpu" or isinstance(averages[0], DTensor):
+                for average, parameter in zip(averages, parameters, strict=True):
+                    average.lerp_(parameter, share)
+            else:
+                _interpolate_together(averages, parameters, share)
 
     def load_into(self, module: nn.Module) -> None:
         """Load the averages into a copy of the module, and set it to eval mode; every process calls this."""
@@ -67,11 +77,10 @@ class Average:
         self._steps = step
 
 
-def _interpolate(averages: list[Tensor], parameters: list[Tensor], share: Tensor) -> None:
-    """Move averages towards the parameters by a share, a scalar, in place; exact for shares of 0 and 1."""
-    if share.device.type == "cpu" or isinstance(averages[0], DTensor):
-        for average, parameter in zip(averages, parameters, strict=True):
-            average.lerp_(parameter, share)
-    else:  # three kernels for all of them; foreach's own lerp takes no share that is on the device
-        torch._foreach_mul_(averages, 1 - share)
-        torch._foreach_add_(averages, torch._foreach_mul(parameters, share))
+def _interpolate_together(averages: list[Tensor], parameters: list[Tensor], share: Tensor) -> None:
+    """Move averages towards the parameters by a share, a scalar, in place; exact for shares of 0 and 1.
+
+    Three kernels for all of them. torch._foreach_lerp_ takes no share that is on the device.
+    """
+    torch._foreach_mul_(averages, 1 - share)
+    torch._foreach_add_(averages, torch._foreach_mul(parameters, share))

@@ -78,7 +78,8 @@ class Means:
         sums, counts = self._sums.by_name(), self._counts.by_name()
         names = sorted(sums)  # a resumed run adds them in another order
         means = torch.stack([sums[name] / counts[name] for name in names])
-        self.load_state({})
+        self._sums.zero()
+        self._counts.zero()
         return names, means
 
 

@@ -63,6 +63,16 @@ class NamedScalars:
             self._names, self._waiting = names, scalars
         return self._vector
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all scalars."""
+        return [*self._waiting, *self._names]
+
+    def zero(self) -> None:
+        """Set all scalars to 0, in place."""
+        self._vector.zero_()
+        self._waiting = {}
+
     def by_name(self) -> dict[str, Tensor]:
         """Return a copy of all scalars."""
         return self._waiting | dict(zip(self._names, self._vector.clone().unbind(), strict=True))

@@ -62,6 +62,7 @@ class Run:
         data: a line that describes the data set; stored in the folder.
         was: the settings that the folder's run has had so far, nested; empty for a new run.
         average: EMA of the model's parameters, if the run keeps one.
+        captures: whether the training captures its step as a CUDA graph.
 
     Raises:
         ValueError: the folder holds checkpoints of a run with other settings, which are named, or another process
@@ -102,9 +103,9 @@ class Run:
         self.data = ""
         self.was: dict[str, Any] = {}
         self.average: Average | None = None
+        self.captures = False
         self._trained: list[TrainableModule] = []
         self._parts_done = 0  # of the current step
-        self._norms: dict[str, Tensor] = {}  # of the gradients in the last step, until they are logged
         self._loss_done: Tensor | None = None  # sum over these parts
         self._report = RunReport(self.accelerator)
         self._bad_before: list[int] = []  # images skipped before this start
@@ -129,6 +130,12 @@ class Run:
     def noise_seed(self) -> int:
         """Seed of the noise that all processes draw alike in the current step."""
         return seed_of(self.config.seed, _ALL_RANKS, self.step)
+
+    def capture(self, unless: str | None) -> None:
+        """Let the training capture its step as a CUDA graph, or say why it cannot; call it before a module is added."""
+        self.captures = unless is None
+        if unless is not None and self.is_main:
+            print(f"note: run.cuda_graph: {unless}; the host launches the kernels of each step one by one")
 
     def prepare(
         self,
@@ -186,7 +193,7 @@ class Run:
 
     def add_module(self, module: nn.Module, name: str) -> TrainableModule:
         """Add a module that is trained in addition to the model; call this before `prepare`, which loads its state."""
-        self._trained.append(TrainableModule(self.accelerator, module, name, self.optim, self.config))
+        self._trained.append(TrainableModule(self.accelerator, module, name, self.optim, self.config, self.captures))
         return self._trained[-1]
 
     def joined_at(self, name: str) -> int:
@@ -197,7 +204,8 @@ class Run:
         """Yield the batches of the remaining steps on the device; seed, log and save around every step.
 
         A step yields `optim.accumulation` micro-batches, and the caller calls `update` after each of them. If `whole`,
-        a step yields its whole batch; then the caller splits it into micro-batches, and calls `end_step`.
+        a step yields its whole batch; then the caller splits it into micro-batches, and calls `record_step` and
+        `end_step`.
 
         Raises:
             ValueError: `run.max_skipped_steps` steps in a row were skipped.
@@ -223,6 +231,8 @@ class Run:
             torch.manual_seed(seed_of(self.config.seed, self.accelerator.process_index, self.step))
             for trained in self._trained:
                 trained.begin(self.optim.learning_rate(self.step))
+            if self.average is not None:
+                self.average.begin_step()
             batch = {name: on_device(tensor, self.device) for name, tensor in batch.items()}
             pieces = zip(*(tensor.chunk(parts) for tensor in batch.values()), strict=True)
             for index, piece in enumerate(pieces, start=1):
@@ -242,47 +252,59 @@ class Run:
             if stop_requested and not ended:
                 self._stop(stopping)
 
-    def update(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a batch's loss; with the last batch of a step, take the optimizer step."""
+    def update(self, loss: Tensor, terms: Terms) -> None:
+        """Accumulate the gradient of a micro-batch's loss; with the last one of a step, take the optimizer step.
+
+        Args:
+            loss: the mean over the micro-batch, a scalar.
+            terms: for the log; see `record`.
+        """
         self.main.backward(loss / self.optim.accumulation)
         self._parts_done += 1
         self._loss_done = loss.detach() + (0 if self._loss_done is None else self._loss_done)
-        if self._parts_done == self.optim.accumulation:
-            self.end_step(self.main.optimizer_step(self._loss_done))
+        if self._parts_done < self.optim.accumulation:
+            self.record(terms)
+        else:
+            self.record_step(self.main.optimizer_step(self._loss_done), terms)
+            self.end_step()
 
-    def end_step(self, updated: Tensor) -> None:
-        """End the step: update the average, and count skipped steps.
+    def record(self, terms: Terms) -> None:
+        """Add scalars of a micro-batch to their means over steps and processes, which the log gets.
+
+        Values that are not finite are left out of the means.
+        """
+        self._report.add(terms)
+        self._skipped.observe(terms, completed=False)
+
+    def record_step(self, updated: Tensor, terms: Terms) -> None:
+        """Record a whole step on the device: update the average, count the step, add terms and gradient norms to means.
 
         Args:
             updated: whether the model's parameters were updated, a bool scalar; if not, the average stays unchanged.
+            terms: for the log; see `record`.
         """
         if self.average is not None:
             self.average.update(updated)
         trained = [module for module in self._trained if module.updated is not None]
-        self._norms = {f"gradient_norm_{module.name}": module.gradient_norm for module in trained}
         self._skipped.count([module.updated for module in trained] or [updated])
+        if trained:
+            terms |= Terms.stack({f"gradient_norm_{module.name}": module.gradient_norm for module in trained})
+        self._report.add(terms)
+        self._skipped.observe(terms, completed=True)
+
+    def end_step(self) -> None:
+        """Count a recorded step; every `log_every` steps write the means to the log, with the skipped steps so far."""
         self._parts_done, self._loss_done = 0, None
         self.step += 1
-
-    def is_due(self, interval: int) -> bool:
-        """Tell whether the step just completed is a multiple of `interval`, or the last one."""
-        return self._parts_done == 0 and (self.step % interval == 0 or self.step == self.optim.max_steps)
-
-    def log(self, terms: Terms) -> None:
-        """Add scalars to their means over steps and processes, which are written every `log_every` steps.
-
-        After the end of a step gradient norms are added to them. Values that are not finite are left out.
-        `skipped_steps` of the run so far is written with the means.
-        """
-        if self._norms:
-            terms, self._norms = terms | Terms.stack(self._norms), {}
-        self._report.add(terms)
-        self._skipped.observe(terms, completed=self._parts_done == 0)
         if self.is_due(self.config.log_every):
             counts = {"skipped_steps": self._skipped.counts["skipped_steps"], **self._skipped_images.counts()}
             if self.is_main and (warning := self._skipped_images.pop_warning()):
                 self.warn(warning)
             self._report.line(self.step, **counts, lr=self.optim.learning_rate(self.step - 1))
+
+    def is_due(self, interval: int) -> bool:
+        """Tell whether the step just completed is a multiple of `interval`, or the last one."""
+        return self._parts_done == 0 and (self.step % interval == 0 or self.step == self.optim.max_steps)
 
     def counter(self, name: str, size: int) -> Tensor:
         """Return a tensor of counts, int64 (size,), that this process adds to; a resumed run continues with its values.

@@ -66,7 +66,7 @@ class SkippedSteps:
         """Record which scalars are not finite, in the current step or in the one just `completed`."""
         self._of_step.of(terms.names).logical_or_(~terms.finite)
         if completed:
-            names = list(self._broken.by_name() | self._of_step.by_name())
+            names = dict.fromkeys([*self._broken.names, *self._of_step.names])
             broken, of_step = self._broken.of(names), self._of_step.of(names)
             torch.where(self._in_row == 1, of_step, broken, out=broken)
             of_step.zero_()

@@ -25,6 +25,7 @@ class TrainableModule:
         name: its name in the log.
         optim: options of the optimizer.
         config: options of the run.
+        captured: whether the step is captured as a CUDA graph, which reads the learning rate from the device.
 
     Attributes:
         module: the module itself.
@@ -34,7 +35,15 @@ class TrainableModule:
         updated: whether the last step has updated the parameters, a bool scalar; None before the first step.
     """
 
-    def __init__(self, accelerator: Accelerator, module: nn.Module, name: str, optim: OptimConfig, config: RunConfig):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        name: str,
+        optim: OptimConfig,
+        config: RunConfig,
+        captured: bool = False,
+    ):
         is_shared = accelerator.distributed_type == DistributedType.FSDP
         self.module = module if is_shared else module.to(memory_format=torch.channels_last)
         self.name = name
@@ -43,13 +52,16 @@ class TrainableModule:
         if config.compile:
             module.compile()  # in place: the parameters keep their names, so a checkpoint is the same either way
         # A fused optimizer skips a step by a flag on the device, for which the host does not wait.
+        self._learning_rate = torch.full((), optim.lr, device=accelerator.device) if captured else None
         options = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
+        if captured:
+            options |= {"lr": self._learning_rate, "capturable": True}
         self._adam = torch.optim.AdamW(module.parameters(), fused=True, **options)
         self._adam.register_load_state_dict_pre_hook(_with_own_options)
         self.wrapped, self.optimizer = accelerator.prepare(module, self._adam)
         self.gradient_norm: Tensor | None = None
         self.updated: Tensor | None = None
-        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its values before the step
         self._is_shared = is_shared
         self._accelerator = accelerator
         self._max_grad_norm = optim.max_grad_norm
@@ -57,10 +69,12 @@ class TrainableModule:
     def begin(self, learning_rate: float) -> None:
         """Begin a step: set training mode and the learning rate, and remember the buffers."""
         self.module.train()
+        if self._learning_rate is not None:
+            learning_rate = self._learning_rate.fill_(learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.gradient_norm = self.updated = None
-        self._buffers = copies(self.module.buffers())
+        keep(self._buffers, self.module.buffers())
 
     def no_sync(self, enabled: bool) -> AbstractContextManager:
         """Return a context for a forward and backward pass; if `enabled`, gradients are not all-reduced in it."""
@@ -127,6 +141,16 @@ def first_nonfinite_parameter(modules: Iterable[TrainableModule]) -> str | None:
 def copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Pair each tensor with a copy of its values."""
     return [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+
+@torch.no_grad()
+def keep(pairs: list[tuple[Tensor, Tensor]], tensors: Iterable[Tensor]) -> None:
+    """Bring the copies in `pairs` up to date, in place where they are of these tensors."""
+    tensors = list(tensors)
+    if [id(tensor) for tensor, _ in pairs] != [id(tensor) for tensor in tensors]:
+        pairs[:] = copies(tensors)
+    for tensor, copy in pairs:
+        copy.copy_(tensor)
 
 
 @torch.no_grad()

@@ -50,8 +50,7 @@ class PriorTraining:
     def step(self, batch: dict[str, Tensor]) -> None:
         """Accumulate one micro-batch's gradient, and log its loss; after the step's last one, update the weights."""
         loss = self.loss(self.encoded.encode(batch))
-        self.run.update(loss)
-        self.run.log(Terms.stack(self.terms(loss.detach())))
+        self.run.update(loss, Terms.stack(self.terms(loss.detach())))
 
     def terms(self, loss: Tensor) -> dict[str, Tensor]:
         """Name what is logged of a micro-batch with this loss, a scalar."""
@@ -80,6 +79,8 @@ def start(config: Namespace, settings: dict[str, Any], tokenizer: VQTokenizer) -
         ValueError: options that cannot work, or images of another size than the tokenizer's.
     """
     run = Run(config.run, config.optim, settings)
+    if config.run.cuda_graph:
+        run.capture(unless="the step of a prior draws random numbers")
     if run.is_main:
         note_other_data(config.tokenizer, config.data)
     splits = announced_splits(config.data)

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from arcvq.runs.options import OptimConfig, RunConfig, check_run, check_share
 from arcvq.runs.run import Run
 from arcvq.training.adversary import AdversarialConfig, Adversary
 from arcvq.training.collapse import CollapseConfig
+from arcvq.training.graphed_step import GraphedStep, graph_hindrance
 from arcvq.training.memory_check import check_memory
 from arcvq.training.parts import TrainingParts
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
-from arcvq.training.tokenizer_step import StepOutput, TokenizerUpdate
+from arcvq.training.tokenizer_step import TokenizerUpdate
 from tokenizer import VQTokenizer
 from tokenizer.codebook_file import load_codebook_file
 from tokenizer.data import DataConfig, ImageDataset, StreamedImages, load_into_memory, pixel_batches
@@ -181,18 +182,29 @@ class TokenizerTraining:
     update: TokenizerUpdate
     used_codes: Tensor
 
-    def step(self, batch: dict[str, Tensor]) -> StepOutput:
-        """Update the tokenizer, then the discriminator, on `images` (B, C, H, W) in [-1, 1]; log the terms."""
-        parts = batch["images"].chunk(self.run.optim.accumulation)
+    def step(self, batch: dict[str, Tensor]) -> None:
+        """Make a step on a batch's `images` (B, C, H, W) in [-1, 1]."""
+        if self.graphed is None:
+            self.compute(batch["images"])
+        else:
+            self.graphed(batch["images"])
+        self.run.end_step()
+
+    def compute(self, images: Tensor) -> None:
+        """Update the tokenizer, then the discriminator, on images (B, C, H, W), and record the step on the device."""
+        parts = images.chunk(self.run.optim.accumulation)
         output = self.update(parts, self.run.noise_seed)
         if self.adversary is not None:
             terms = self.adversary.update(parts, output.reconstructions)
             output = replace(output, terms=output.terms | Terms.stack(terms)) if terms else output
-        self.run.end_step(output.updated)
-        self.run.log(output.terms)
+        self.run.record_step(output.updated, output.terms)
         if output.counts is not None:
             self.used_codes.add_(output.counts)
-        return output
+
+    @cached_property
+    def graphed(self) -> GraphedStep | None:
+        """The step as a CUDA graph, if the run captures it."""
+        return GraphedStep(self.compute) if self.run.captures else None
 
     def parts(self) -> TrainingParts:
         """Name the networks."""
@@ -227,6 +239,8 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     tokens = math.prod(tokenizer.latent_shape[1:])
     processes = run.accelerator.num_processes
     tokenizer.bottleneck.check_batch(run.optim.batch_size // processes * tokens, processes)
+    if config.run.cuda_graph:
+        run.capture(unless=graph_hindrance(run, tokenizer, bool(config.adversarial.weight)))
     averaged = tokenizer if config.ema_decay is None else copy.deepcopy(tokenizer).to(run.device)
     adversary = None
     if config.adversarial.weight:

@@ -1,7 +1,9 @@
+import pytest
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from arcvq.runs import ema
 from arcvq.runs.ema import Average
 
 
@@ -16,6 +18,7 @@ def test_the_average_is_that_of_diffusers():
             state, resumed = ours.state(), Average(module, 0.6)
             resumed.load_state(state, step)
             ours = resumed
+        ours.begin_step()
         ours.update(torch.tensor(True))
         theirs.step(module.parameters())
         for found, expected in zip(ours.tensors, theirs.shadow_params, strict=True):
@@ -25,11 +28,26 @@ def test_the_average_is_that_of_diffusers():
 def test_a_step_without_an_update_leaves_it_as_it_is():
     module = nn.Linear(3, 2)
     average = Average(module, 0.6)
+    average.begin_step()
     average.update(torch.tensor(True))
+    average.begin_step()
     before = [tensor.clone() for tensor in average.tensors]
     with torch.no_grad():
         module.weight.fill_(7)
     average.update(torch.tensor(False))
     assert all(map(torch.equal, average.tensors, before))
+    average.begin_step()
     average.update(torch.tensor(True))
     assert not torch.equal(average.tensors[0], before[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.5, 1.0])
+def test_many_tensors_at_once_move_as_each_by_itself(share):
+    """On a GPU; both ends are exact."""
+    sizes = [(3, 2), (1,), (2, 5)]
+    averages, parameters = ([torch.randn(size) for size in sizes] for _ in range(2))
+    expected = [average.lerp(parameter, share) for average, parameter in zip(averages, parameters, strict=True)]
+    ema._interpolate_together(averages, parameters, torch.tensor(share))
+    tolerance = 0.0 if share in (0, 1) else 1e-6
+    for found, value in zip(averages, expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=tolerance, atol=tolerance)

@@ -53,8 +53,7 @@ def train(run):
     turns = []
     for batch in run.steps():
         loss = (run.main.wrapped(batch["x"]).squeeze(-1) - batch["y"]).square().mean()
-        run.update(loss)
-        run.log(Terms.stack({"loss": loss}))
+        run.update(loss, Terms.stack({"loss": loss}))
         turns.append((run.step, run.is_due(1), run.is_due(2)))
     return turns
 
@@ -81,9 +80,9 @@ def test_the_parts_of_a_step_make_the_step_of_the_whole(tmp_path):
 def test_a_mean_is_over_the_steps_that_have_it(tmp_path):
     run = make(tmp_path)
     for index, _ in enumerate(run.steps(whole=True)):
-        run.end_step(torch.tensor(True))
         seldom = {"seldom": torch.tensor(7.0)} if index == 3 else {}
-        run.log(Terms.stack({"always": torch.tensor(float(index)), **seldom}))
+        run.record_step(torch.tensor(True), Terms.stack({"always": torch.tensor(float(index)), **seldom}))
+        run.end_step()
     found = [(line["always"], line.get("seldom")) for line in lines(run)]
     assert found == [(0.5, None), (2.5, 7.0), (4.5, None)]
     assert all(0 <= line["loader_share"] <= 1 and line["images_per_second"] > 0 for line in lines(run))
@@ -109,7 +108,8 @@ def test_the_rate_times_the_batch(tmp_path):
     rates = []
     for batch in run.steps():
         rates.append(run.main.optimizer.param_groups[0]["lr"])
-        run.update(run.main.wrapped(batch["x"]).sum())
+        loss = run.main.wrapped(batch["x"]).sum()
+        run.update(loss, Terms.stack({"loss": loss}))
     assert rates == pytest.approx([0.004, *[0.008] * 5])
 
 
@@ -147,7 +147,8 @@ def updated(run):
             sum((weight.square().sum() for weight in trained.module.parameters()), torch.zeros(())).backward()
         for trained in run._trained[::-1]:
             done = trained.optimizer_step(torch.zeros(()))
-        run.end_step(done)
+        run.record_step(done, Terms.stack({"loss": torch.zeros(())}))
+        run.end_step()
 
 
 def test_an_average_that_is_added_begins_with_the_present_weights(tmp_path, capsys):
@@ -160,7 +161,8 @@ def test_an_average_that_is_added_begins_with_the_present_weights(tmp_path, caps
     assert all(map(torch.equal, run.average.tensors, expected))
     seen = []
     for batch in run.steps():
-        run.update((run.main.wrapped(batch["x"]).squeeze(-1) - batch["y"]).square().mean())
+        loss = (run.main.wrapped(batch["x"]).squeeze(-1) - batch["y"]).square().mean()
+        run.update(loss, Terms.stack({"loss": loss}))
         decay = min(0.9, run.step / (9 + run.step))  # by the steps of the run, so that a resumed one goes on alike
         expected = [decay * a + (1 - decay) * b for a, b in zip(expected, run.model.parameters(), strict=True)]
         seen.append(run.step)
@@ -286,7 +288,8 @@ def test_images_that_were_unusable_in_other_data_are_not_skipped_in_these(tmp_pa
         run = make(tmp_path, max_steps=3 * len(found), dataset=dataset, data=data, other_settings="go_on")
         for _ in run.steps():
             found[-1] = dataset.bad_images.found.nonzero().flatten().tolist()
-            run.update(sum(weight.sum() for weight in run.model.parameters()))
+            loss = sum(weight.sum() for weight in run.model.parameters())
+            run.update(loss, Terms.stack({"loss": loss}))
     assert found == [[7], [7], []]
     assert sum("unusable images are looked for anew" in line for line in notes(capsys)) == 1
 
@@ -301,7 +304,8 @@ def test_the_optimiser_goes_on_with_the_options_of_now(tmp_path):
     assert all(state["step"] == 3 for state in run.main.optimizer.state_dict()["state"].values())
     before = run.model[0].bias.detach().clone()
     for batch in run.steps():
-        run.update(0 * run.main.wrapped(batch["x"]).sum())
+        loss = 0 * run.main.wrapped(batch["x"]).sum()
+        run.update(loss, Terms.stack({"loss": loss}))
         break
     moments = run.main.optimizer.state_dict()["state"]
     assert not torch.equal(before, run.model[0].bias) and len(moments) == 4

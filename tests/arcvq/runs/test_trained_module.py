@@ -66,12 +66,13 @@ def update(run, loss, adversary=None):
     """One step of the training loop of a tokenizer."""
     for trained in run._trained:
         trained.begin(run.optim.lr)
+    run.average.begin_step()
     shape = (8, run.model.config.in_channels, 16, 16)
     images = [2 * torch.rand(shape, generator=torch.Generator().manual_seed(run.step)) - 1]
     seen = TokenizerUpdate(run.accelerator, run.main, loss, adversary)(images, 0)
     against = adversary.update(images, seen.reconstructions) if adversary else {}
-    run.end_step(seen.updated)
-    run.log(seen.terms)
+    run.record_step(seen.updated, seen.terms)
+    run.end_step()
     return seen, against
 
 
