@@ -35,7 +35,7 @@ class RunConfig:
         mixed_precision: precision of the networks; None: as `accelerate launch` says.
         compile: whether to compile the model with torch.compile. It takes a minute or two at the start, and far longer
             for a tokenizer whose codes times tokens exceed some 10^9.
-        cuda_graph: whether to launch the whole step of a tokenizer on one GPU as a CUDA graph. Where the host has a part
+        cuda_graph: whether to launch the whole step of a tokenizer on one GPU as a CUDA graph. Where the host has part
             in the step (a discriminator, random numbers) one line says so, and the step runs without.
         gradient_checkpointing: whether to recompute activations in the backward pass: less memory, a third more time.
         deterministic: whether to use only kernels that give the same bits on every run; an operation without one is an
