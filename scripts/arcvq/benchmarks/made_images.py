@@ -6,34 +6,18 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import PIL.Image
 
-QUALITY = 92  # of the JPEGs
-SIDES = (300, 500)
+from arcvq.planning.textured_image import as_jpeg, textured_image
+
 CLASSES = 4
 SHARDS = 2
 ROW_GROUP = 64
 
 
-def textured_image(random: np.random.Generator) -> PIL.Image.Image:
-    """Make an RGB image of random shape, whose details have all sizes, as those of photographs."""
-    width, height = (int(side) for side in random.integers(SIDES[0], SIDES[1] + 1, 2))
-    values = np.full((height, width, 3), 128.0)
-    for cells in (3, 8, 20, 50, 120, 300):
-        noise = random.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-        layer = PIL.Image.fromarray(noise).resize((width, height), PIL.Image.Resampling.BICUBIC)
-        values += (np.asarray(layer, dtype=np.float64) - 128) * (3 / cells) ** 0.5
-    return PIL.Image.fromarray(values.clip(0, 255).astype(np.uint8))
-
-
 def write_forms(folder: Path, number: int, seed: int) -> dict[str, Path]:
     """Write the images as `files` (a folder for each class), `parquet` and `tar` (in shards); return the folders."""
     random = np.random.default_rng(seed)
-    encoded = []
-    for _ in range(number):
-        file = io.BytesIO()
-        textured_image(random).save(file, "JPEG", quality=QUALITY)
-        encoded.append(file.getvalue())
+    encoded = [as_jpeg(textured_image(random)) for _ in range(number)]
     labels = [index % CLASSES for index in range(number)]
     folders = {form: folder / form for form in ("files", "parquet", "tar")}
     for index, (content, label) in enumerate(zip(encoded, labels, strict=True)):
