@@ -12,15 +12,17 @@ F is 1 (the images as they are), or 2 (also mirrored left to right).
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
-from tokenizer.data import ImageDataset, StreamedImages, evaluation_batches
+from tokenizer.data import ImageDataset, StreamedImages
+from tokenizer.data.batches import listed_batches
 from tokenizer.data.framing import mirrored, uniform_draws
 from tokenizer.loading.old_configs import without_network_options
 from tokenizer.model import VQTokenizer
@@ -60,41 +62,66 @@ def encode_images(tokenizer: VQTokenizer, images: Tensor) -> dict[str, Tensor]:
     return encoded
 
 
+def shard_batches(
+    dataset: ImageDataset | StreamedImages,
+    shards: Iterable[Sequence[int]],
+    device: torch.device,
+    num_workers: int = 0,
+) -> Iterator[Iterator[dict[str, Tensor]]]:
+    """Load the images of each shard in turn, by one loader: yield the batches of a shard, which `encode_shard` takes.
+
+    Args:
+        dataset: images of the tokenizer's size and channels, loaded without random augmentation.
+        shards: the indices of the images of each shard.
+        device: where the batches are.
+        num_workers: loader processes; they read the next shards while one is encoded.
+    """
+    parts = [
+        [shard[start : start + ENCODED_AT_ONCE] for start in range(0, len(shard), ENCODED_AT_ONCE)] for shard in shards
+    ]
+    batches = iter(listed_batches(dataset, [part for of_shard in parts for part in of_shard], num_workers, device))
+    for of_shard in parts:
+        yield islice(batches, len(of_shard))
+
+
+@torch.no_grad()
 def encode_shard(
     tokenizer: VQTokenizer,
-    dataset: ImageDataset | StreamedImages,
-    indices: Sequence[int],
+    batches: Iterable[dict[str, Tensor]],
     dtype: torch.dtype = torch.float32,
     flips: bool = False,
-    num_workers: int = 0,
 ) -> dict[str, Tensor]:
-    """Compute the tensors of the shard of these images, on the CPU; the module's docstring lists them.
+    """Compute the tensors of the shard of these images, without its moments, which `finish_shard` adds.
+
+    Nothing waits for the device, where the result is; the module's docstring lists the tensors.
 
     Args:
         tokenizer: in eval mode and float32, on the device that computes.
-        dataset: images of the tokenizer's size and channels, encoded without random augmentation.
-        indices: indices of the images.
+        batches: images on that device and labels.
         dtype: dtype of the latents in the shard.
         flips: whether mirrored images are encoded as well.
-        num_workers: loader processes.
-
-    Raises:
-        ValueError: latents that are not finite in this dtype.
     """
-    batches = evaluation_batches(Subset(dataset, indices), batch_size=ENCODED_AT_ONCE, num_workers=num_workers)
     dtypes = {"latents": dtype, "codes": torch.int32}
     columns, labels = {}, []
     for batch in batches:
         sides = [batch["images"], batch["images"].flip(-1)] if flips else [batch["images"]]
         encoded = [encode_images(tokenizer, side) for side in sides]
         for name in encoded[0]:
-            both = torch.stack([side[name].to("cpu", dtypes[name]) for side in encoded], dim=1)
+            both = torch.stack([side[name].to(dtypes[name]) for side in encoded], dim=1)
             columns.setdefault(name, []).append(both)
         labels.append(batch["labels"])
-    shard = {name: torch.cat(parts) for name, parts in columns.items()} | {"labels": torch.cat(labels)}
+    return {name: torch.cat(parts) for name, parts in columns.items()} | {"labels": torch.cat(labels)}
+
+
+def finish_shard(shard: dict[str, Tensor], images: str) -> dict[str, Tensor]:
+    """Complete a shard on the CPU with its moments; `images` names them in errors.
+
+    Raises:
+        ValueError: latents that are not finite in their dtype.
+    """
     if not shard["latents"].isfinite().all():
-        name = str(dtype).removeprefix("torch.")
-        raise ValueError(f"latents of images {indices[0]} to {indices[-1]} are not finite in {name}")
+        name = str(shard["latents"].dtype).removeprefix("torch.")
+        raise ValueError(f"latents of {images} are not finite in {name}")
     return shard | {"moments": _statistics(shard["latents"])}
 
 

@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+from fake_cuda import FakeCuda
 from safetensors.torch import save_file
 
 from priors.latents import (
@@ -9,11 +10,14 @@ from priors.latents import (
     EncodedDataset,
     encode_images,
     encode_shard,
+    finish_shard,
     latent_scale,
+    shard_batches,
     tokenizer_fingerprint,
 )
 from tokenizer import VQTokenizer
 from tokenizer.data import training_batches
+from tokenizer.data.transport import on_device
 
 
 class Images(torch.utils.data.Dataset):
@@ -45,11 +49,11 @@ def model():
 
 def encoded(model, images, folder, size=4, **options):
     """The data set over shards of `size` images each."""
-    files = []
-    for start in range(0, len(images), size):
-        files.append(folder / f"{start}.safetensors")
-        shard = encode_shard(model, images, range(start, min(start + size, len(images))), **options)
-        save_file(shard, files[-1])
+    files, shards = [], [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+    for shard, batches in zip(shards, shard_batches(images, shards, model.device), strict=True):
+        files.append(folder / f"{shard.start}.safetensors")
+        content = encode_shard(model, batches, **options)
+        save_file(finish_shard(content, f"images {shard.start} to {shard.stop - 1}"), files[-1])
     return EncodedDataset(files)
 
 
@@ -145,6 +149,20 @@ def test_half_precision_is_stored_as_such_and_read_as_float32(model, tmp_path):
     batch, expected = half[list(range(10))], full[list(range(10))]
     assert torch.equal(batch["latents"], expected["latents"].half().float()) and batch["latents"].dtype == torch.float32
     assert torch.equal(batch["codes"], expected["codes"])
+
+
+def test_a_shard_is_encoded_without_a_wait_for_the_device(model):
+    batch = {"images": torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8), "labels": torch.arange(3)}
+    with FakeCuda() as cuda:
+        model.to("cuda:0")
+        batches = [on_device(batch, torch.device("cuda:0")) for _ in range(2)]
+        cuda.refuses_copies = True
+        shard = encode_shard(model, batches, torch.float16, flips=True)
+    assert {name: (values.device.type, values.dtype, values.shape) for name, values in shard.items()} == {
+        "latents": ("cuda", torch.float16, (6, 2, 4, 2, 2)),
+        "codes": ("cuda", torch.int32, (6, 2, 2, 2)),
+        "labels": ("cuda", torch.int64, (6,)),
+    }
 
 
 def test_latents_that_cannot_be_stored_are_refused(model, tmp_path):

@@ -1,6 +1,6 @@
 """Load a data set: its name, folder or address -> images (decoded on demand, in memory or streamed) -> batches.
 
-A batch is {"images": float32 (B, C, S, S) in [-1, 1], "labels": int64 (B,)}.
+A batch is {"images": float32 (B, C, S, S) in [-1, 1], "labels": int64 (B,)}, on the device that asks for it.
 """
 
 from typing import Literal
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tokenizer.data.bad_images import BadImages
-from tokenizer.data.batches import StepBatches, epoch_order, evaluation_batches, training_batches
+from tokenizer.data.batches import evaluation_batches, training_batches
 from tokenizer.data.columns import NO_LABELS, as_images, find_columns
 from tokenizer.data.config import DataConfig
 from tokenizer.data.dataset import ImageDataset
@@ -20,6 +20,7 @@ from tokenizer.data.kinds import SAMPLE, image_kind
 from tokenizer.data.labels import class_ids
 from tokenizer.data.sources import Source, SplitTable, load_source
 from tokenizer.data.splits import DataSplits
+from tokenizer.data.step_batches import StepBatches, epoch_order
 from tokenizer.data.streaming.images import StreamedImages
 from tokenizer.data.streaming.splits import load_streamed
 

@@ -11,17 +11,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
 
-from tokenizer.data.dataset import as_floats
-from tokenizer.data.decoding import DataError
+from tokenizer.data.on_device import DeviceBatches, fits_on
+from tokenizer.data.step_batches import StepBatches, check_shares
 from tokenizer.data.streaming.images import StreamedImages
+from tokenizer.data.transport import TransportedBatches
 
 
 def training_batches(
@@ -34,71 +35,44 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
-) -> "DataLoader | StreamedBatches":
+    device: torch.device | str = "cpu",
+) -> TransportedBatches | DeviceBatches:
     """Load this process's batches of global steps start_step..stop_step-1, batch_size // world_size images each.
 
-    Works for any data set that returns a batch for a list of indices. If its `is_augmented` is true, batches come from
-    its `augmented(indices, seed, epoch)` instead. Arguments and errors are those of `StepBatches`; `StreamedImages` are
-    read in the order of `StreamOrder`, and their batches may span two epochs. The global random state is neither read
-    nor advanced.
+    The batches are on `device`. Images travel there as uint8; a GPU holds those of a data set in memory, if they take
+    little of it.
+
+    Works for any data set that returns a batch for a list of indices, or has `pixel_batch(indices)`, whose images are
+    uint8. If its `is_augmented` is true, batches come from its `augmented(indices, seed, epoch)` instead. Arguments and
+    errors are those of `StepBatches`; `StreamedImages` are read in the order of `StreamOrder`, and their batches may
+    span two epochs. The global random state is neither read nor advanced.
     """
+    device = torch.device(device)
     if isinstance(dataset, StreamedImages):
-        return StreamedBatches(dataset, batch_size, seed, start_step, stop_step, rank, world_size, num_workers)
+        streamed = StreamedBatches(dataset, batch_size, seed, start_step, stop_step, rank, world_size, num_workers)
+        return TransportedBatches(streamed, device)
     augmented = getattr(dataset, "is_augmented", False)
     order = StepBatches if not augmented else _EpochBatches
     batches = order(len(dataset), batch_size, seed, start_step, stop_step, rank, world_size)
-    return loader(_Augmented(dataset, seed) if augmented else dataset, num_workers, sampler=batches, batch_size=None)
+    if getattr(dataset, "in_memory", False) and fits_on(device, dataset.pixels):
+        return DeviceBatches(dataset.pixels, dataset.labels, dataset.flip, batches, device)
+    source = _Augmented(dataset, seed) if augmented else _Stored(dataset)
+    return TransportedBatches(loader(source, num_workers, sampler=batches, batch_size=None), device)
 
 
-def evaluation_batches(dataset: Dataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """Load every image once, in order, cropped to the centre; the last batch may be smaller."""
+def evaluation_batches(
+    dataset: Dataset, *, batch_size: int, num_workers: int = 0, device: torch.device | str = "cpu"
+) -> TransportedBatches:
+    """Load every image once, in order, cropped to the centre, onto the device; the last batch may be smaller."""
     batches = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
-    return loader(dataset, num_workers, sampler=batches, batch_size=None)
+    return listed_batches(dataset, batches, num_workers, torch.device(device))
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
-    """Return the permutation of 0..num_samples-1, int64 (num_samples,), in which an epoch visits the images."""
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num_samples))
-
-
-@dataclass(eq=False, repr=False)
-class StepBatches(Sampler[list[int]]):
-    """Sampler: the indices of the batch of every global step in start_step..stop_step-1.
-
-    Each epoch has num_samples // batch_size steps over a new permutation, whose remainder is dropped. `batch_size` is
-    global: process `rank` of `world_size` gets the rank-th contiguous share of it.
-
-    Raises:
-        DataError: batch_size is not between 1 and num_samples, or not divisible by world_size.
-    """
-
-    num_samples: int
-    batch_size: int
-    seed: int
-    start_step: int
-    stop_step: int
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self):
-        check_shares(self.num_samples, self.batch_size, self.rank, self.world_size)
-
-    def __len__(self) -> int:
-        return max(0, self.stop_step - self.start_step)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (indices for _, indices in self.with_epochs())
-
-    def with_epochs(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield each step's epoch and indices."""
-        steps_per_epoch, share = self.num_samples // self.batch_size, self.batch_size // self.world_size
-        current_epoch = None
-        for step in range(self.start_step, self.stop_step):
-            epoch, step_in_epoch = divmod(step, steps_per_epoch)
-            if epoch != current_epoch:
-                order, current_epoch = epoch_order(self.num_samples, self.seed, epoch), epoch
-            first = step_in_epoch * self.batch_size + self.rank * share
-            yield epoch, order[first : first + share].tolist()
+def listed_batches(
+    dataset: Dataset, batches: Iterable[Sequence[int]], num_workers: int, device: torch.device
+) -> TransportedBatches:
+    """Load the batches of these lists of indices, in order, cropped to the centre, onto the device."""
+    return TransportedBatches(loader(_Stored(dataset), num_workers, sampler=batches, batch_size=None), device)
 
 
 class _EpochBatches(StepBatches):
@@ -123,8 +97,25 @@ class _Augmented(Dataset):
 
 
 @dataclass(eq=False, repr=False)
+class _Stored(Dataset):
+    """Data set of batches as they are stored, images as uint8, indexed by lists of indices."""
+
+    dataset: Dataset
+
+    def __getitem__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        dataset, indices = self.dataset, list(indices)
+        while isinstance(dataset, Subset):
+            dataset, indices = dataset.dataset, [dataset.indices[index] for index in indices]
+        return dataset.pixel_batch(indices) if hasattr(dataset, "pixel_batch") else dataset[indices]
+
+    @property
+    def in_memory(self) -> bool:
+        return getattr(self.dataset, "in_memory", False)
+
+
+@dataclass(eq=False, repr=False)
 class StreamedBatches:
-    """This process's batches of a streamed data set; raises the errors of `StepBatches`.
+    """This process's batches of a streamed data set, images as uint8; raises the errors of `StepBatches`.
 
     Each worker reads its own positions of the batch, so that no block is read twice, and the main process joins the
     parts. Workers beyond the number of positions are not started.
@@ -149,11 +140,11 @@ class StreamedBatches:
         share = self.batch_size // self.world_size
         workers = min(self.num_workers, share)
         positions = np.array_split(self.rank * share + np.arange(share), max(workers, 1))
-        # Workers send uint8, a quarter of the bytes of float32. The batches are pinned, not their parts.
+        # The batches are pinned, not their parts.
         parts = iter(loader(_Parts(self, positions), workers, pinned=False, batch_size=None))
         for _ in range(len(self)):
             images, labels = zip(*(next(parts) for _ in positions), strict=True)
-            batch = {"images": as_floats(torch.cat(images)), "labels": torch.cat(labels)}
+            batch = {"images": torch.cat(images), "labels": torch.cat(labels)}
             yield {name: tensor.pin_memory() for name, tensor in batch.items()} if _pinned() else batch
 
 
@@ -169,19 +160,6 @@ class _Parts(IterableDataset):
         run = self.batches
         positions = self.positions[0 if worker is None else worker.id].tolist()
         return run.dataset.stream(positions, run.batch_size, run.seed, range(run.start_step, run.stop_step))
-
-
-def check_shares(num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
-    """Raise DataError if the batch cannot be split into equal shares of the processes."""
-    batch = f"batch size {batch_size}"
-    if not 1 <= batch_size <= num_samples:
-        raise DataError(
-            f"{batch} is not in 1..{num_samples}, the number of images; set optim.batch_size to one of these"
-        )
-    if batch_size % world_size:
-        raise DataError(f"{batch} is not a multiple of {world_size}, the number of processes; make it one")
-    if not 0 <= rank < world_size:
-        raise DataError(f"rank {rank} is not in 0..{world_size - 1}, the ranks of the processes")
 
 
 def loader(dataset: Dataset | range, num_workers: int, pinned: bool = True, **batching) -> DataLoader:

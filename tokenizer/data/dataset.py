@@ -79,8 +79,13 @@ class ImageDataset(FramedImages):
         pixels, labels = self.labelled(index)
         return {"images": as_floats(pixels), "labels": labels}
 
+    def pixel_batch(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """Return the batch of the indices with the images as uint8."""
+        pixels, labels = self.labelled(indices)
+        return {"images": pixels, "labels": labels}
+
     def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, torch.Tensor]:
-        """Return the batch of the indices as training sees it in an epoch: cropped and flipped at random."""
+        """Return the batch of the indices as training sees it in an epoch, as uint8: cropped and flipped at random."""
         draws = dict(zip(indices, uniform_draws(seed, epoch, indices), strict=True))
 
         def read(index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +93,7 @@ class ImageDataset(FramedImages):
             return self._pixels(index, drawn), self.labels[index]
 
         pixels, labels = zip(*(self._usable(index, read) for index in indices), strict=True)
-        return {"images": as_floats(torch.stack(pixels)), "labels": torch.stack(labels)}
+        return {"images": torch.stack(pixels), "labels": torch.stack(labels)}
 
     def decode(self, index: int | list[int]) -> torch.Tensor:
         """Decode the image, uint8 (channels, image_size, image_size), or (b, ...) for a list. Raises as an item."""
@@ -151,5 +156,8 @@ def framed_pixels(
 
 
 def as_floats(pixels: torch.Tensor) -> torch.Tensor:
-    """Map uint8 of any shape to float32 in [-1, 1]."""
-    return pixels.float().div_(127.5).sub_(1)
+    """Map uint8 of any shape to float32 in [-1, 1]: the same values on every device."""
+    # CUDA replaces the division by a number by a product with its reciprocal, which rounds differently; the division by
+    # a tensor remains one.
+    divisor = 127.5 if pixels.device.type == "cpu" else torch.full((), 127.5, device=pixels.device)
+    return pixels.float().div_(divisor).sub_(1)

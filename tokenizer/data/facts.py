@@ -9,7 +9,7 @@ from pathlib import Path
 
 import datasets
 
-from tokenizer.data import DataConfig, DataError, StreamedImages, load_splits
+from tokenizer.data import DataConfig, DataError, ImageDataset, StreamedImages, load_splits
 from tokenizer.data.columns import NO_LABELS, find_columns
 from tokenizer.data.decoding import reason_of
 from tokenizer.data.framing import Framing
@@ -30,6 +30,7 @@ class DatasetInfo:
         encoded_bytes: bytes of all its images on disk.
         measured: whether the numbers come from the data set itself, not from its published description.
         line: one line that describes the data set.
+        images: the images themselves, if they are here.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DatasetInfo:
     encoded_bytes: int
     measured: bool
     line: str
+    images: ImageDataset | StreamedImages | None = None
 
     def __len__(self) -> int:
         return self.num_images
@@ -95,7 +97,7 @@ def dataset_info(data: DataConfig) -> DatasetInfo:
             sizes = images.encoded.sizes(images.rows, unreadable=images.bad_images is not None)
             encoded_bytes = int(sizes.clip(0).sum())
         facts = (images.channels, images.framing, len(images), images.num_classes, encoded_bytes)
-        return DatasetInfo(data.name, *facts, measured=True, line=str(splits))
+        return DatasetInfo(data.name, *facts, measured=True, line=str(splits), images=images)
     known = _PUBLISHED.get(_title(data.name)) or _on_the_hub(data)
     if (image_size := data.image_size or known.image_size) is None:
         raise DataError(f"the images of {data.name!r} are of many sizes; set data.image_size to the side to use")

@@ -13,7 +13,7 @@ from tokenizer.data.bad_images import BadImages
 from tokenizer.data.batches import loader
 from tokenizer.data.config import DataConfig
 from tokenizer.data.dataset import ImageDataset, as_floats
-from tokenizer.data.framing import mirrored, uniform_draws
+from tokenizer.data.on_device import drawn_flips
 from tokenizer.data.streaming.images import StreamedImages
 
 # Images per batch when all pixels of a data set are read.
@@ -65,16 +65,19 @@ class InMemoryImages(Dataset):
         return len(self.pixels)
 
     def __getitem__(self, index: int | list[int]) -> dict[str, Tensor]:
-        # For a list, index_select is several times as fast as pixels[index].
-        pixels = self.pixels.index_select(0, torch.tensor(index)) if isinstance(index, list) else self.pixels[index]
-        return {"images": as_floats(pixels), "labels": self.labels[index]}
+        if isinstance(index, list):
+            batch = self.pixel_batch(index)
+            return batch | {"images": as_floats(batch["images"])}
+        return {"images": as_floats(self.pixels[index]), "labels": self.labels[index]}
+
+    def pixel_batch(self, indices: list[int]) -> dict[str, Tensor]:
+        """Return the batch of the indices with the images as uint8."""
+        # index_select is several times as fast as pixels[index].
+        return {"images": self.pixels.index_select(0, torch.tensor(indices)), "labels": self.labels[indices]}
 
     def augmented(self, indices: list[int], seed: int, epoch: int) -> dict[str, Tensor]:
-        """Return the batch of the indices as training sees it in an epoch, some of them mirrored."""
-        pixels = self.pixels.index_select(0, torch.tensor(indices))
-        flips = torch.from_numpy(mirrored(uniform_draws(seed, epoch, indices)))
-        pixels[flips] = pixels[flips].flip(-1)
-        return {"images": as_floats(pixels), "labels": self.labels[indices]}
+        """Return the batch of the indices, and as `flips`, bool (b,), which of them training mirrors in an epoch."""
+        return self.pixel_batch(indices) | {"flips": drawn_flips(seed, epoch, torch.tensor(indices))}
 
     @property
     def bad_images(self) -> BadImages | None:

@@ -9,10 +9,8 @@ import hashlib
 import json
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextvars import copy_context
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -28,13 +26,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from arcvq.compute.atomic_files import atomic_file
+from arcvq.compute.chunk_workers import Inputs, Measure, in_threads, on_gpu, without_inputs
 
 # A process waits at most this long for the others, which may have more work.
 LONGEST_WAIT = timedelta(days=7)
 
 T = TypeVar("T")
-# A range of images => their values by name.
-Measure = Callable[[range], dict[str, Tensor]]
+# A range of images and their values on the CPU => the values that are stored.
+Finish = Callable[[range, dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,13 @@ class ResumableMap:
         """Return the range of images of each chunk."""
         return [range(start, min(start + self.size, self.images)) for start in range(0, self.images, self.size)]
 
-    def compute(self, make_worker: Callable[[], Measure], verify: bool = True) -> None:
+    def compute(
+        self,
+        make_worker: Callable[[], Measure],
+        verify: bool = True,
+        inputs: Inputs | None = None,
+        finish: Finish | None = None,
+    ) -> None:
         """Compute this process's share of the missing chunks; the main process shows a progress bar.
 
         Every process calls this, and none returns before all chunks are stored.
@@ -76,6 +81,9 @@ class ResumableMap:
         Args:
             make_worker: called once in each thread; returns the function that maps a range of images to values. Its
                 models must belong to that thread.
+            inputs: called once for all chunks, where one thread feeds a GPU, so that it can read ahead; otherwise in
+                each thread for one chunk. None: the measurement reads by itself.
+            finish: what remains to be done on the CPU: on a GPU's machine, while the GPU computes. None: nothing.
             verify: whether to compare the values of stored chunks with their SHA-256, which reads all of them. Without
                 it only each file's header is read, which tells a chunk that is cut off or of other settings.
 
@@ -94,7 +102,8 @@ class ResumableMap:
         with tqdm(
             total=self.images, initial=done, desc=self.title, unit="image", disable=not state.is_main_process
         ) as bar:
-            for chunk in _in_threads(share, lambda measure, chunk: self._write(chunk, measure(chunk)), make_worker):
+            each = on_gpu if state.device.type == "cuda" else in_threads
+            for chunk in each(share, partial(self._write, finish), make_worker, inputs or without_inputs):
                 bar.update(len(chunk) * min(state.num_processes, len(missing)))
         state.wait_for_everyone()
         if lost := [chunk for chunk in self.ranges() if not self._file(chunk).is_file()]:
@@ -165,8 +174,10 @@ class ResumableMap:
             print(f"warning: damaged, computed again: {first}, of {len(damaged)} such files", file=sys.stderr)
         return sorted(missing, key=lambda chunk: chunk.start)
 
-    def _write(self, chunk: range, values: dict[str, Tensor]) -> None:
-        tensors = {name: value.cpu().contiguous() for name, value in values.items()}
+    def _write(self, finish: Finish | None, chunk: range, values: dict[str, Tensor]) -> None:
+        values = {name: value.cpu() for name, value in values.items()}
+        values = values if finish is None else finish(chunk, values)
+        tensors = {name: value.contiguous() for name, value in values.items()}
         with atomic_file(self._file(chunk), shared=True) as unfinished:
             unfinished.write_bytes(safetensors.torch.save(tensors, self._origin(chunk, tensors)))
 
@@ -175,35 +186,3 @@ def copy_sharing_weights(thing: T, *modules: nn.Module) -> T:
     """Copy a module, or a pipeline with these modules, for one thread; the copy shares the weights."""
     tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
     return copy.deepcopy(thing, {id(tensor): tensor for tensor in tensors})
-
-
-def _in_threads(
-    chunks: list[range], work: Callable[[Measure, range], None], make_worker: Callable[[], Measure]
-) -> Iterator[range]:
-    """Compute each chunk in one CPU thread, several chunks at once, and yield the chunks as they finish.
-
-    Rounding depends on the number of threads among which a kernel splits its work. With one thread per chunk, a chunk
-    is the same in any process. On a GPU one thread feeds the device.
-    """
-    threads = torch.get_num_threads()
-    own = threading.local()
-
-    def do(chunk: range) -> range:
-        if not hasattr(own, "measure"):
-            torch.set_num_threads(1)
-            own.measure = make_worker()
-        work(own.measure, chunk)
-        return chunk
-
-    with ThreadPoolExecutor(1 if torch.cuda.is_available() else threads) as pool:
-        # Each thread gets a copy of the context, in which torch keeps its compiler's limits.
-        waiting = {pool.submit(copy_context().run, do, chunk) for chunk in chunks}
-        try:
-            while waiting:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            torch.set_num_threads(threads)

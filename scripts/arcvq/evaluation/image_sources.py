@@ -20,6 +20,7 @@ from arcvq.runs.settings import ARTEFACTS
 from pipelines.metrics import to_uint8
 from pipelines.metrics.protocols import Protocol
 from tokenizer.data import ImageDataset
+from tokenizer.data.dataset import as_floats
 from tokenizer.data.decoding import check_file, convert, decode_image, image_header, read_file
 from tokenizer.data.folders.files import find_files
 from tokenizer.data.kinds import is_grey
@@ -87,6 +88,10 @@ class DataSetImages(ImageSource):
     def __getitem__(self, index: int) -> Tensor:
         return to_uint8(self.images[index]["images"])
 
+    def batch(self, chunk: range) -> Tensor:
+        """Read the images of a range, uint8 (b, C, H, W); several threads may, each with its own part of a shard."""
+        return copy.copy(self.images).pixel_batch(list(chunk))["images"]
+
     def keep_first(self, number: int) -> None:
         """Drop all images after the first `number`."""
         self._number = number
@@ -107,6 +112,10 @@ class ProtocolImages(DataSetImages):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.protocol.to_bytes(self.images[index]["images"][None])[0]
+
+    def batch(self, chunk: range) -> Tensor:
+        """Read the images of a range, uint8 (b, C, H, W), or (b, 3, H, W) with JPEG."""
+        return self.protocol.to_bytes(as_floats(super().batch(chunk)))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,5 +1,6 @@
 """Evaluate reconstructions of a held-out split, by a tokenizer or from files: how far are they from the originals?"""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.provenance import commit, environment
+from arcvq.compute.chunk_workers import read_ahead
 from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import DataSetImages, ImageSource, ProtocolImages
 from arcvq.evaluation.networks import (
@@ -32,6 +34,7 @@ from pipelines.metrics.protocols import PROTOCOLS, number_name
 from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
 from tokenizer.data import ImageDataset
+from tokenizer.data.dataset import as_floats
 from tokenizer.functional.usage import code_counts
 
 SHOWN = 32  # originals in the picture
@@ -79,7 +82,8 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
         "fingerprint": images.fingerprint(),
     }
     chunks = ResumableMap(output, "reconstruction", facts | environment() | {"commit": commit()}, number, CHUNK)
-    chunks.compute(lambda: _make_worker(networks, images, tokenizer or source, config.ssim_window))
+    reader = read_ahead(partial(_read, networks, images, None if tokenizer else source))
+    chunks.compute(lambda: _make_worker(networks, tokenizer, config.ssim_window), inputs=reader)
     originals = None
     if networks.extractor is not None:  # cached, as they are the same for every tokenizer
         same_bytes = ProtocolImages(images, number, networks.protocol)
@@ -93,33 +97,37 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
     return EvaluationResult(facts | {"asked": len(images)}, numbers, chunks)
 
 
-def _make_worker(
-    networks: MetricNetworks, images: ImageDataset, reconstructions: VQTokenizer | ImageSource, ssim_window: str
-) -> Measure:
+def _read(
+    networks: MetricNetworks, images: ImageDataset, source: ImageSource | None, chunk: range
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Read the images of a range and reconstructions in files: uint8 as stored, as the protocol has them, and these."""
+    pixels = DataSetImages(images).batch(chunk)
+    return pixels, networks.protocol.to_bytes(as_floats(pixels)), None if source is None else source.batch(chunk)
+
+
+def _make_worker(networks: MetricNetworks, shared_tokenizer: VQTokenizer | None, ssim_window: str) -> Measure:
     """Make a thread's function that measures the images of a range, with its own copies of the networks."""
     device = PartialState().device
     extractor, perceptual = networks.extractor, networks.perceptual
     extractor = extractor and copy_sharing_weights(extractor.to(device), extractor)
     perceptual = perceptual and copy_sharing_weights(perceptual.to(device), perceptual)
-    tokenizer = None
-    if isinstance(reconstructions, VQTokenizer):
-        tokenizer = copy_sharing_weights(reconstructions, reconstructions)
+    tokenizer = shared_tokenizer and copy_sharing_weights(shared_tokenizer, shared_tokenizer)
 
     @torch.no_grad()
-    def measure(chunk: range) -> dict[str, Tensor]:
-        floats = images[list(chunk)]["images"]
+    def measure(chunk: range, read: tuple[Tensor, Tensor, Tensor | None]) -> dict[str, Tensor]:
+        pixels, originals, reconstructions = read
         values = {}
         if tokenizer is None:
-            decoded = reconstructions.batch(chunk).float() / 127.5 - 1
+            decoded = as_floats(reconstructions)
         else:
-            decoded, codes = round_trip(tokenizer, floats.to(device))
+            decoded, codes = round_trip(tokenizer, as_floats(pixels.to(device)))
             if codes is not None:
                 values["counts"] = code_counts(codes, tokenizer.config.codebook_size).cpu()
         if not torch.isfinite(decoded).all():
             raise ValueError(
                 f"reconstructions of images {chunk.start} to {chunk.stop - 1} hold NaN or infinity; the model diverged"
             )
-        pair = [networks.protocol.to_bytes(side.cpu()).to(device) for side in (floats, decoded)]
+        pair = [side.to(device) for side in (originals, networks.protocol.to_bytes(decoded.cpu()))]
         values |= {name: scores.cpu() for name, scores in pair_metrics(*pair, perceptual, ssim_window).items()}
         if extractor is not None:
             values["features"], logits = extractor.extract(pair[1])

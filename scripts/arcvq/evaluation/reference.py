@@ -13,6 +13,7 @@ from torch import Tensor
 
 from arcvq.cli.provenance import commit, environment
 from arcvq.compute.atomic_files import atomic_file
+from arcvq.compute.chunk_workers import read_ahead
 from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.evaluation.image_sources import ImageSource, NpzImages
 from arcvq.evaluation.networks import CHUNK, extractor_facts
@@ -49,13 +50,13 @@ def features_of(images: ImageSource, extractor: Extractor, folder: Path) -> Resu
     def make_worker() -> Measure:
         own = copy_sharing_weights(extractor.to(PartialState().device), extractor)
 
-        def measure(chunk: range) -> dict[str, Tensor]:
-            features, logits = own.extract(images.batch(chunk))
+        def measure(chunk: range, batch: Tensor) -> dict[str, Tensor]:
+            features, logits = own.extract(batch)
             return {"features": features} | ({} if logits is None else {"logits": logits})
 
         return measure
 
-    chunks.compute(make_worker)
+    chunks.compute(make_worker, inputs=read_ahead(images.batch))
     return chunks
 
 

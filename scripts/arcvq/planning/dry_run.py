@@ -15,8 +15,10 @@ from jsonargparse import Namespace
 from torch import nn
 
 from arcvq.planning.fake_memory import FakeAllocation, StepMemory
+from arcvq.planning.loading import loading_lines
 from arcvq.planning.planned_data import PlannedEncodedData, PlannedImages
 from arcvq.planning.planned_training import PlannedTraining
+from arcvq.planning.step_work import H100, StepWork
 from arcvq.training.parts import TrainingParts
 
 
@@ -28,11 +30,13 @@ class DryReport:
         parameters: number of parameters, by network.
         memory: bytes of one process.
         others: everything else as text, by name.
+        gpu_seconds: estimated time of a step of one process on an H100.
     """
 
     parameters: dict[str, int]
     memory: StepMemory
     others: dict[str, str]
+    gpu_seconds: float
 
     def __str__(self) -> str:
         memory = self.memory
@@ -67,6 +71,9 @@ def dry_run(training: ModuleType, config: Namespace, settings: dict[str, Any], p
     data = plan_data(config)
     print(data.info.line)
     report = estimate(training, config, settings, data, processes)
+    if data.decodes_in_steps:
+        images = config.optim.batch_size // processes
+        report.others.update(loading_lines(data.info, images, report.gpu_seconds))
     print(report)
     return report
 
@@ -107,9 +114,11 @@ def estimate(
         if data.bytes_held:
             memory.add("images in memory", data.bytes_held)
         memory.forget_peak()
-        for _ in range(2):  # the optimizer's state exists from the end of the first step on
-            planned.step()
-        return DryReport(_parameters(parts), memory.peak(), _others(planned))
+        planned.step()
+        with StepWork() as work:
+            planned.step()  # the optimizer's state exists from the end of the first step on
+        seconds = work.seconds_on(H100, run.accelerator.mixed_precision)
+        return DryReport(_parameters(parts), memory.peak(), _others(planned), seconds)
 
 
 def _parameters(parts: TrainingParts) -> dict[str, int]:

@@ -59,6 +59,11 @@ class PlannedImages:
         """Bytes of the data set in memory; 0 where it stays on disk."""
         return bytes_held(self.info, self.config)
 
+    @property
+    def decodes_in_steps(self) -> bool:
+        """Whether images are decoded while the training makes its steps."""
+        return not self.bytes_held
+
     def as_training_data(self) -> DatasetInfo:
         """Return the data that the training's `set_up` takes."""
         return self.info
@@ -123,6 +128,11 @@ class PlannedEncodedData:
             return self.info.encoded_bytes
         values, codes = math.prod(self._sizes.latent_shape), math.prod(self._sizes.code_shape)
         return len(self.info) * (values * getattr(torch, self.latents.dtype).itemsize + codes * 4)
+
+    @property
+    def decodes_in_steps(self) -> bool:
+        """Whether images are decoded while the training makes its steps."""
+        return self.latents.mode == "on_the_fly"
 
     def as_training_data(self) -> EncodedData:
         """Return the data that the training's `set_up` takes; the tokenizer has random weights."""

@@ -20,8 +20,8 @@ from arcvq.runs.options import RunConfig
 from arcvq.runs.run import Run
 from arcvq.runs.settings import resolve_settings_conflict
 from arcvq.runs.trained_module import TrainableModule
-from tokenizer.data.batches import check_shares
 from tokenizer.data.facts import DatasetInfo
+from tokenizer.data.step_batches import check_shares
 from tokenizer.losses.lpips import RandomWeights
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -165,6 +165,7 @@ class Run:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             num_workers=num_workers,
+            device=self.device,
         )
         self.dataset = dataset
         # A batch size that does not fit is an error here, before anything is written.

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,9 @@ from priors.latents import (
     EncodedDataset,
     encode_images,
     encode_shard,
+    finish_shard,
     latent_scale,
+    shard_batches,
     tokenizer_fingerprint,
 )
 from tokenizer import VQTokenizer
@@ -140,16 +142,18 @@ def encode_splits(
         workers = 0 if device.type == "cpu" else data.num_workers  # on a CPU each thread decodes its own images
 
         def make_worker() -> Measure:
-            ours, its_images = copy_sharing_weights(tokenizer, tokenizer), copy.copy(images[split])
+            ours = copy_sharing_weights(tokenizer, tokenizer)
+            return lambda chunk, batches: encode_shard(ours, batches, getattr(torch, dtype), flips)
 
-            def measure(chunk: range) -> dict[str, Tensor]:
-                chosen = [indices[index] for index in chunk]
-                shard = encode_shard(ours, its_images, chosen, getattr(torch, dtype), flips, workers)
-                return shard if only is None else {only: shard[only]}
+        def inputs(parts: list[range]) -> Iterator[tuple[Iterator[dict[str, Tensor]]]]:
+            its_images = copy.copy(images[split])  # with a block of its own, where they are streamed
+            return zip(shard_batches(its_images, [indices[part.start : part.stop] for part in parts], device, workers))
 
-            return measure
+        def finish(chunk: range, values: dict[str, Tensor]) -> dict[str, Tensor]:
+            shard = finish_shard(values, f"images {indices[chunk.start]} to {indices[chunk.stop - 1]}")
+            return shard if only is None else {only: shard[only]}
 
-        chunks.compute(make_worker, verify)
+        chunks.compute(make_worker, verify, inputs, finish)
         if report := report_bad_images(images[split]):
             print(f"warning: {split} split: {report}", file=sys.stderr)
         return chunks

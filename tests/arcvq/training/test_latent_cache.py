@@ -1,9 +1,11 @@
 """A data set as latents and codes: cached by any number of processes, killed or not, or encoded while training."""
 
+import shutil
 import sys
 
 import pytest
 import torch
+from accelerate import PartialState
 from places import HELPERS
 
 from arcvq.faults import forked_process
@@ -11,7 +13,8 @@ from arcvq.training import latent_cache
 from arcvq.training.latent_cache import LatentsConfig, encode_splits
 from priors.latents import EncodedDataset, encode_images
 from tokenizer import VQTokenizer
-from tokenizer.data import DataConfig, load_images, load_splits, training_batches
+from tokenizer.data import DataConfig, batches, load_images, load_splits, training_batches
+from tokenizer.data.batches import loader
 from tokenizer.data.sources import digit_tables
 from tokenizer.data.subsets import evenly_spaced_images
 
@@ -70,26 +73,42 @@ def test_two_processes_write_the_shards_of_one(folder, cached):
 
 
 def test_an_encoding_that_is_cut_off_goes_on(folder, cached, monkeypatch):
-    encode_shard, done = latent_cache.encode_shard, []
+    finish_shard, done, cut_at = latent_cache.finish_shard, [], [512]
 
-    def cut_off(tokenizer, dataset, indices, *options):
-        if indices[0] == 512:
+    def cut_off(shard, images):
+        first = int(images.split()[1])
+        if first in cut_at:
             raise KeyboardInterrupt
-        done.append(indices[0])
-        return encode_shard(tokenizer, dataset, indices, *options)
+        done.append(first)
+        return finish_shard(shard, images)
 
-    monkeypatch.setattr(latent_cache, "encode_shard", cut_off)
+    monkeypatch.setattr(latent_cache, "finish_shard", cut_off)
     with pytest.raises(KeyboardInterrupt):
         encode(folder, "cut")
     there = len(files(folder / "cut"))
     assert there == len(done) < 3
 
-    monkeypatch.setattr(latent_cache, "encode_shard", lambda *args: done.append(args[2][0]) or encode_shard(*args))
+    cut_at.clear()
     encode(folder, "cut")
     assert sorted(done) == [0, 0, 512, 1024]  # each of the train split's and the held-out one, once
     assert files(folder / "cut") == files(folder / "alone")
     encode(folder, "cut")
     assert len(done) == 4
+
+
+@pytest.mark.parametrize("there", [(), (1,)])
+def test_where_one_thread_feeds_a_gpu_the_shards_are_the_same_and_one_loader_reads_them(
+    folder, cached, monkeypatch, tmp_path, there
+):
+    copied = shutil.copytree(folder / "alone", tmp_path / "alone")
+    for number, file in enumerate(sorted(copied.rglob("latents-train-*/*.safetensors"))):
+        if number not in there:
+            file.unlink()
+    loaders = []
+    monkeypatch.setattr(batches, "loader", lambda *args, **options: loaders.append(args) or loader(*args, **options))
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("cuda"))
+    encode(folder, copied)
+    assert files(copied) == files(folder / "alone") and len(loaders) == 1
 
 
 def test_a_shard_that_is_damaged_or_of_other_images_is_encoded_again(folder, cached):

@@ -421,7 +421,8 @@ def test_images_in_memory_and_encoded_ones_have_the_labels_of_those_that_stand_i
     expected = [stand_in(index) for index in range(NUMBER)]
     test = load_images(config, "test")
     monkeypatch.setattr(latents, "encode_images", lambda _, images: {"latents": images})
-    shard = latents.encode_shard(None, copy.copy(test), range(NUMBER), num_workers=1)
+    (batches,) = latents.shard_batches(copy.copy(test), [range(NUMBER)], torch.device("cpu"), num_workers=1)
+    shard = latents.encode_shard(None, batches)
     assert shard["labels"].tolist() == expected
     assert all(torch.equal(as_bytes(image[0]), centre(n)) for image, n in zip(shard["latents"], expected, strict=True))
     assert test.bad_images.count == 7  # marked in a worker, of a copy

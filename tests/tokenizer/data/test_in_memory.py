@@ -10,6 +10,7 @@ import torch
 from tokenizer.data import (
     DataConfig,
     DataError,
+    StepBatches,
     evaluation_batches,
     load_images,
     load_into_memory,
@@ -104,7 +105,7 @@ def test_training_batches_are_the_same_in_the_same_order(pair, num_workers):
     for share in ({}, {"rank": 0, "world_size": 3}, {"rank": 2, "world_size": 3}):
         expected = [
             {name: torch.stack([encoded[row][name] for row in rows]) for name in ("images", "labels")}
-            for rows in training_batches(encoded, **run, **share).sampler
+            for rows in StepBatches(len(encoded), **run, **share)
         ]
         for dataset in pair:
             assert_all_equal(training_batches(dataset, **run, **share, num_workers=num_workers), expected)
@@ -125,8 +126,8 @@ def test_evaluation_batches_are_the_same(pair):
 def test_batches_of_a_decoded_data_set_come_from_this_process(pair):
     encoded, decoded = pair
     run = {"batch_size": 8, "seed": 0, "start_step": 0, "stop_step": 1, "num_workers": 2}
-    assert training_batches(encoded, **run).num_workers == 2
-    assert training_batches(decoded, **run).num_workers == 0
+    assert training_batches(encoded, **run).batches.num_workers == 2
+    assert training_batches(decoded, **run).batches.num_workers == 0
 
 
 def test_workers_decode_the_same_pixels_and_progress_sees_all_batches(config):

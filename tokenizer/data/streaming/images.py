@@ -76,6 +76,11 @@ class StreamedImages(FramedImages):
         pixels, label = self._usable(index, self._in_order)
         return {"images": as_floats(pixels), "labels": torch.tensor(label)}
 
+    def pixel_batch(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """Return the batch of the indices with the images as uint8."""
+        pixels, labels = zip(*(self._usable(index, self._in_order) for index in indices), strict=True)
+        return {"images": torch.stack(pixels), "labels": torch.tensor(labels)}
+
     def decode(self, index: int | list[int]) -> torch.Tensor:
         """Decode the image, uint8 (channels, image_size, image_size), or (b, ...) for a list. Raises as an item."""
         if isinstance(index, list):
