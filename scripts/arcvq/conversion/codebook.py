@@ -22,6 +22,7 @@ from arcvq.cli.parser import ScriptParser
 from arcvq.cli.script import fail
 from arcvq.compute.atomic_files import atomic_folder
 from arcvq.compute.devices import default_device
+from arcvq.compute.precision import full_float32
 from arcvq.compute.threads import use_all_cores
 from arcvq.evaluation.networks import CHUNK
 from arcvq.runs.results import load_tokenizer
@@ -50,6 +51,7 @@ REDUCE_HELP = HelpPage(
 )
 
 
+@full_float32()
 def features(args: Sequence[str]) -> None:
     """Write the k-means centroids of features of training images, of patches or of whole images."""
     parser = ScriptParser("Make a frozen codebook of features of images, for quantizer lc.", page=FEATURES_HELP)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from arcvq.compute.precision import full_float32
 from pipelines.metrics import ReconstructionMetrics, to_uint8
 from tokenizer import VQTokenizer
 from tokenizer.data import evaluation_batches
@@ -14,6 +15,7 @@ SHOWN = 64
 PIXELS_AT_ONCE = 2**20
 
 
+@full_float32()
 @torch.no_grad()
 def reconstruct(tokenizer: VQTokenizer, images: Dataset) -> tuple[Tensor, Tensor, ReconstructionMetrics]:
     """Reconstruct all images, and return the first 64 of them with the metrics over all.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
+from arcvq.compute.precision import full_float32
 from arcvq.runs.options import check_run, check_share
 from arcvq.runs.results import load_tokenizer
 from arcvq.runs.run import Run
@@ -149,6 +150,7 @@ def set_up(run: Run, config: Namespace, encoded: EncodedData) -> LDMTraining:
     return LDMTraining(run, encoded, "UNet", unet, averaged, loss, scheduler)
 
 
+@full_float32()
 @torch.no_grad()
 def held_out_loss(pipeline: ArcVQLDMPipeline, held_out: dict[str, Tensor]) -> float:
     """Measure the diffusion loss of held-out latents: all timesteps alike, the same noise at every call."""
