@@ -89,7 +89,7 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
     numbers, counts, first = _numbers(chunks, originals, networks, tokenizer, len(images))
     save_comparison(first["originals"][:SHOWN], first["reconstructions"][:SHOWN], output / "reconstruction.png")
     if tokenizer is not None and tokenizer.has_codes:
-        plot_codebook(tokenizer.codebook.detach().cpu(), counts, output / "codebook.png")
+        plot_codebook(tokenizer.codebook, counts, output / "codebook.png")
     return EvaluationResult(facts | {"asked": len(images)}, numbers, chunks)
 
 
@@ -107,19 +107,19 @@ def _make_worker(
 
     @torch.no_grad()
     def measure(chunk: range) -> dict[str, Tensor]:
-        floats = images[list(chunk)]["images"]
+        floats = images[list(chunk)]["images"].to(device)
         values = {}
         if tokenizer is None:
-            decoded = reconstructions.batch(chunk).float() / 127.5 - 1
+            decoded = reconstructions.batch(chunk).to(device).float() / 127.5 - 1
         else:
-            decoded, codes = round_trip(tokenizer, floats.to(device))
+            decoded, codes = round_trip(tokenizer, floats)
             if codes is not None:
                 values["counts"] = code_counts(codes, tokenizer.config.codebook_size).cpu()
         if not torch.isfinite(decoded).all():
             raise ValueError(
                 f"reconstructions of images {chunk.start} to {chunk.stop - 1} hold NaN or infinity; the model diverged"
             )
-        pair = [networks.protocol.to_bytes(side.cpu()).to(device) for side in (floats, decoded)]
+        pair = [networks.protocol.to_bytes(side).to(device) for side in (floats, decoded)]
         values |= {name: scores.cpu() for name, scores in pair_metrics(*pair, perceptual, ssim_window).items()}
         if extractor is not None:
             values["features"], logits = extractor.extract(pair[1])

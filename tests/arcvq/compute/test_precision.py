@@ -69,9 +69,7 @@ def seen():
 
 
 @pytest.mark.slow
-def test_trainings_compute_alike_whatever_ran_before_and_all_else_in_full(
-    tmp_path, monkeypatch, seen, classifier_cache
-):
+def test_trainings_compute_alike_in_any_order_and_all_else_in_full(tmp_path, monkeypatch, seen, classifier_cache):
     """Every command after every other, in one process, as reproduce runs them."""
     monkeypatch.chdir(tmp_path)
     start = float32_precisions()
