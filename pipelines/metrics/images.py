@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.metrics.distributions import distribution_metrics
 from pipelines.metrics.extractors import Extractor
+from tokenizer.functional.float64 import as_float64
 from tokenizer.functional.usage import code_counts, perplexity, usage
 from tokenizer.losses.lpips import LPIPS
 
@@ -96,9 +97,9 @@ def lpips(a: Tensor, b: Tensor, network: LPIPS) -> Tensor:
     """Compute LPIPS of each pair of uint8 images (B, C, H, W), C 3 or 1 (grey): float64 (B,)."""
     weight = network.shift
     _check_pairs(a, b)
-    both = (images.to(weight) / 127.5 - 1 for images in (a, b))
+    both = (images.to(weight.device).to(weight.dtype) / 127.5 - 1 for images in (a, b))
     with torch.no_grad():
-        return network(*both).double()
+        return as_float64(network(*both))
 
 
 def pair_metrics(
@@ -107,7 +108,10 @@ def pair_metrics(
     perceptual: LPIPS | None = None,
     ssim_window: Literal["uniform", "gaussian"] = "uniform",
 ) -> dict[str, Tensor]:
-    """Compute psnr, ssim, l1 and, under its network's name, LPIPS of each pair of uint8 images: float64 (B,) each."""
+    """Compute psnr, ssim, l1 and, under its network's name, LPIPS of each pair of uint8 images: float64 (B,) each.
+
+    They are on the device of the images, or on the CPU if that device has no float64; LPIPS on its network's.
+    """
     values = {
         "psnr": psnr(originals, reconstructions),
         "ssim" if ssim_window == "uniform" else f"ssim-{ssim_window}": ssim(originals, reconstructions, ssim_window),
@@ -237,7 +241,7 @@ def _gaussian_average(values: Tensor) -> Tensor:
 
 def _as_float64(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     _check_pairs(a, b)
-    return a.double(), b.double()
+    return as_float64(a), as_float64(b)
 
 
 def _check_pairs(a: Tensor, b: Tensor) -> None:

@@ -183,7 +183,7 @@ def _in_threads(
     """Compute each chunk in one CPU thread, several chunks at once, and yield the chunks as they finish.
 
     Rounding depends on the number of threads among which a kernel splits its work. With one thread per chunk, a chunk
-    is the same in any process. On a GPU one thread feeds the device.
+    is the same in any process. One thread feeds an accelerator.
     """
     threads = torch.get_num_threads()
     own = threading.local()
@@ -195,7 +195,7 @@ def _in_threads(
         work(own.measure, chunk)
         return chunk
 
-    with ThreadPoolExecutor(1 if torch.cuda.is_available() else threads) as pool:
+    with ThreadPoolExecutor(1 if torch.accelerator.is_available() else threads) as pool:
         # Each thread gets a copy of the context, in which torch keeps its compiler's limits.
         waiting = {pool.submit(copy_context().run, do, chunk) for chunk in chunks}
         try:

@@ -99,8 +99,8 @@ def _make_worker(
     """Make a thread's function that measures the images of a range, with its own copies of the networks."""
     device = PartialState().device
     extractor, perceptual = networks.extractor, networks.perceptual
-    extractor = extractor and copy_sharing_weights(extractor.to(device), extractor)
-    perceptual = perceptual and copy_sharing_weights(perceptual.to(device), perceptual)
+    extractor = extractor and copy_sharing_weights(extractor, extractor)
+    perceptual = perceptual and copy_sharing_weights(perceptual, perceptual)
     tokenizer = None
     if isinstance(reconstructions, VQTokenizer):
         tokenizer = copy_sharing_weights(reconstructions, reconstructions)

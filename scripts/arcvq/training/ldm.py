@@ -156,8 +156,8 @@ def held_out_loss(pipeline: ArcVQLDMPipeline, held_out: dict[str, Tensor]) -> fl
     """Measure the diffusion loss of held-out latents: all timesteps alike, the same noise at every call."""
     latents = held_out["latents"] * pipeline.config.latent_scale
     null, total = null_label(pipeline.unet), 0.0
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # all is drawn on the CPU
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the accelerators
         for some, labels in zip(latents.split(64), held_out["labels"].split(64), strict=True):
             some, labels = some.to(pipeline.device), labels.to(pipeline.device)
             loss = diffusion_loss(pipeline.unet, pipeline.scheduler, some, labels, null, label_dropout=0.0)
