@@ -1,7 +1,7 @@
 """A device without float64, as Apple's is: CPU tensors that say that they are on mps, and refuse that type.
 
-Without Metal torch accepts no tensor on mps. For torch itself these are on the device meta, whose values nobody asks
-for; Python's code sees mps.
+Without Metal torch accepts no tensor on mps. For torch itself these are on a device meta:7, while those without values
+are on meta; Python's code sees mps.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 DEVICE = torch.device("mps", 0)
-_INSIDE = torch.device("meta")
+_INSIDE = torch.device("meta", 7)
 _REFUSED = (torch.float64, torch.complex128)
 _COPIES = (aten.copy_.default, aten._to_copy.default)
 
@@ -80,6 +80,8 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is Tensor.tolist and isinstance(args[0], _OnDevice):
             return args[0].held.tolist()  # torch refuses it for any subclass
+        if function is torch.device:
+            return function(*args, **(kwargs or {}))
         return function(*tree_map(_inside, args), **tree_map(_inside, kwargs or {}))
 
 
@@ -97,7 +99,7 @@ def _run(function, args, kwargs):
     leaves = tree_leaves((args, kwargs))
     from_device = any(isinstance(leaf, _OnDevice) for leaf in leaves)
     asked = kwargs.get("device")
-    to_device = from_device if asked is None else asked.type == _INSIDE.type
+    to_device = from_device if asked is None else asked == _INSIDE
     if not from_device and not to_device:
         return function(*args, **kwargs)
     others = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, _OnDevice) and leaf.ndim]
