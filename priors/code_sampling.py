@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from priors.number_arguments import as_number, as_whole_number, described
+from tokenizer.functional.float64 import as_float64
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
 
 def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Find the code at which the cumulative probability (B, K) exceeds the uniform number (B,)."""
-    cumulative = probabilities.double().cumsum(dim=1)
+    cumulative = as_float64(probabilities).cumsum(dim=1)
     # Scaled by the total (1 up to rounding), so that a number near 1 never exceeds the last possible code.
-    threshold = uniform.double().unsqueeze(1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=probabilities.shape[1] - 1)
+    threshold = as_float64(uniform).unsqueeze(1) * cumulative[:, -1:]
+    codes = torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=probabilities.shape[1] - 1)
+    return codes.to(probabilities.device)
 
 
 def check_given_codes(given: Any, shape: tuple[int, ...], codebook_size: int) -> None:

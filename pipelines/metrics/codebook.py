@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from tokenizer.functional.float64 import as_float64
+
 
 def codebook_geometry(codebook: Tensor, radius: float | None = None) -> dict[str, float]:
     """Compute geometric statistics of a codebook (K, D), floating point, in float64.
@@ -26,7 +28,7 @@ def codebook_geometry(codebook: Tensor, radius: float | None = None) -> dict[str
         raise ValueError(f"the codebook is {codebook.dtype} {tuple(codebook.shape)}, not floating point (K, D)")
     if not torch.isfinite(codebook).all():
         raise ValueError("the codebook holds NaN or infinity; the model diverged")
-    table = codebook.detach().double()
+    table = as_float64(codebook.detach())
     norms = torch.linalg.vector_norm(table, dim=1)
     mean, smallest = _distances(table)
     result = {
@@ -45,7 +47,7 @@ def codebook_geometry(codebook: Tensor, radius: float | None = None) -> dict[str
 
 def effective_rank(matrix: Tensor, rounding: float = 0.0) -> float:
     """Compute exp of the entropy of normalised singular values (Roy and Vetterli 2007); 0 if all <= `rounding`."""
-    values = torch.linalg.svdvals(matrix.double())
+    values = torch.linalg.svdvals(as_float64(matrix))
     if values.max() <= rounding:
         return 0.0
     shares = values / values.sum()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipelines.metrics.extractors import Extractor, register_extractor
 from tokenizer.data import DataConfig, load_images
+from tokenizer.functional.float64 import as_float64
 
 NAME = "digits-classifier"
 IMAGE_SIZE = 32
@@ -149,4 +150,4 @@ def class_accuracy(logits: Tensor, labels: Tensor) -> float:
     """
     if len(logits) != len(labels) or len(labels) == 0:
         raise ValueError(f"{len(logits)} images came with {len(labels)} labels; pass one label per image, at least one")
-    return (logits.argmax(dim=1) == labels).double().mean().item()
+    return as_float64(logits.argmax(dim=1) == labels).mean().item()

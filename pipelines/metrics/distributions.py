@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines.metrics.neighbours import precision_recall
+from tokenizer.functional.float64 import as_float64
 
 NEIGHBOURS = 3  # k of precision and recall
 INCEPTION_SCORE_SPLITS = 10
@@ -42,7 +43,7 @@ class FeatureMoments:
             raise ValueError(f"features have {features.shape[1]} dimensions after {len(self.mean)}; use one extractor")
         if len(features) == 0:
             return
-        features = features.double()
+        features = as_float64(features)
         mean = features.mean(dim=0)
         deviations = features - mean
         self.merge(FeatureMoments(len(features), mean, deviations.T @ deviations))
@@ -144,7 +145,7 @@ def inception_score(
         logits = logits[torch.from_numpy(order).to(logits.device)]
     scores = []
     for index in range(splits):
-        part = logits[index * number // splits : (index + 1) * number // splits].double().log_softmax(dim=1)
+        part = as_float64(logits[index * number // splits : (index + 1) * number // splits]).log_softmax(dim=1)
         marginal = part.logsumexp(dim=0) - np.log(len(part))  # log of the mean, finite even if all p(y|x) underflow
         divergence = (part.exp() * (part - marginal)).sum(dim=1).mean()
         scores.append(divergence.exp().item())
@@ -189,7 +190,7 @@ def moments_of(features: Tensor) -> FeatureMoments:
 def _as_float64(values: Tensor) -> Tensor:
     if values.is_complex() if isinstance(values, Tensor) else np.iscomplexobj(values):
         raise ValueError("a mean or covariance is complex; both are of real numbers")
-    return torch.as_tensor(values, dtype=torch.float64)
+    return as_float64(values) if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
 
 
 def _root(covariance: Tensor, name: str) -> Tensor:

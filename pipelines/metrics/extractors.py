@@ -21,6 +21,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from torchvision.models import alexnet
 from transformers import Dinov2Model
 
+from tokenizer.functional.float64 import as_float64
 from tokenizer.losses.lpips import ALEXNET, WeightFiles, pretrained_features
 from tokenizer.losses.pretrained import PretrainedFile
 
@@ -123,7 +124,7 @@ class Extractor(nn.Module):
 
 def resized(images: Tensor, size: int) -> Tensor:
     """Resize uint8 (B, C, H, W) to uint8 (B, C, size, size), bicubic, antialiased."""
-    values = F.interpolate(images.double(), (size, size), mode="bicubic", antialias=True)
+    values = F.interpolate(as_float64(images), (size, size), mode="bicubic", antialias=True)
     return values.round().clamp(0, 255).to(torch.uint8)
 
 

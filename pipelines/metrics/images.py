@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.metrics.distributions import distribution_metrics
 from pipelines.metrics.extractors import Extractor
+from tokenizer.functional.float64 import as_float64
 from tokenizer.functional.usage import code_counts, perplexity, usage
 from tokenizer.losses.lpips import LPIPS
 
@@ -29,9 +30,19 @@ def to_uint8(images: Tensor) -> Tensor:
     """
     if not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}, not floating point in [-1, 1]; pass images before conversion")
-    if not torch.isfinite(images).all():
-        raise ValueError(f"{(~torch.isfinite(images)).sum()} image values are NaN or infinite; the model diverged")
+    check_finite((~torch.isfinite(images)).sum())
+    return as_levels(images)
+
+
+def as_levels(images: Tensor) -> Tensor:
+    """Convert as `to_uint8` does, without its checks, for which the host waits for the device."""
     return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def check_finite(broken: Tensor) -> None:
+    """Raise ValueError if the number of image values that are NaN or infinite, a scalar, is not 0."""
+    if number := int(broken):
+        raise ValueError(f"{number} image values are NaN or infinite; the model diverged")
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -85,9 +96,10 @@ def ssim(a: Tensor, b: Tensor, window: Literal["uniform", "gaussian"] = "uniform
 def lpips(a: Tensor, b: Tensor, network: LPIPS) -> Tensor:
     """Compute LPIPS of each pair of uint8 images (B, C, H, W), C 3 or 1 (grey): float64 (B,)."""
     weight = network.shift
-    both = (images.to(weight) / 127.5 - 1 for images in _as_float64(a, b))
+    _check_pairs(a, b)
+    both = (images.to(weight.device).to(weight.dtype) / 127.5 - 1 for images in (a, b))
     with torch.no_grad():
-        return network(*both).double()
+        return as_float64(network(*both))
 
 
 def pair_metrics(
@@ -96,7 +108,10 @@ def pair_metrics(
     perceptual: LPIPS | None = None,
     ssim_window: Literal["uniform", "gaussian"] = "uniform",
 ) -> dict[str, Tensor]:
-    """Compute psnr, ssim, l1 and, under its network's name, LPIPS of each pair of uint8 images: float64 (B,) each."""
+    """Compute psnr, ssim, l1 and, under its network's name, LPIPS of each pair of uint8 images: float64 (B,) each.
+
+    They are on the device of the images, or on the CPU if that device has no float64; LPIPS on its network's.
+    """
     values = {
         "psnr": psnr(originals, reconstructions),
         "ssim" if ssim_window == "uniform" else f"ssim-{ssim_window}": ssim(originals, reconstructions, ssim_window),
@@ -110,7 +125,8 @@ def pair_metrics(
 class ReconstructionMetrics:
     """Accumulate metrics of a tokenizer with `codebook_size` codes over a split; independent of the batch size.
 
-    `counts`, int64 (K,), counts how often each code occurs. A `codebook_size` of 0 means no codes.
+    Sums stay on the device of the images, and the host waits for it in `result` alone. `counts`, int64 (K,), counts how
+    often each code occurs, on the device of the codes. A `codebook_size` of 0 means no codes.
     """
 
     def __init__(
@@ -122,7 +138,7 @@ class ReconstructionMetrics:
         self.codebook_size = codebook_size
         self.perceptual, self.ssim_window = perceptual, ssim_window
         self.images = 0
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
         self.counts = torch.zeros(codebook_size, dtype=torch.int64)
 
     def update(self, originals: Tensor, reconstructions: Tensor, codes: Tensor | None) -> None:
@@ -134,14 +150,14 @@ class ReconstructionMetrics:
         if codes is not None and len(codes) != len(originals):
             raise ValueError(f"codes of {len(codes)} images came with {len(originals)} originals; pass as many")
         values = pair_metrics(originals, reconstructions, self.perceptual, self.ssim_window)
-        self.add(values, None if codes is None else code_counts(codes, self.codebook_size).cpu())
+        self.add(values, None if codes is None else code_counts(codes, self.codebook_size))
 
     def add(self, values: dict[str, Tensor], counts: Tensor | None) -> None:
         """Add metrics computed elsewhere: `pair_metrics` of a batch, and the counts (K,) of its codes, if any."""
         if counts is not None:
-            self.counts += counts
+            self.counts = self.counts.to(counts.device) + counts
         for name, per_image in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + per_image.sum().item()
+            self._sums[name] = self._sums.get(name, 0.0) + per_image.sum()
         self.images += len(next(iter(values.values())))
 
     def result(self) -> dict[str, float | int]:
@@ -152,10 +168,12 @@ class ReconstructionMetrics:
         """
         if self.images == 0:
             raise ValueError("no image was measured; call update with at least one batch first")
-        means = {name: total / self.images for name, total in self._sums.items()}
+        sums = torch.stack(list(self._sums.values())).cpu().tolist()
+        means = {name: total / self.images for name, total in zip(self._sums, sums, strict=True)}
         codes = {}
         if len(self.counts):
-            codes = {"usage": usage(self.counts).item(), "perplexity": perplexity(self.counts).item()}
+            counts = self.counts.cpu()
+            codes = {"usage": usage(counts).item(), "perplexity": perplexity(counts).item()}
         return means | codes | {"images": self.images}
 
 
@@ -222,7 +240,11 @@ def _gaussian_average(values: Tensor) -> Tensor:
 
 
 def _as_float64(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    _check_pairs(a, b)
+    return as_float64(a), as_float64(b)
+
+
+def _check_pairs(a: Tensor, b: Tensor) -> None:
     if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.ndim != 4 or a.shape != b.shape:
         kinds = " and ".join(f"{images.dtype} {tuple(images.shape)}" for images in (a, b))
         raise ValueError(f"images are {kinds}, not two uint8 batches of one shape (B, C, H, W); use to_uint8")
-    return a.double(), b.double()

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from tokenizer.functional.float64 import where_float64
+
 TILE = 2048  # rows and columns of the distances held at once
 _SPARE = 4  # candidates beyond the k nearest, so that rounding rarely makes a row ambiguous
 _LARGEST = 1e140
@@ -30,6 +32,7 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[fl
     Raises:
         ValueError: features of another shape or that are not finite, or fewer than k + 1 in a set.
     """
+    samples, reference = where_float64(samples), where_float64(reference)
     _check("samples", samples, k)
     _check("reference", reference, k)
     if samples.shape[1] != reference.shape[1]:
@@ -44,6 +47,7 @@ def neighbour_distances(features: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: features of another shape or that are not finite, or fewer than k + 1.
     """
+    features = where_float64(features)
     _check("images'", features, k)
     with torch.autocast(features.device.type, enabled=False):
         return _neighbour_distances(features, k, _Screen(features))

@@ -4,12 +4,18 @@ The four classes are imported when they are first asked for: each brings torch a
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
     from priors import PixelCNN
     from tokenizer import VQTokenizer
+
+if sys.platform == "darwin":
+    # Read once, by torch's import: what Metal has no operator for is computed on the CPU, with a warning.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 _HOMES = {
     "VQTokenizer": "tokenizer",

@@ -14,6 +14,8 @@ import psutil
 import torch
 from accelerate import PartialState
 
+from arcvq.compute.devices import default_device
+
 _PACKAGES = ("torch", "torchvision", "diffusers", "torch-fidelity")
 
 
@@ -24,7 +26,7 @@ def provenance(verb: str, args: Sequence[str] | None, packages: Sequence[str] = 
         "command": shlex.join(["python", f"scripts/{script}.py", *words, *(sys.argv[1:] if args is None else args)]),
         "commit": commit(),
         "versions": {package: version(package) for package in (*_PACKAGES, *packages)},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else default_device().type,
     }
 
 

@@ -21,7 +21,8 @@ from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.script import fail
 from arcvq.compute.atomic_files import atomic_folder
-from arcvq.compute.devices import default_device
+from arcvq.compute.devices import default_device, device_for
+from arcvq.compute.precision import full_float32
 from arcvq.compute.threads import use_all_cores
 from arcvq.evaluation.networks import CHUNK
 from arcvq.runs.results import load_tokenizer
@@ -50,6 +51,7 @@ REDUCE_HELP = HelpPage(
 )
 
 
+@full_float32()
 def features(args: Sequence[str]) -> None:
     """Write the k-means centroids of features of training images, of patches or of whole images."""
     parser = ScriptParser("Make a frozen codebook of features of images, for quantizer lc.", page=FEATURES_HELP)
@@ -74,7 +76,7 @@ def features(args: Sequence[str]) -> None:
     settings = {field.name: config[field.name] for field in fields(ExtractorConfig) if field.name in config}
     extractor = make_extractor(config.extractor, ExtractorConfig(**settings))
     extractor.check_size(images.image_size, images.image_size)
-    extractor.to(default_device())
+    extractor.to(device_for(extractor.place.dtype, default_device()))
     chosen = Subset(images, evenly_spaced_images(images, config.num_images))
     batches = tqdm(evaluation_batches(chosen, batch_size=CHUNK), desc=extractor.name)
     points = torch.cat([patch_features(extractor, to_uint8(batch["images"])) for batch in batches])

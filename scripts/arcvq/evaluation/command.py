@@ -22,6 +22,7 @@ from arcvq.cli.announced_data import announced_splits
 from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
+from arcvq.compute.precision import full_float32
 from arcvq.compute.process import prepare_process
 from arcvq.evaluation.generation import evaluate_generation
 from arcvq.evaluation.image_sources import DataSetImages, open_image_source
@@ -75,6 +76,7 @@ def make_parser() -> ScriptParser:
     return parser
 
 
+@full_float32()
 def main(args: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = make_parser()

@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from jsonargparse import Namespace
 
+from arcvq.compute.devices import device_for
 from arcvq.evaluation.image_sources import ImageSource
 from pipelines.metrics.digits import IMAGE_SIZE
 from pipelines.metrics.digits import NAME as DIGITS
 from pipelines.metrics.extractors import Extractor, ExtractorConfig, make_extractor
 from pipelines.metrics.protocols import Protocol
+from tokenizer.functional.float64 import has_float64
 from tokenizer.losses.lpips import LPIPS
 
 CHUNK = 64  # images measured at once, unless they are sampled
@@ -19,7 +22,7 @@ PACKAGES = ("numpy", "pillow", "transformers")
 
 @dataclass(frozen=True)
 class MetricNetworks:
-    """The networks that measure, on the CPU.
+    """The networks that measure, on this process's device; on the CPU where that has not their dtype.
 
     Attributes:
         protocol: the protocol that they follow.
@@ -38,6 +41,9 @@ class MetricNetworks:
         if self.perceptual is not None:
             dtype = str(self.perceptual.shift.dtype).removeprefix("torch.")
             facts["lpips"] = {"name": self.perceptual.name, "sha256": self.perceptual.hashes, "dtype": dtype}
+        device = PartialState().device
+        if not has_float64(device):
+            facts["on_cpu"] = f"{device.type} has no float64: distances and scores, and networks of --dtype float64"
         return facts
 
 
@@ -74,7 +80,9 @@ def make_metric_networks(config: Namespace, protocol: Protocol, extractor: str |
             ),
         )
         perceptual = LPIPS(config.lpips, config.weights) if config.lpips else None
-    return MetricNetworks(protocol, features or None, perceptual.double() if perceptual and double else perceptual)
+    perceptual = perceptual.double() if perceptual and double else perceptual
+    device = device_for(torch.float64 if double else torch.float32, PartialState().device)
+    return MetricNetworks(protocol, features and features.to(device), perceptual and perceptual.to(device))
 
 
 def default_extractor(config: Namespace, otherwise: str | None) -> str | None:

@@ -93,7 +93,7 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
     numbers, counts, first = _numbers(chunks, originals, networks, tokenizer, len(images))
     save_comparison(first["originals"][:SHOWN], first["reconstructions"][:SHOWN], output / "reconstruction.png")
     if tokenizer is not None and tokenizer.has_codes:
-        plot_codebook(tokenizer.codebook.detach().cpu(), counts, output / "codebook.png")
+        plot_codebook(tokenizer.codebook, counts, output / "codebook.png")
     return EvaluationResult(facts | {"asked": len(images)}, numbers, chunks)
 
 
@@ -109,8 +109,8 @@ def _make_worker(networks: MetricNetworks, shared_tokenizer: VQTokenizer | None,
     """Make a thread's function that measures the images of a range, with its own copies of the networks."""
     device = PartialState().device
     extractor, perceptual = networks.extractor, networks.perceptual
-    extractor = extractor and copy_sharing_weights(extractor.to(device), extractor)
-    perceptual = perceptual and copy_sharing_weights(perceptual.to(device), perceptual)
+    extractor = extractor and copy_sharing_weights(extractor, extractor)
+    perceptual = perceptual and copy_sharing_weights(perceptual, perceptual)
     tokenizer = shared_tokenizer and copy_sharing_weights(shared_tokenizer, shared_tokenizer)
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ def _make_worker(networks: MetricNetworks, shared_tokenizer: VQTokenizer | None,
         pixels, originals, reconstructions = read
         values = {}
         if tokenizer is None:
-            decoded = as_floats(reconstructions)
+            decoded = as_floats(reconstructions.to(device))
         else:
             decoded, codes = round_trip(tokenizer, as_floats(pixels.to(device)))
             if codes is not None:
@@ -127,7 +127,7 @@ def _make_worker(networks: MetricNetworks, shared_tokenizer: VQTokenizer | None,
             raise ValueError(
                 f"reconstructions of images {chunk.start} to {chunk.stop - 1} hold NaN or infinity; the model diverged"
             )
-        pair = [side.to(device) for side in (originals, networks.protocol.to_bytes(decoded.cpu()))]
+        pair = [side.to(device) for side in (originals, networks.protocol.to_bytes(decoded))]
         values |= {name: scores.cpu() for name, scores in pair_metrics(*pair, perceptual, ssim_window).items()}
         if extractor is not None:
             values["features"], logits = extractor.extract(pair[1])

@@ -48,7 +48,7 @@ def features_of(images: ImageSource, extractor: Extractor, folder: Path) -> Resu
     chunks = ResumableMap(folder, "features", settings | environment(), len(images), CHUNK)
 
     def make_worker() -> Measure:
-        own = copy_sharing_weights(extractor.to(PartialState().device), extractor)
+        own = copy_sharing_weights(extractor, extractor)
 
         def measure(chunk: range, batch: Tensor) -> dict[str, Tensor]:
             features, logits = own.extract(batch)

@@ -76,7 +76,7 @@ class PipelineSamples:
 
     def _make_worker(self, shared_extractor: Extractor) -> Measure:
         """Make a thread's function that samples and measures the images of a range, with its own extractor."""
-        extractor = copy_sharing_weights(shared_extractor.to(PartialState().device), shared_extractor)
+        extractor = copy_sharing_weights(shared_extractor, shared_extractor)
 
         def measure(chunk: range) -> dict[str, Tensor]:
             images = self.sampler.sample(self.labels, self._seed, chunk)

@@ -20,6 +20,7 @@ from jsonargparse import Namespace
 from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
+from arcvq.compute.precision import full_float32
 from arcvq.compute.process import prepare_process
 from arcvq.evaluation.generation import evaluate_generation
 from arcvq.evaluation.networks import PACKAGES
@@ -60,6 +61,7 @@ def make_parser() -> ScriptParser:
     return parser
 
 
+@full_float32()
 def main(args: Sequence[str] | None = None) -> None:
     """Measure every missing point, then write schedulers.json and schedulers.png."""
     parser = make_parser()

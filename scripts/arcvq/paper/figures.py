@@ -26,6 +26,7 @@ from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import provenance
 from arcvq.compute.devices import default_device
+from arcvq.compute.precision import full_float32
 from arcvq.compute.process import prepare_process
 from arcvq.evaluation.networks import check_count, refuse_skipping
 from arcvq.runs.results import check_images, load_tokenizer, note_other_data
@@ -70,6 +71,7 @@ class TokenizerOnImages:
     reconstructions: Tensor
 
 
+@full_float32()
 def main(args: Sequence[str] | None = None) -> None:
     """Run the tokenizers on the images, then draw and write the figures."""
     parser = ScriptParser("Draw the paper's figures of trained tokenizers.", page=HELP)

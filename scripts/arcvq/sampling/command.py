@@ -24,6 +24,7 @@ from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import commit, environment, provenance
 from arcvq.compute.atomic_files import atomic_file
+from arcvq.compute.precision import full_float32
 from arcvq.compute.process import prepare_process
 from arcvq.compute.resumable import ResumableMap
 from arcvq.runs.seeds import check_seed
@@ -72,6 +73,7 @@ def make_parser() -> ScriptParser:
     return parser
 
 
+@full_float32()
 def main(args: Sequence[str] | None = None) -> None:
     """Sample the images that are not on disk yet, then write all of them."""
     config = make_parser().parse(args)

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipelines.metrics import ReconstructionMetrics, to_uint8
+from arcvq.compute.precision import full_float32
+from pipelines.metrics import ReconstructionMetrics
+from pipelines.metrics.images import as_levels, check_finite
 from tokenizer import VQTokenizer
 from tokenizer.data import evaluation_batches
 
@@ -14,24 +16,35 @@ SHOWN = 64
 PIXELS_AT_ONCE = 2**20
 
 
+@full_float32()
 @torch.no_grad()
 def reconstruct(tokenizer: VQTokenizer, images: Dataset) -> tuple[Tensor, Tensor, ReconstructionMetrics]:
     """Reconstruct all images, and return the first 64 of them with the metrics over all.
 
+    All is computed on the tokenizer's device, and nothing is read from it before the last batch.
+
     Returns:
-        originals and reconstructions, uint8 (n, C, H, W), and the metrics.
+        originals and reconstructions, uint8 (n, C, H, W) on the CPU, and the metrics.
+
+    Raises:
+        ValueError: an image or a reconstruction holds NaN or infinity.
     """
     tokenizer.eval()
     metrics = ReconstructionMetrics(number_of_codes(tokenizer))
     shown: list[tuple[Tensor, Tensor]] = []
     batch_size = max(1, min(SHOWN, PIXELS_AT_ONCE // tokenizer.config.image_size**2))
+    broken = torch.zeros((), dtype=torch.int64, device=tokenizer.device)
     for batch in evaluation_batches(images, batch_size=batch_size):
-        decoded, codes = round_trip(tokenizer, batch["images"].to(tokenizer.device))
-        originals, reconstructions = to_uint8(batch["images"]), to_uint8(decoded.cpu())
-        metrics.update(originals, reconstructions, codes)
+        floats = batch["images"].to(tokenizer.device, non_blocking=True)
+        decoded, codes = round_trip(tokenizer, floats)
+        pair = as_levels(floats), as_levels(decoded)
+        for side in (floats, decoded):
+            broken += (~torch.isfinite(side)).sum()
+        metrics.update(*pair, codes)
         if len(shown) * batch_size < SHOWN:
-            shown.append((originals, reconstructions))
-    originals, reconstructions = (torch.cat(side)[:SHOWN] for side in zip(*shown, strict=True))
+            shown.append(pair)
+    check_finite(broken)
+    originals, reconstructions = (torch.cat(side)[:SHOWN].cpu() for side in zip(*shown, strict=True))
     return originals, reconstructions, metrics
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from arcvq.compute.precision import full_float32
 from arcvq.compute.resumable import Measure, ResumableMap, copy_sharing_weights
 from arcvq.runs.results import check_images
 from priors.latents import (
@@ -90,6 +91,7 @@ class EncodedData:
         """1 / standard deviation of the train split's latents. ValueError where they are all equal."""
         return latent_scale(self.statistics)
 
+    @full_float32()
     def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Encode a batch of `train`, unless it comes from the cache => latents, codes and labels."""
         if "images" not in batch:
@@ -97,6 +99,7 @@ class EncodedData:
         return encode_images(self.tokenizer, batch["images"]) | {"labels": batch["labels"]}
 
 
+@full_float32()
 def encode_splits(
     tokenizer: VQTokenizer,
     splits: DataSplits,

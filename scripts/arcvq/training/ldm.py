@@ -17,6 +17,7 @@ from torch import Tensor
 
 from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
+from arcvq.compute.precision import full_float32
 from arcvq.runs.options import check_run, check_share
 from arcvq.runs.results import load_tokenizer
 from arcvq.runs.run import Run
@@ -148,13 +149,14 @@ def set_up(run: Run, config: Namespace, encoded: EncodedData) -> LDMTraining:
     return LDMTraining(run, encoded, "UNet", unet, averaged, loss, scheduler)
 
 
+@full_float32()
 @torch.no_grad()
 def held_out_loss(pipeline: ArcVQLDMPipeline, held_out: dict[str, Tensor]) -> float:
     """Measure the diffusion loss of held-out latents: all timesteps alike, the same noise at every call."""
     latents = held_out["latents"] * pipeline.config.latent_scale
     null, total = null_label(pipeline.unet), 0.0
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # all is drawn on the CPU
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the accelerators
         for some, labels in zip(latents.split(64), held_out["labels"].split(64), strict=True):
             some, labels = some.to(pipeline.device), labels.to(pipeline.device)
             loss = diffusion_loss(pipeline.unet, pipeline.scheduler, some, labels, null, label_dropout=0.0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
+from arcvq.compute.precision import full_float32
 from arcvq.runs.options import check_run, check_share
 from arcvq.runs.results import load_tokenizer
 from arcvq.runs.run import Run
@@ -133,6 +134,7 @@ def set_up(run: Run, config: Namespace, encoded: EncodedData) -> PriorTraining:
     return PixelCNNTraining(run, encoded, "PixelCNN", prior, averaged, loss)
 
 
+@full_float32()
 @torch.no_grad()
 def held_out_bits(prior: PixelCNN, held_out: dict[str, Tensor], values: int) -> dict[str, float]:
     """Measure the bits of held-out images' codes: per code, and per each of the image's `values`."""

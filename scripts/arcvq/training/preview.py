@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arcvq.compute.precision import full_float32
 from arcvq.sampling.batches import generators, sample_batches
 from pipelines.class_conditional import ClassConditionalPipeline
 from pipelines.figures.grids import save_class_samples
 
 
+@full_float32()
 def save_preview(pipeline: ClassConditionalPipeline, picture: Path, **options: Any) -> None:
     """Four images of each of the first 10 classes, of seeds 0 to 39; `options` are those of the pipeline's call."""
     labels = list(pipeline.class_names)[:10] * 4
@@ -19,6 +21,7 @@ def save_preview(pipeline: ClassConditionalPipeline, picture: Path, **options: A
     save_class_samples(torch.cat(list(images)), labels, pipeline.class_names, picture)
 
 
+@full_float32()
 def save_final_samples(pipeline: ClassConditionalPipeline, folder: Path, seed: int) -> None:
     """One image of each of the first 16 classes, in one batch, as `folder`/final.npz: what the pipeline must repeat.
 

@@ -295,4 +295,4 @@ def log_preview(training: TokenizerTraining, images: Subset, collapse: CollapseC
         codes = (numbers["usage"], numbers["perplexity"], averaged.bottleneck.codebook_size)
         if warning := collapse.warning(run.counts, *codes):
             run.warn(warning)
-        plot_codebook(averaged.codebook.detach().cpu(), metrics.counts, run.picture("codebook"))
+        plot_codebook(averaged.codebook, metrics.counts, run.picture("codebook"))
