@@ -52,7 +52,11 @@ VERBS = {
     "benchmark": Verb(
         "arcvq.benchmarks.command",
         "speed and memory next to named peers => a table and a JSON file",
-        others={"memory": "arcvq.benchmarks.memory", "metrics": "arcvq.benchmarks.metrics"},
+        others={
+            "gpu": "arcvq.benchmarks.gpu.command",
+            "memory": "arcvq.benchmarks.memory",
+            "metrics": "arcvq.benchmarks.metrics",
+        },
     ),
     "faults": Verb(
         "arcvq.faults.command", "trainings killed, starved and broken => a JSON file of what became of them"
