@@ -2,10 +2,11 @@
 
 Bytes: the sizes of all tensors that the operations of one eager run read and write, operation by operation. Views and
 allocations count nothing; a tensor that several operations read counts for each of them, though a cache may hold it;
-an expanded tensor counts with its memory. FLOPs: those of convolutions, matrix products and attention by the formulas
+what `expand` repeats counts once. FLOPs: those of convolutions, matrix products and attention by the formulas
 of torch.utils.flop_counter, by the kind of arithmetic. All other arithmetic is bounded by its bytes.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -114,14 +115,17 @@ def _written(operator: Any, args: tuple, results: Any) -> list[Tensor]:
 
 
 def _memory_of(tensor: Tensor) -> int:
-    """Return the bytes of a tensor's elements, at most those of the memory that it is a view of."""
-    return min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes())
+    """Return the bytes of a tensor's elements; those that expanding has repeated count once."""
+    return tensor.itemsize * math.prod(
+        size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride
+    )
 
 
 def _kind(name: str, args: tuple) -> str:
     """Return the kind of arithmetic of a convolution or matrix product."""
-    dtype = next(leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-    if dtype is torch.float32:
+    first = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+    dtype = first.dtype
+    if dtype is torch.float32 and first.device.type == "cuda":
         is_convolution = any(part in name for part in _CONVOLUTIONS)
         backend = torch.backends.cudnn if is_convolution else torch.backends.cuda.matmul
         return "tf32" if backend.allow_tf32 else "float32"

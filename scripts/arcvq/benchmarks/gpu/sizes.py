@@ -61,8 +61,8 @@ SIZES = {
         pixelcnn=((8, 8, 100), (32, 32, 16)),
     ),
     "tiny": Sizes(
-        copy_bytes=2**20,
-        matrix_side=64,
+        copy_bytes=2**24,
+        matrix_side=512,
         blocks=2,
         digits_steps=6,
         quickstart=("--max_steps=2", "--num_images=12"),
