@@ -15,7 +15,7 @@ DOCS := .venv-docs
 DOCS_LOCK := .ci/docs-constraints.txt
 PYTEST := python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all robustness lint lint-imports docs wheel-test test-newest lock
+.PHONY: demo test test-all test-gpu robustness lint lint-imports docs wheel-test test-newest lock
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/quickstart.py
@@ -28,7 +28,11 @@ test: $(VENV)/.installed
 test-all: COVERAGE = --cov --cov-report=
 test-all: test
 	@$(VENV)/bin/python -m coverage report --format total | sed 's/.*/line coverage: & %/'
-	$(VENV)/bin/$(PYTEST) -m 'slow and not robustness'
+	$(VENV)/bin/$(PYTEST) -m 'slow and not robustness and not gpu'
+
+# On the GPU of this machine; all other tests stay on its CPU.
+test-gpu: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -m gpu
 
 robustness: $(VENV)/.installed
 	$(VENV)/bin/$(PYTEST) -m robustness

@@ -23,6 +23,24 @@ from pipelines.metrics.digits import digit_classifier  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    """Keeps all tests on the CPU, and those processes that they start, but for `-m gpu`.
+
+    Runs, evaluations and samplings take the GPU where there is one, and these tests hold tensors of the CPU.
+    """
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the driver reads it when the first call comes
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # there are accelerators of other makers
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="there is no GPU; with one, run pytest -m gpu"))
+
+
 def end_loaders():
     """Ends the processes of loaders that an error has left behind: torch waits for each up to ten seconds."""
     left = [child for child in multiprocessing.active_children() if child.daemon]

@@ -53,9 +53,10 @@ VERBS = {
         "arcvq.benchmarks.command",
         "speed and memory next to named peers => a table and a JSON file",
         others={
+            "gpu": "arcvq.benchmarks.gpu.command",
+            "loader": "arcvq.benchmarks.loader",
             "memory": "arcvq.benchmarks.memory",
             "metrics": "arcvq.benchmarks.metrics",
-            "loader": "arcvq.benchmarks.loader",
         },
     ),
     "faults": Verb(

@@ -2,13 +2,15 @@
 
 python scripts/reproduce.py table_1 --data mnist --budget 20m
 python scripts/reproduce.py table_12 --data cifar10 --budget full
+python scripts/reproduce.py table_12 --data cifar10 --budget full --parallel 4
 accelerate launch --multi_gpu --num_processes 8 scripts/reproduce.py table_1 --data cifar10 --budget full
 python scripts/reproduce.py figure_2 runs/mnist-arcvq runs/mnist-vq --data.name mnist
 python scripts/reproduce.py figures runs/mnist-arcvq runs/mnist-vq --data.name mnist
 
 A budget of time is shared by all trainings, which have equally many steps. `full` is the paper's 500 epochs. Tables
-under one budget share their trainings, and the same command resumes an interrupted table. The result is a JSON file, a
-markdown table and a plot with the paper's numbers next to ours, and the samples of each prior's first seed.
+under one budget share their trainings, and the same command resumes an interrupted table. All rows are trained before
+the first is measured. The result is a JSON file, a markdown table and a plot with the paper's numbers next to ours, and
+the samples of each prior's first seed.
 """
 
 import shutil
@@ -26,17 +28,18 @@ from arcvq.cli.help import HelpPage
 from arcvq.cli.parser import ScriptParser
 from arcvq.cli.provenance import machine, provenance
 from arcvq.compute.process import prepare_process
+from arcvq.compute.resumable import LONGEST_WAIT
 from arcvq.evaluation import command as evaluate
 from arcvq.evaluation.networks import make_metric_networks
 from arcvq.paper import figures
 from arcvq.paper.budget import Budget, steps_of
 from arcvq.paper.result_table import ResultTable, write_table
+from arcvq.paper.row_runs import RowRuns, train_rows
 from arcvq.paper.rows import (
     FULL_STEPS,
     MeasureConfig,
     config_file,
     measure_arguments,
-    numbers_of,
     prior_options,
     task_of,
     tokenizer_arguments,
@@ -48,7 +51,18 @@ from tokenizer.losses.lpips import WeightFiles
 
 HELP = HelpPage(
     common=(
-        *("data", "images", "budget", "prior_budget", "seeds", "rows", "mixed_precision", "output_dir", "output"),
+        *(
+            "data",
+            "images",
+            "budget",
+            "prior_budget",
+            "seeds",
+            "rows",
+            "parallel",
+            "mixed_precision",
+            "output_dir",
+            "output",
+        ),
         *("measure.protocol", "measure.extractor", "measure.lpips"),
     ),
     examples=(
@@ -74,6 +88,8 @@ def make_parser() -> ScriptParser:
     parser.add_argument("--prior_budget", type=str, default="2000steps", help="steps of each prior, in table_13")
     parser.add_argument("--seeds", type=list[int], default=[0, 1], help="of each row; the spread is that over them")
     parser.add_argument("--rows", type=list[str] | None, default=None, help="some rows only, by their configs' names")
+    together = "trainings beside each other on this device, each in its own process; all are measured after the last"
+    parser.add_argument("--parallel", type=int, default=1, help=together)
     parser.add_argument(
         "--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="of the trainings on mnist and cifar10"
     )
@@ -91,7 +107,8 @@ def main(args: Sequence[str] | None = None) -> None:
         figures.main(args)
         return
     config = make_parser().parse(args)
-    prepare_process()
+    # Without cpu=True accelerate takes each of several processes without a GPU for the only one.
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     table, budget = select_rows(config), parse_budget(config)
     bench = Path(config.output_dir, f"{config.data}-{budget.text}")
     configs = sorted({row.config for row in TABLES[config.table].rows.values()})
@@ -108,21 +125,28 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"{tokenizers} tokenizers, {each}: {bench}")
     results, failures, commits = ResultTable(list(table.rows), config.seeds), [], set()
     stem = Path(config.output or bench, f"{config.table}-{config.data}")
-    for seed in config.seeds:
-        for name, row in table.rows.items():
-            try:
-                found = numbers_of(config, budget, steps, bench, row, seed)
-            except ValueError as error:  # one row that diverges does not stop the others
-                if PartialState().num_processes > 1:
-                    raise  # the other processes may not have failed, and would wait for this one
-                failures.append(f"{name}, seed {seed}: {error}")
-                print(f"failed: {failures[-1]}", flush=True)
-            else:
-                results.add(name, seed, found.numbers, found.history)
-                commits.add(found.commit)
-                if found.samples is not None and seed == config.seeds[0] and PartialState().is_main_process:
-                    stem.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(found.samples, stem.with_name(f"{stem.name}-{row.config}-{row.prior}.png"))
+    runs = {
+        (name, seed): RowRuns(config, budget, steps, bench, row, seed)
+        for seed in config.seeds
+        for name, row in table.rows.items()
+    }
+    failed = train_rows(list(runs.values()), config.parallel)
+    prepare_process()  # only now, as trainings set their own precision
+    for (name, seed), row in runs.items():
+        try:
+            found = row.numbers(failed)
+        except ValueError as error:  # one row that diverges does not stop the others
+            if PartialState().num_processes > 1:
+                raise  # the other processes may not have failed, and would wait for this one
+            failures.append(f"{name}, seed {seed}: {error}")
+            print(f"failed: {failures[-1]}", flush=True)
+            continue
+        results.add(name, seed, found.numbers, found.history)
+        commits.add(found.commit)
+        if found.samples is not None and seed == config.seeds[0] and PartialState().is_main_process:
+            config_name, prior = table.rows[name].config, table.rows[name].prior
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(found.samples, stem.with_name(f"{stem.name}-{config_name}-{prior}.png"))
     if PartialState().is_main_process:
         facts = {
             "table": config.table,
@@ -150,6 +174,18 @@ def parse_budget(config: Namespace) -> Budget:
         raise ValueError(f"mixed_precision is that of the configs of {config.data}; leave it out")
     if prior.steps is None and not prior.is_full:
         raise ValueError(f"prior_budget is a number of steps, as 2000steps, or full, got {prior.text!r}")
+    if config.parallel < 1:
+        raise ValueError(f"parallel must be at least 1, got {config.parallel}")
+    if config.parallel > 1 and PartialState().num_processes > 1:
+        raise ValueError(
+            f"parallel {config.parallel} starts processes of its own on one device: leave it out under accelerate "
+            "launch, or start this without it"
+        )
+    if budget.seconds is not None and config.parallel > 1:
+        raise ValueError(
+            f"a budget of time, {budget.text}, is timed for one training after the other; with --parallel "
+            f"{config.parallel} take --budget 5epochs or 1200steps"
+        )
     if budget.seconds is not None and PartialState().num_processes > 1:
         raise ValueError(f"a budget of time, {budget.text}, is of one process; take --budget 5epochs or 1200steps")
     if budget.seconds is not None and torch.accelerator.is_available():

@@ -1,8 +1,8 @@
-"""Train the tokenizer and the prior of a table's row with the options of all rows, and measure them."""
+"""The options of a table's trainings, which all rows share, and how a trained row is measured."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +10,9 @@ from accelerate import PartialState
 from jsonargparse import Namespace
 
 from arcvq.cli.configs import CONFIGS
-from arcvq.conversion import codebook
 from arcvq.evaluation import command as evaluate
 from arcvq.paper.budget import Budget
 from arcvq.paper.tables import VARIANTS, Row
-from arcvq.runs.settings import check_settings, read_settings
-from arcvq.training import ldm as train_ldm
-from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer
 from pipelines.figures.grids import read_metrics
 from tokenizer.losses.lpips import PerceptualNet
@@ -106,49 +102,6 @@ def tokenizer_arguments(config: Namespace, budget: Budget, name: str) -> list[st
 def as_arguments(options: dict[str, Any]) -> list[str]:
     """Format options by dotted name as words of a command line."""
     return [f"--{name}={value}" for name, value in options.items()]
-
-
-def numbers_of(config: Namespace, budget: Budget, steps: int | None, bench: Path, row: Row, seed: int) -> RowNumbers:
-    """Return the numbers of a row for a seed; train and measure what is missing."""
-    name = f"{row.config}-seed{seed}"
-    run, length = bench / name, {} if steps is None else {"optim.max_steps": steps, **save_intervals(steps)}
-    arguments = tokenizer_arguments(config, budget, row.config)
-    ensure_trained(
-        train_tokenizer, [*arguments, *as_arguments(length | run_options(bench, name, seed))], run, "tokenizer"
-    )
-    if row.codes is not None:
-        reduced = bench / f"{name}-{row.codes}-codes"
-        if not reduced.is_dir() and PartialState().is_main_process:
-            codebook.main(["reduce", str(run), f"--codebook_size={row.codes}", f"--seed={seed}", f"--output={reduced}"])
-        PartialState().wait_for_everyone()
-        run = reduced
-    if row.prior is None:
-        return replace(ensure_measured(config, row, run), history=history(bench / name))
-    prior, prior_steps = f"{name}-{row.prior}-{config.prior_budget}", Budget.parse(config.prior_budget).steps
-    options = prior_options(config, row.prior) | run_options(bench, prior, seed) | {"tokenizer": run}
-    options |= {} if prior_steps is None else save_intervals(prior_steps)
-    options |= {} if config.images is None else {"data.name": config.images}
-    script = {"ldm": train_ldm, "pixelcnn": train_pixelcnn}[row.prior]
-    arguments = [f"--config={config_file(config.data, row.prior)}", *as_arguments(options)]
-    ensure_trained(script, arguments, bench / prior, "pipeline")
-    return replace(ensure_measured(config, row, bench / prior), samples=bench / prior / "evaluation" / "generation.png")
-
-
-def ensure_trained(script: Any, arguments: Sequence[str], run: Path, artefact: str) -> None:
-    """Train a run unless its result is there.
-
-    Raises:
-        ValueError: the result was trained with other settings, which are named.
-    """
-    if not (run / artefact).is_dir():
-        script.main(arguments)
-        return
-    parser = script.make_parser()
-    settings = parser.settings(parser.parse(arguments))
-    check_settings(run / "config.yaml", settings)
-    before, now = (which["optim"]["max_steps"] for which in (read_settings(run / "config.yaml"), settings))
-    if before != now:
-        raise ValueError(f"{run} holds a run of {before} steps, not of {now}; choose another --output_dir")
 
 
 def run_options(bench: Path, name: str, seed: int) -> dict[str, Any]:

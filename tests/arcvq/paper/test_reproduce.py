@@ -11,12 +11,14 @@ from places import GOLDEN
 from arcvq.faults import forked_process
 from arcvq.paper import budget as budgets
 from arcvq.paper import command as reproduce
-from arcvq.paper import figures
-from arcvq.paper import rows as table_runs
+from arcvq.paper import figures, row_runs, trainings
+from arcvq.paper import rows as table_rows
 from arcvq.paper.budget import Budget, steps_of
 from arcvq.paper.result_table import ResultTable, in_order, markdown, summary, write_table
+from arcvq.paper.row_runs import RowRuns
 from arcvq.paper.rows import RowNumbers, config_file, tokenizer_arguments
 from arcvq.paper.tables import METRICS, TABLES, VARIANTS, Row, Table
+from arcvq.runs.settings import check_settings
 from arcvq.training import tokenizer as train_tokenizer
 from tokenizer.quantizers import make_quantizer
 
@@ -88,14 +90,11 @@ def test_a_variant_is_its_config_with_its_own_quantizer_options_and_nothing_else
         assert all(getattr(changed, option) != getattr(default, option) for option in options)
 
 
-def test_a_variants_run_bears_the_variants_name(tmp_path, monkeypatch):
+def test_a_variants_run_bears_the_variants_name(tmp_path):
     """Runs of tables made earlier are found again."""
-    trained = []
-    monkeypatch.setattr(table_runs, "ensure_trained", lambda script, arguments, run, artefact: trained.append(run))
-    monkeypatch.setattr(table_runs, "ensure_measured", lambda config, row, run: RowNumbers({}, "abc"))
     config = reproduce.make_parser().parse(["table_4", "--data", "mnist"])
-    table_runs.numbers_of(config, Budget.parse("1step"), 1, tmp_path, Row("arcvq_margin0.5"), 3)
-    assert trained == [tmp_path / "arcvq_margin0.5-seed3"]
+    runs = RowRuns(config, Budget.parse("1step"), 1, tmp_path, Row("arcvq_margin0.5"), 3)
+    assert runs.tokenizer.run == tmp_path / "arcvq_margin0.5-seed3"
 
 
 # Rows of the paper's tables by what they are called in tests/golden/paper_results.json.
@@ -269,7 +268,8 @@ def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path
     called = []
 
     def script(name):
-        parser = getattr(table_runs, name).make_parser if hasattr(getattr(table_runs, name), "make_parser") else None
+        real = getattr(place_of(name), name)
+        parser = real.make_parser if hasattr(real, "make_parser") else None
 
         def main(arguments):
             called.append((name, arguments))
@@ -283,8 +283,11 @@ def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path
 
         return SimpleNamespace(main=main, make_parser=parser)
 
+    def place_of(name):
+        return table_rows if name == "evaluate" else row_runs
+
     for name in ("train_tokenizer", "train_ldm", "train_pixelcnn", "codebook", "evaluate"):
-        monkeypatch.setattr(table_runs, name, script(name))
+        monkeypatch.setattr(place_of(name), name, script(name))
     monkeypatch.setattr(reproduce, "make_metric_networks", lambda *_: None)
     measure = ["--measure.extractor", "null", "--measure.lpips", "null", "--measure.protocol", "rfid"]
     shared = ["--seeds", "[3]", "--output_dir", "out", *measure]
@@ -299,7 +302,7 @@ def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path
     prior = next(arguments for name, arguments in called if name == "train_pixelcnn")
     assert "--run.name=vq-seed3-pixelcnn-9steps" in prior and "--optim.max_steps=9" in prior and "--run.seed=3" in prior
     assert "--tokenizer=out/cifar10-7steps/vq-seed3" in prior
-    short = next(getattr(table_runs, name).make_parser().parse(words) for name, words in called if name == "train_ldm")
+    short = next(row_runs.train_ldm.make_parser().parse(words) for name, words in called if name == "train_ldm")
     assert short.unet.channels == 64 and short.optim.batch_size == 64 and short.optim.max_steps == 9
     steps = [words[1] for _, words in called if "--sampling.num_inference_steps=4" in words]
     assert len(steps) == 4 and all("-ldm-" in folder for folder in steps)
@@ -322,27 +325,45 @@ def test_priors_reductions_and_other_data_are_measured_as_what_they_are(tmp_path
     )
 
 
+def made_up_trainings(monkeypatch, diverging):
+    """Trainings that do nothing, or diverge, and measured numbers that are the seeds'."""
+    trained = []
+
+    def main(arguments):
+        trained.append(next(word.partition("=")[2] for word in arguments if word.startswith("--run.name=")))
+        if trained[-1].startswith(diverging):
+            raise ValueError("loss is not finite at step 7")
+
+    monkeypatch.setattr(row_runs, "train_tokenizer", SimpleNamespace(main=main))
+
+    def ensure_measured(config, row, run):
+        trained.append(f"measured {run.name}")
+        return RowNumbers({"psnr": 20.0 + int(run.name[-1])}, "abc")
+
+    monkeypatch.setattr(row_runs, "ensure_measured", ensure_measured)
+    monkeypatch.setattr(reproduce, "make_metric_networks", lambda *_: None)
+    return trained
+
+
 def test_a_row_that_fails_leaves_the_others_their_table(tmp_path, images, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-    def numbers_of(config, budget, steps, bench, row, seed):
-        if row.config == "vq":
-            raise ValueError("loss is not finite at step 7")
-        return RowNumbers({"psnr": 20.0 + seed}, "abc")
-
-    monkeypatch.setattr(reproduce, "numbers_of", numbers_of)
-    monkeypatch.setattr(reproduce, "make_metric_networks", lambda *_: None)
+    called = made_up_trainings(monkeypatch, "vq-")
     with pytest.raises(ValueError, match="2 of the table's trainings failed: VQ-VAE, seed 0: loss is not finite"):
         reproduce.main(["table_6", "--data", "mnist", "--images", str(images), "--budget", "1step"])
     found = json.loads(Path("runs/reproduce/mnist-1step/table_6-mnist.json").read_text())
     assert found["rows"]["+ ball"]["ours"]["psnr"]["mean"] == 20.5 and "psnr" not in found["rows"]["VQ-VAE"]["ours"]
     assert len(found["protocol"]["failures"]) == 2
+    # All are trained before the first is measured.
+    assert [name.startswith("measured") for name in called] == 6 * [False] + 4 * [True]
 
     # Of several processes, the others may know nothing of it: they are to end together.
-    several = SimpleNamespace(num_processes=2, is_main_process=True)
-    monkeypatch.setattr(reproduce, "PartialState", lambda *_, **__: several)
+    several = SimpleNamespace(num_processes=2, is_main_process=True, wait_for_everyone=lambda: None)
+    for module in (reproduce, trainings):
+        monkeypatch.setattr(module, "PartialState", lambda *_, **__: several)
     with pytest.raises(ValueError, match=r"^loss is not finite"):
         reproduce.main(["table_6", "--data", "mnist", "--images", str(images), "--budget", "1step"])
+    with pytest.raises(ValueError, match=r"^parallel 3 starts processes of its own"):
+        reproduce.main(["table_6", "--data", "mnist", "--budget", "1step", "--parallel", "3"])
 
 
 def test_a_time_is_not_that_of_an_accelerator(monkeypatch, tmp_path):
@@ -359,9 +380,9 @@ def test_a_files_place_is_not_the_trainings(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "config.yaml").write_text("weights: {alexnet: here.safetensors}\noptim: {lr: 1}\n")
     moved = {"weights": {"alexnet": "there.safetensors"}, "optim": {"lr": 1}}
-    table_runs.check_settings(tmp_path / "config.yaml", moved)
+    check_settings(tmp_path / "config.yaml", moved)
     with pytest.raises(ValueError, match=r"optim.lr was 1 and is now 2"):
-        table_runs.check_settings(tmp_path / "config.yaml", moved | {"optim": {"lr": 2}})
+        check_settings(tmp_path / "config.yaml", moved | {"optim": {"lr": 2}})
 
 
 @pytest.mark.parametrize(
@@ -372,6 +393,8 @@ def test_a_files_place_is_not_the_trainings(tmp_path):
         (["table_1", "--seeds", "[1, 1]"], "seeds are different numbers"),
         (["table_1", "--budget", "soon"], "got 'soon'"),
         (["table_13", "--budget", "1step", "--prior_budget", "20m"], "prior_budget is a number of steps"),
+        (["table_1", "--budget", "1step", "--parallel", "0"], "parallel must be at least 1, got 0"),
+        (["table_1", "--parallel", "4"], "one training after the other; with --parallel 4 take --budget 5epochs"),
         (["table_2", "--data", "imagenet", "--budget", "full", "--mixed_precision", "fp16"], "that of the configs of"),
         (["table_2", "--data", "imagenet", "--budget", "3epochs"], "imagenet takes --budget full"),
         (["table_1", "--budget", "1step", "--measure.extractor", "null", "--weights.vgg16", "none.pt"], "none.pt"),

@@ -1,0 +1,37 @@
+"""Run `arcvq VERB ...` in a process that ends, as by SIGTERM, when the one that has started it is gone.
+
+python -m arcvq.paper.child PARENT VERB ...
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import psutil
+
+from arcvq.verbs import main as run_arcvq
+
+# Seconds between two looks for the parent.
+_LOOK = 1.0
+
+
+def end_with(parent: psutil.Process) -> None:
+    """Wait for the end of a process, and send SIGTERM to this one: a training saves its step and ends."""
+    while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(_LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """Watch the parent, and run the verb."""
+    parent = int(sys.argv.pop(1))
+    if not psutil.pid_exists(parent):
+        return
+    threading.Thread(target=end_with, args=(psutil.Process(parent),), daemon=True).start()
+    run_arcvq()
+
+
+if __name__ == "__main__":
+    main()
