@@ -15,24 +15,26 @@ class Tiles:
         entries: entries of a tile of the (N, K) table.
         codes: most codes of a tile.
         look_up: tokens of a part of the straight-through look-up.
+        noise: words of noise that are drawn at a time.
         few_launches: whether a launch costs more than the work that it could save.
     """
 
     entries: int
     codes: int
     look_up: int
+    noise: int
     few_launches: bool
 
 
 TILES = {
-    # A tile of 2 Mi float32 is 8 MiB and fits into a processor's caches, and so do the 4,096 differences of a part.
-    # With more than 512 codes a tile has few tokens, and the search becomes slower.
-    "cpu": Tiles(entries=1 << 21, codes=512, look_up=4096, few_launches=False),
+    # A tile of 2 Mi float32 is 8 MiB and fits into a processor's caches, and so do the 4,096 differences of a
+    # part and 64 Ki words. With more than 512 codes a tile has few tokens, and the search becomes slower.
+    "cpu": Tiles(entries=1 << 21, codes=512, look_up=4096, noise=1 << 16, few_launches=False),
 }
 # Accelerators have no such cache, and the host needs microseconds to launch a kernel: few, large tiles, of at most
 # 256 MiB. The 65,536 x 512 table of a batch is one of them. With 8,192 codes a tile has as many tokens, so that its
 # factors are read least often.
-ACCELERATOR_TILES = Tiles(entries=1 << 26, codes=1 << 13, look_up=1 << 26, few_launches=True)
+ACCELERATOR_TILES = Tiles(entries=1 << 26, codes=1 << 13, look_up=1 << 26, noise=1 << 26, few_launches=True)
 
 
 def tiles_of(device: torch.device) -> Tiles:
