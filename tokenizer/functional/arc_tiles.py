@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, logsigmoid, pad
 
-from tokenizer.functional.nearest import better, blocks, entries_of_tile, tile_shape
+from tokenizer.functional.nearest import better
+from tokenizer.functional.row_sums import sum_rows
+from tokenizer.functional.tiles import blocks, concatenate, entries_of_tile, tile_shape, tiles_of
 from tokenizer.functional.vectors import (
     at_least_float32,
     directions_and_lengths,
@@ -70,23 +72,24 @@ class ArcLossFunction(torch.autograd.Function):
                 tokens, others = chunks.split(directions, top_k, entries)
                 positives.append(tokens)
                 negatives.append(others)
-            positives = torch.cat(positives, dim=1)  # (P, K)
-            negatives = torch.cat(negatives)  # (K,)
+            positives = concatenate(positives, dim=1)  # (P, K)
+            negatives = concatenate(negatives)  # (K,)
             angles = [
                 angle_between(codes[block], embedding(tokens, directions))
                 for block, tokens in _pairs(positives, directions, entries)
             ]
-            logits = scale * torch.cos(torch.cat(angles, dim=1) + margin)  # (P, K)
+            angles = concatenate(angles, dim=1) + margin  # (P, K), theta + m
+            logits = scale * torch.cos(angles)
             gap = torch.logsumexp(logits, dim=0) - _LN2 * negatives  # (K,), inf where all tokens are positives
-        ctx.save_for_backward(directions, lengths, codes, positives, negatives, logits, gap)
-        ctx.scale, ctx.margin, ctx.entries, ctx.dtype = scale, margin, entries, latents.dtype
+        ctx.save_for_backward(directions, lengths, codes, positives, negatives, angles, logits, gap)
+        ctx.scale, ctx.entries, ctx.dtype = scale, entries, latents.dtype
         # log(1 + exp(-gap)) is -log of the ratio, without cancellation between log-denominator and log-numerator.
-        return -logsigmoid(gap), torch.cat([part_codes for _, part_codes in best]) if search else None
+        return -logsigmoid(gap), concatenate([part_codes for _, part_codes in best]) if search else None
 
     @staticmethod
     def backward(ctx: Any, terms_gradient: Tensor, _codes_gradient: None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("arc_loss")
-        directions, lengths, codes, positives, negatives, logits, gap = ctx.saved_tensors
+        directions, lengths, codes, positives, negatives, angles, logits, gap = ctx.saved_tensors
         with torch.autocast(directions.device.type, enabled=False):
             weight = ctx.scale * terms_gradient * torch.sigmoid(-gap)  # (K,), for positives and negatives alike
             gradient = torch.empty_like(directions)  # (N, D)
@@ -97,7 +100,10 @@ class ArcLossFunction(torch.autograd.Function):
                 for block in blocks(len(codes), tile_codes):
                     # Softmax share of each token among the negatives of each code, (n, k); positives are set to 0.
                     share = inner_products(directions[part], scaled[block], -negatives[block]).exp2_()
-                    _clear(share, positives[:, block] - part.start)
+                    if len(share) == len(directions):
+                        share.scatter_(0, positives[:, block], 0)
+                    else:
+                        _clear(share, positives[:, block] - part.start)
                     added = inner_products(share, weighted[block].T)  # (n, D)
                     pull = added if pull is None else pull.add_(added)
                     del share  # for the same reason as the tile in forward
@@ -106,7 +112,7 @@ class ArcLossFunction(torch.autograd.Function):
                 torch.div(pull, lengths[part], out=gradient[part])
             weight = weight * logits.softmax(dim=0)  # (P, K)
             for block, tokens in _pairs(positives, directions, ctx.entries):
-                turn = _turn(embedding(tokens, directions), codes[block], ctx.margin)
+                turn = _turn(embedding(tokens, directions), codes[block], angles[:, block])
                 moved = turn * (weight[:, block].unsqueeze(-1) / embedding(tokens, lengths))
                 _add_rows(gradient, tokens.flatten(), moved.flatten(0, 1))
         return gradient.to(ctx.dtype), None, None, None, None, None, None
@@ -142,11 +148,15 @@ class _Chunks:
         """
         chunks = _largest(self.largest, min(top_k, len(self.largest)))
         candidates = _rows_of(chunks, self.chunk)
+        is_whole = self.tokens % self.chunk == 0
+        inside = candidates if is_whole else candidates.clamp(max=self.tokens - 1)
         cosines = [
             (embedding(tokens, directions) * self.codes[block]).sum(dim=-1)
-            for block, tokens in _pairs(candidates.clamp(max=self.tokens - 1), directions, entries)
+            for block, tokens in _pairs(inside, directions, entries)
         ]
-        cosines = torch.cat(cosines, dim=1).masked_fill_(candidates >= self.tokens, -torch.inf)
+        cosines = concatenate(cosines, dim=1)
+        if not is_whole:
+            cosines.masked_fill_(candidates >= self.tokens, -torch.inf)
         positives = cosines.topk(top_k, dim=0).indices
         # Remove the positives and the recomputed chunks; the rest are the negatives.
         cosines.scatter_(0, positives, -torch.inf)
@@ -175,6 +185,8 @@ def _tiling(tokens: Tensor, codes: Tensor, top_k: int, entries: int | None) -> t
 
 def _normalise(latents: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
     """Apply `directions_and_lengths` to latents (N, D) in float32 at least, part by part."""
+    if len(parts) == 1:
+        return directions_and_lengths(at_least_float32(latents, latents).contiguous())
     directions = latents.new_empty(latents.shape, dtype=torch.promote_types(latents.dtype, torch.float32))
     lengths = directions.new_empty(len(latents), 1)
     for part in parts:
@@ -187,8 +199,10 @@ def angle_between(u: Tensor, v: Tensor) -> Tensor:
     return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=-1), torch.linalg.vector_norm(u + v, dim=-1))
 
 
-def _turn(positives: Tensor, codes: Tensor, margin: float) -> Tensor:
+def _turn(positives: Tensor, codes: Tensor, angles: Tensor) -> Tensor:
     """Compute the gradient of -cos(theta + m) along the sphere: positives (P, k, D), codes (k, D) -> (P, k, D).
+
+    `angles` (P, k) are theta + m.
 
     Its length is |sin(theta + m)|, and 0 for a zero code.
     """
@@ -199,7 +213,7 @@ def _turn(positives: Tensor, codes: Tensor, margin: float) -> Tensor:
     away = torch.where(nearer, positives - codes, -positives - codes)
     away = away - (away * positives).sum(dim=-1, keepdim=True) * positives
     # A zero code is orthogonal to everything and has no gradient.
-    sine = torch.sin(angle_between(codes, positives) + margin) * (codes != 0).any(dim=-1)
+    sine = torch.sin(angles) * (codes != 0).any(dim=-1)
     return sine.unsqueeze(-1) * unit_vectors(away)
 
 
@@ -207,11 +221,13 @@ def _add_rows(table: Tensor, places: Tensor, rows: Tensor) -> None:
     """Add `rows` (n, D) to the rows `places` (n,) of `table`, in a deterministic order."""
     if not len(places):  # the process has no codes: fewer codes than processes
         return
+    if tiles_of(table.device).few_launches:
+        table += sum_rows(rows, places, len(table))
+        return
+    # Adding one sum per place, and zeros, is less work than adding a second table.
     places, order = places.sort(stable=True)
-    # index_add alone adds in an arbitrary order on a GPU. Therefore embedding's backward, whose order is fixed, first
-    # sums the rows of each place; index_add then adds one sum per place, and zeros.
     group = torch.cat([places.new_zeros(1), (places[1:] != places[:-1]).long()]).cumsum(dim=0)
-    sums = torch.ops.aten.embedding_dense_backward(rows[order], group, len(places), -1, False)
+    sums = sum_rows(rows[order], group, len(places))
     table.index_add_(0, torch.zeros_like(places).scatter_(0, group, places), sums)
 
 
@@ -223,7 +239,7 @@ def _pairs(tokens: Tensor, vectors: Tensor, entries: int | None) -> Iterator[tup
 
 def _largest(table: Tensor, count: int) -> Tensor:
     """Find the rows of the `count` largest entries of each column of `table` (n, k): (count, k)."""
-    if count * _GROUP >= len(table):
+    if count * _GROUP >= len(table) or tiles_of(table.device).few_launches:
         return table.topk(count, dim=0).indices
     # They lie in the groups with the largest maxima, and computing maxima is much faster than ranking.
     table = _whole(table, _GROUP)
@@ -246,6 +262,6 @@ def _rows_of(groups: Tensor, size: int) -> Tensor:
 
 def _clear(tile: Tensor, rows: Tensor) -> None:
     """Set entries rows[i, k] of column k of the non-negative `tile` (n, k) to 0; ignore `rows` (P, k) outside it."""
-    inside = (rows >= 0) & (rows < len(tile))
-    ceiling = torch.where(inside, 0.0, torch.inf).to(tile.dtype)
-    tile.scatter_reduce_(0, rows.clamp(0, len(tile) - 1), ceiling, "amin")
+    inside = rows.clamp(0, len(tile) - 1)
+    ceiling = torch.zeros_like(rows, dtype=tile.dtype).masked_fill_(inside != rows, torch.inf)
+    tile.scatter_reduce_(0, inside, ceiling, "amin")

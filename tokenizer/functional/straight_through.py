@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from tokenizer.functional.nearest import blocks
+from tokenizer.functional.row_sums import sum_rows
+from tokenizer.functional.tiles import blocks, tiles_of
 from tokenizer.functional.vectors import refuse_second_derivative
-
-# Tokens per block, so that their differences from the rows stay in the processor's cache.
-_PART = 4096
 
 
 def straight_through(rows: Tensor, latents: Tensor) -> Tensor:
@@ -25,16 +23,16 @@ class CodebookLookup(torch.autograd.Function):
     """Rows (N, D) of the codes, codebook loss and commitment loss; both losses equal the mean squared distance.
 
     The gradient of the rows goes straight through to the tokens, the gradient of the codebook loss to the codebook
-    alone, and the gradient of the commitment loss to the tokens alone. The N x D differences are never held as a whole.
+    alone, and the gradient of the commitment loss to the tokens alone. A CPU never holds all N x D differences.
     """
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows = embedding(codes, codebook)
-        squares = [
-            (part - row).square_().sum() for part, row in zip(tokens.split(_PART), rows.split(_PART), strict=True)
-        ]
-        error = torch.stack(squares).sum() / tokens.numel()
+        size = tiles_of(tokens.device).look_up
+        pairs = zip(tokens.split(size), rows.split(size), strict=True)
+        squares = [(part - row).square_().sum() for part, row in pairs]
+        error = (squares[0] if len(squares) == 1 else torch.stack(squares).sum()) / tokens.numel()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(tokens, rows, codes)
         ctx.codebook_size = len(codebook)
@@ -49,16 +47,16 @@ class CodebookLookup(torch.autograd.Function):
         refuse_second_derivative("the codebook or commitment loss")
         tokens, rows, codes = ctx.saved_tensors
         to_tokens = from_rows if from_commitment is None else tokens.new_empty(tokens.shape)
-        to_codebook = None if from_codebook is None else rows.new_zeros(ctx.codebook_size, rows.shape[1])
-        for part in blocks(len(tokens), _PART):
-            difference = tokens[part] - rows[part]
+        to_codebook = None
+        for part in blocks(len(tokens), tiles_of(tokens.device).look_up):
+            difference = rows[part] - tokens[part]
             if from_codebook is not None:
-                to_codebook -= torch.ops.aten.embedding_dense_backward(
-                    difference, codes[part], ctx.codebook_size, -1, False
-                )
+                added = sum_rows(difference, codes[part], ctx.codebook_size)
+                to_codebook = added if to_codebook is None else to_codebook.add_(added)
             if from_commitment is not None:
-                difference *= from_commitment * (2 / tokens.numel())
-                to_tokens[part] = difference if from_rows is None else difference.add_(from_rows[part])
+                torch.mul(difference, from_commitment * (-2 / tokens.numel()), out=to_tokens[part])
+                if from_rows is not None:
+                    to_tokens[part] += from_rows[part]
         if from_codebook is not None:
-            to_codebook *= from_codebook * (2 / tokens.numel())
+            to_codebook = to_codebook.mul_(from_codebook * (2 / tokens.numel())).to(rows.dtype)
         return to_tokens, to_codebook, None

@@ -18,11 +18,11 @@ def directions_and_lengths(vectors: Tensor) -> tuple[Tensor, Tensor]:
     The length of a zero row is given as 1, so that dividing by it is safe. A length beyond the dtype's range is inf.
     """
     largest = vectors.detach().abs().amax(dim=-1, keepdim=True)  # vector_norm(ord=inf) takes ten times as long
-    largest = torch.where(largest > 0, largest, 1)
+    largest = largest + (largest == 0)
     scaled = vectors / largest
     # A zero row has length 0 here; 1 instead keeps it, and its gradient, finite.
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    length = torch.where(length > 0, length, 1)
+    length = length + (length == 0)
     return scaled / length, length * largest
 
 

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tokenizer.functional.distributed import all_gather, all_reduce_sum, global_count, is_distributed, take_global
-from tokenizer.functional.nearest import closest, entries_of_tile, most_similar
+from tokenizer.functional.nearest import closest, most_similar
+from tokenizer.functional.tiles import entries_of_tile
 from tokenizer.functional.vectors import at_least_float32, inner_products, unit_vectors
 
 Distance = Literal["cosine", "l2"]

@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizer.functional.noise import ImageNoise
+from tokenizer.functional.noise import ImageNoise, noise_key
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.functional.usage import code_counts, perplexity, usage
 from tokenizer.functional.vectors import at_least_float32, unit_vectors
@@ -85,7 +85,9 @@ class Quantizer(nn.Module, ABC):
             )
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
-        self._noise_of: tuple[int, int] | None = None
+        # Tensors, because code compiled for an integer would be compiled anew for each.
+        self._noise_of: tuple[Tensor, Tensor] | None = None
+        self._seed: int | None = None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -160,9 +162,8 @@ class Quantizer(nn.Module, ABC):
         If a training splits its batches, call this before every forward pass with the part's offset in the global
         batch: any split then draws the same noise. Otherwise the noise comes from the global random state.
         """
-        self._noise_of = (seed, first_image)
+        self._seed, self._noise_of = seed, (noise_key(seed), torch.tensor(first_image))
 
-    @torch.compiler.disable  # if compiled, it would be recompiled for every seed
     def noise(self, encoder_output: Tensor) -> ImageNoise:
         """Create the noise source of a batch; with a seed, every call gives the same noise."""
         return ImageNoise(len(encoder_output), encoder_output.device, *(self._noise_of or ()))
@@ -170,7 +171,7 @@ class Quantizer(nn.Module, ABC):
     @property
     def update_seed(self) -> int:
         """Seed of the random numbers of `after_update`, equal on all processes: the noise's seed, or else the step."""
-        return self._noise_of[0] if self._noise_of else int(self.step)
+        return int(self.step) if self._seed is None else self._seed
 
     def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
         """Update state after an optimizer step of the generator; all processes must call it, in training only.

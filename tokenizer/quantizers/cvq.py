@@ -8,7 +8,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from tokenizer.functional.distributed import all_gather, all_reduce_sum, global_count
-from tokenizer.functional.nearest import closest, entries_of_tile, most_similar
+from tokenizer.functional.nearest import closest, most_similar
+from tokenizer.functional.tiles import entries_of_tile
 from tokenizer.functional.vectors import at_least_float32
 from tokenizer.quantizers.anchors import Distance, closest_tokens, random_tokens, sampled_tokens, similarities
 from tokenizer.quantizers.base import tokens_of

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tokenizer.functional.distributed import all_reduce_sum
 from tokenizer.functional.nearest import closest
+from tokenizer.functional.row_sums import sum_rows
 from tokenizer.functional.vectors import at_least_float32
 from tokenizer.quantizers.anchors import random_tokens
 from tokenizer.quantizers.base import QuantizerOutput, tokens_of
@@ -95,8 +96,7 @@ class EMAQuantizer(TableQuantizer):
     def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
         """Update averages and table with the global batch, revive codes, and count the update."""
         vectors = self.assigned(at_least_float32(encoder_output.detach(), self.codebook), codes)
-        # Sums the vectors of each cluster like index_add_, but in a deterministic order on a GPU.
-        added = torch.ops.aten.embedding_dense_backward(vectors, codes.flatten(), self.codebook_size, -1, False)
+        added = sum_rows(vectors, codes.flatten(), self.codebook_size)
         sizes, sums, share = self.cluster_sizes, self.cluster_sums, 1 - self.decay
         sizes.lerp_(all_reduce_sum(self.counts_of(codes)).to(sizes.dtype), share)
         sums.lerp_(all_reduce_sum(added).to(sums.dtype), share)

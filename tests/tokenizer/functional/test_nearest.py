@@ -1,9 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from tokenizer.functional import nearest
+from tokenizer.functional import nearest, tiles
 from tokenizer.functional.nearest import closest, most_similar
+
+
+def tiles_of(entries, monkeypatch):
+    """The tiles of a CPU have `entries` entries."""
+    monkeypatch.setitem(tiles.TILES, "cpu", replace(tiles.TILES["cpu"], entries=entries))
 
 
 def test_closest_is_the_smallest_distance_of_all():
@@ -22,22 +29,23 @@ def test_most_similar_is_the_largest_cosine_of_all():
 def test_the_block_size_does_not_change_the_codes(search, entries, monkeypatch):
     tokens, codebook = torch.randn(103, 6), torch.randn(17, 6)
     expected = search(tokens, codebook)
-    monkeypatch.setattr(nearest, "_TILE_ENTRIES_CPU", entries)
+    tiles_of(entries, monkeypatch)
     assert torch.equal(search(tokens, codebook), expected)
 
 
 def test_a_tile_of_scores_holds_no_more_entries_than_allowed(monkeypatch):
-    monkeypatch.setattr(nearest, "_TILE_ENTRIES_CPU", 50)
+    tiles_of(50, monkeypatch)
     sizes = []
 
-    def score(part, codes):
+    def products(part, codes, bias):
         sizes.append((len(part), len(codes)))
         return part @ codes.T
 
-    assert nearest._search(torch.randn(7, 6), torch.randn(17, 6), score).shape == (7,)
+    monkeypatch.setattr(nearest, "inner_products", products)
+    assert nearest.largest_product(torch.randn(7, 6), torch.randn(17, 6)).shape == (7,)
     assert sizes == [(2, 17), (2, 17), (2, 17), (1, 17)]
     sizes.clear()
-    nearest._search(torch.randn(2, 6), torch.randn(120, 6), score)
+    nearest.largest_product(torch.randn(2, 6), torch.randn(120, 6))
     assert sizes == [(1, 50), (1, 50), (1, 20)] * 2
 
 
@@ -54,6 +62,6 @@ def test_of_equal_codes_the_first_is_found_whatever_the_tile(monkeypatch):
     for search in (closest, most_similar):
         expected = search(tokens, codebook[:8])
         for entries in (1, 5, 33, 64 * 7, 64 * 40):
-            monkeypatch.setattr(nearest, "_TILE_ENTRIES_CPU", entries)
+            tiles_of(entries, monkeypatch)
             assert torch.equal(search(tokens, codebook), expected)
         monkeypatch.undo()
