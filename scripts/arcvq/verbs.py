@@ -11,6 +11,8 @@ import os
 import sys
 from dataclasses import dataclass, field
 
+from arcvq.compute.barrier import spin_briefly
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -87,6 +89,7 @@ def run_verb(name: str, args: list[str] | None = None) -> None:
         print(f"error: say {' or '.join(verb.words)} first; each has --help", file=sys.stderr)
         sys.exit(2)
     sys.argv[1:] = args
+    spin_briefly()
     gc.disable()  # imports make millions of objects and no garbage; looking for it takes a fifth of their time
     from arcvq.cli.script import run_script  # imports torch
 

@@ -165,7 +165,7 @@ def note_processes(before: Progress, processes: int, threads: int) -> None:
     if before.threads != threads:
         print(
             f"note: threads of each process so far: {before.threads}, now: {threads}. Sums are rounded otherwise: the "
-            f"weights will not be the same bit for bit; with OMP_NUM_THREADS={before.threads} they would be"
+            f"weights will not be the same bit for bit; with --run.threads {before.threads} they would be"
         )
     if before.processes != processes:
         print(

@@ -102,7 +102,7 @@ class ResumableMap:
         with tqdm(
             total=self.images, initial=done, desc=self.title, unit="image", disable=not state.is_main_process
         ) as bar:
-            each = on_gpu if state.device.type == "cuda" else in_threads
+            each = in_threads if state.device.type == "cpu" else on_gpu
             for chunk in each(share, partial(self._write, finish), make_worker, inputs or without_inputs):
                 bar.update(len(chunk) * min(state.num_processes, len(missing)))
         state.wait_for_everyone()

@@ -39,7 +39,9 @@ class RunConfig:
             in the step (a discriminator, random numbers) one line says so, and the step runs without.
         gradient_checkpointing: whether to recompute activations in the backward pass: less memory, a third more time.
         deterministic: whether to use only kernels that give the same bits on every run; an operation without one is an
-            error; slower on a GPU.
+            error; slower on a GPU. On CPUs a resumed run keeps its number of threads, where there are as many cores.
+        threads: threads of each process, by which sums on CPUs are rounded; None: OMP_NUM_THREADS, or else the usable
+            cores divided by the processes of the machine.
         max_skipped_steps: number of steps in a row with a loss or gradient that is not finite, each of them skipped,
             after which the run ends.
         other_settings: what to do with a folder that holds a run of other settings or data: `refuse`; `go_on` from its
@@ -58,6 +60,7 @@ class RunConfig:
     cuda_graph: bool = False
     gradient_checkpointing: bool = False
     deterministic: bool = False
+    threads: int | None = None
     max_skipped_steps: int = 20
     other_settings: Literal["refuse", "go_on", "start_over"] = "refuse"
 
@@ -66,6 +69,8 @@ class RunConfig:
         for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"run.threads must be at least 1, or None for all usable cores, got {self.threads}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"run.seed must not be negative, and below 2^63, got {self.seed}")
         check_name(self.name)

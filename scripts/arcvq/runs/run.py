@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from arcvq.checkpoints.checkpoint import RunState, load_checkpoint, note_processes
 from arcvq.checkpoints.manifest import Progress, step_of
 from arcvq.compute.resumable import LONGEST_WAIT
-from arcvq.compute.threads import use_all_cores
+from arcvq.compute.threads import choose_threads
 from arcvq.runs.changed_parts import ChangedParts
 from arcvq.runs.ema import Average
 from arcvq.runs.folder import RunFolder
@@ -96,7 +96,7 @@ class Run:
         optim.check_batch(self.accelerator.num_processes)
         self._files = self._open_files()
         self._files.check_settings("config.yaml", settings)
-        use_all_cores()
+        self._threads = choose_threads(config.threads)
         torch.manual_seed(config.seed)
         self.step = 0
         self.counts: dict[str, int] = {}
@@ -190,6 +190,7 @@ class Run:
             self._resume(newest, of_other_data=before is not None and before != inputs.get("data"))
         if self.is_main and done < self.optim.max_steps:  # only now is it certain that the run can start
             self._files.write_config(self.settings, inputs, self.data)
+            print(self._threads)
         return self.main.wrapped
 
     def add_module(self, module: nn.Module, name: str) -> TrainableModule:
@@ -374,6 +375,8 @@ class Run:
             self.average.load_state(state.averages, self.step)
         self._report.load_state(state.own)
         self._skipped.load_state(state.own)
+        if self.config.deterministic and self.device.type == "cpu":
+            self._threads = choose_threads(self.config.threads, before=progress.threads)
         if self.is_main:
             print(f"resuming from {checkpoint}")
             for note in parts.notes(self.step):

@@ -16,7 +16,7 @@ ARTEFACTS = ("tokenizer", "pipeline")
 # identified by their hashes, wherever they lie.
 _MAY_CHANGE = (
     "run.output_dir", "run.name", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
-    "run.max_skipped_steps", "run.other_settings", "collapse.usage_below", "collapse.evaluations",
+    "run.max_skipped_steps", "run.threads", "run.other_settings", "collapse.usage_below", "collapse.evaluations",
     "data.num_workers", "data.memory_limit_gib", "data.on_bad_image", "latents.verify", "optim.max_steps",
     "weights.alexnet", "weights.vgg16", "weights.squeezenet", "weights.lpips",
 )  # fmt: skip

@@ -174,7 +174,7 @@ def test_a_number_of_processes_that_changes_is_told(capsys):
     assert "processes so far: 2, now: 1" in said and "threads" not in said
     checkpoints.note_processes(before, 2, 8)
     said = capsys.readouterr().out
-    assert "so far: 4, now: 8" in said and "OMP_NUM_THREADS=4" in said and "processes so far" not in said
+    assert "so far: 4, now: 8" in said and "--run.threads 4" in said and "processes so far" not in said
 
 
 def test_one_of_another_version_is_refused_in_words(accelerator, tmp_path):
