@@ -35,9 +35,9 @@ def training_step(name, *options, start=0):
         unittest.mock.patch.multiple(DryAccelerator, device=cuda, is_main_process=False),
         unittest.mock.patch.object(planned_data, "_CPU", cuda),
         FakeCuda() as mode,
-        torch.device(cuda),
     ):
-        planned = PlannedTraining(module, config, parser.settings(config), plan_data(config), processes=1)
+        with cuda:
+            planned = PlannedTraining(module, config, parser.settings(config), plan_data(config), processes=1)
         run, training = planned.run, planned.training
         whole = [tree_map(lambda tensor: tensor.to(cuda), batch) for batch in planned.batches]
         batch = {key: torch.cat([part[key] for part in whole]) for key in whole[0]}

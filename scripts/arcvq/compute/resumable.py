@@ -29,7 +29,7 @@ from arcvq.compute.atomic_files import atomic_file
 from arcvq.compute.chunk_workers import Inputs, Measure, in_threads, on_gpu, without_inputs
 
 # A process waits at most this long for the others, which may have more work.
-LONGEST_WAIT = timedelta(days=7)
+LONGEST_WAIT = timedelta(days=1)
 
 T = TypeVar("T")
 # A range of images and their values on the CPU => the values that are stored.

@@ -90,7 +90,7 @@ class DryAccelerator:
     def __init__(self, mixed_precision: str | None, processes: int):
         self.mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         self.num_processes = processes
-        self.scaler = torch.amp.GradScaler("cpu") if self.mixed_precision == "fp16" else None
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.mixed_precision == "fp16" else None
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Let the module compute under autocast and return float32, as accelerate does on one process."""
@@ -101,7 +101,7 @@ class DryAccelerator:
         return module, optimizer
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager:
         return nullcontext()

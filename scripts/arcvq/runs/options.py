@@ -33,8 +33,9 @@ class RunConfig:
         checkpoint_every: steps between two checkpoints; the last step always writes one.
         keep_checkpoints: number of the newest checkpoints to keep.
         mixed_precision: precision of the networks; None: as `accelerate launch` says.
-        compile: whether to compile the model with torch.compile. It takes a minute or two at the start, and far longer
-            for a tokenizer whose codes times tokens exceed some 10^9.
+        compile: whether to compile the model with torch.compile; of a UNet, a VQGAN or a PixelCNN the blocks that
+            repeat. It takes a minute or two at the start, and far longer for a tokenizer with the network conv whose
+            codes times tokens exceed some 10^9.
         cuda_graph: whether to launch the whole step of a tokenizer on one GPU as a CUDA graph. Where the host has part
             in the step (a discriminator, random numbers) one line says so, and the step runs without.
         gradient_checkpointing: whether to recompute activations in the backward pass: less memory, a third more time.

@@ -10,6 +10,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from arcvq.runs.faster_modules import compile_in_place, keep_norms_in_input_precision
 from arcvq.runs.options import OptimConfig, RunConfig
 
 
@@ -49,8 +50,10 @@ class TrainableModule:
         self.name = name
         if config.gradient_checkpointing and isinstance(module, ModelMixin):
             module.enable_gradient_checkpointing()
+        if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cuda":
+            keep_norms_in_input_precision(module)
         if config.compile:
-            module.compile()  # in place: the parameters keep their names, so a checkpoint is the same either way
+            compile_in_place(module)
         # A fused optimizer skips a step by a flag on the device, for which the host does not wait.
         self._learning_rate = torch.full((), optim.lr, device=accelerator.device) if captured else None
         options = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
@@ -133,9 +136,10 @@ def on_all(accelerator: Accelerator, condition: Tensor) -> Tensor:
 
 
 def first_nonfinite_parameter(modules: Iterable[TrainableModule]) -> str | None:
-    """Return the name of the first parameter that is not finite, or None. Waits for the device."""
-    named = (pair for trained in modules for pair in trained.module.named_parameters())
-    return next((name for name, weight in named if not weight.isfinite().all()), None)
+    """Return the name of the first parameter that is not finite, or None. Waits for the device once."""
+    named = [pair for trained in modules for pair in trained.module.named_parameters()]
+    finite = torch.stack([unsharded(weight.detach().isfinite().all()) for _, weight in named]).tolist()
+    return next((name for (name, _), whole in zip(named, finite, strict=True) if not whole), None)
 
 
 def copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
