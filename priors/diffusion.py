@@ -8,6 +8,8 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from tokenizer.functional.noise import ImageNoise
+
 
 def make_scheduler(prediction_type: Literal["epsilon", "v_prediction"] = "epsilon") -> DDIMScheduler:
     """Build the noise schedule of LDM's ImageNet model: 1000 steps, beta 0.0015 to 0.0195, linear in sqrt(beta).
@@ -54,10 +56,9 @@ def diffusion_loss(
     null: int,
     label_dropout: float,
     min_snr_gamma: float | None = None,
+    noise: ImageNoise | None = None,
 ) -> Tensor:
     """Compute the mean squared error of the predicted noise (Ho et al. 2020, eq. 14) or v, with label dropout.
-
-    Timesteps, noise and dropped labels come from torch's global generators.
 
     Args:
         unet: (noised latents, timesteps, labels) -> `.sample`; may be wrapped for parallel training.
@@ -69,15 +70,15 @@ def diffusion_loss(
         min_snr_gamma: weights each sample by min(snr, gamma) / snr if noise is predicted, or by min(snr, gamma) / (snr
             + 1) if v is (Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy", with gamma
             5); None: equal weights.
+        noise: source of noise, timesteps and dropped labels, for these B images; None: seeded by the global generator.
     """
-    # Drawn on the CPU, so that a seed gives the same training on any kind of device.
-    noise = torch.randn(latents.shape, dtype=latents.dtype).to(latents.device)
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, labels.shape).to(latents.device)
-    dropped = (torch.rand(labels.shape) < label_dropout).to(latents.device)
-    noised = scheduler.add_noise(latents, noise, timesteps)
+    noise = noise or ImageNoise(len(latents), latents.device)
+    added, timesteps = noise.normal(latents), noise.integers(scheduler.config.num_train_timesteps)
+    dropped = noise.uniform(torch.empty_like(labels, dtype=torch.float32)) < label_dropout
+    noised = scheduler.add_noise(latents, added, timesteps)
     predicted = unet(noised, timesteps, torch.where(dropped, null, labels)).sample
     epsilon = scheduler.config.prediction_type == "epsilon"
-    target = noise if epsilon else scheduler.get_velocity(latents, noise, timesteps)
+    target = added if epsilon else scheduler.get_velocity(latents, added, timesteps)
     if min_snr_gamma is None:
         return mse_loss(predicted.float(), target.float())
     snr = compute_snr(scheduler, timesteps)  # (B,) float32

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, relu
 from priors.code_sampling import CodeSampler, check_given_codes
 from priors.gated_layer import GatedLayer
 from priors.pixelcnn_cache import PixelCNNCache
+from tokenizer.functional.noise import ImageNoise
 from tokenizer.loading.safe_mixin import CompleteWeights
 from tokenizer.loading.typed_decorators import apply_forward_hook, register_to_config
 from tokenizer.model import VQTokenizer
@@ -86,14 +87,15 @@ class PixelCNN(CompleteWeights, ModelMixin, ConfigMixin):
             nn.Conv2d(channels, head_channels, 1), nn.ReLU(), nn.Conv2d(head_channels, codebook_size, 1)
         )
 
-    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, labels: Tensor, noise: ImageNoise | None = None) -> Tensor:
         """Compute logits (B, K, h, w) from codes (B, h, w) and labels (B,), both int64.
 
-        The logits at a position depend on the codes before it in raster order alone.
+        The logits at a position depend on the codes before it in raster order alone. In training `noise` decides which
+        labels are dropped; None: noise seeded by the global generator.
         """
         if self.training and self.config.label_dropout:
-            # Drawn on the CPU, so that a seed gives the same training on any kind of device.
-            dropped = (torch.rand(labels.shape) < self.config.label_dropout).to(labels.device)
+            noise = noise or ImageNoise(len(labels), labels.device)
+            dropped = noise.uniform(torch.empty_like(labels, dtype=torch.float32)) < self.config.label_dropout
             labels = torch.where(dropped, self.null_label, labels)
         vertical = horizontal = self.embedding(codes).permute(0, 3, 1, 2)  # (B, C, h, w)
         for layer in self.layers:

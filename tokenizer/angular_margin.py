@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokenizer.functional.arc_tiles import ArcLossFunction
 from tokenizer.functional.distributed import all_gather_with_gradient, all_reduce_sum_with_gradient
+from tokenizer.functional.real_dtype import real_dtype
 from tokenizer.functional.vectors import unit_vectors
 
 # exp() of a larger exponent overflows float32; a ball of radius e^80 constrains no codebook that float32 can hold.
@@ -120,17 +121,12 @@ def project_to_ball(codebook: Tensor, radius: float | Tensor) -> Tensor:
 
 def ball_radius(step: Tensor, growth: float) -> Tensor:
     """Compute the radius r_t = exp(alpha t) of the ball after `step` = t updates (eq. 5): a scalar, always finite."""
-    return torch.exp((growth * _real(step)).clamp(max=_LARGEST_EXPONENT))
+    return torch.exp((growth * step.to(real_dtype(step.device))).clamp(max=_LARGEST_EXPONENT))
 
 
 def arc_weight(step: Tensor, initial: float, decay: float) -> Tensor:
     """Compute the weight gamma_t = gamma_0 exp(-lambda t) of the arc loss after `step` = t updates (eq. 13)."""
-    return initial * torch.exp(-decay * _real(step))
-
-
-def _real(step: Tensor) -> Tensor:
-    """Cast the step counter to float64, or to float32 on Apple's GPUs, which have no float64."""
-    return step.to(torch.float32 if step.device.type == "mps" else torch.float64)
+    return initial * torch.exp(-decay * step.to(real_dtype(step.device)))
 
 
 def _check_codes(codebook: Tensor) -> None:

@@ -80,6 +80,6 @@ class Launches(TorchDispatchMode):
         """Number of calls."""
         return sum(self.lines.values())
 
-    def __str__(self):
+    def __repr__(self):
         """Lists the lines, most calls first, for a failing test."""
         return f"{self.total} launches:\n" + "\n".join(f"{count:6} {line}" for line, count in self.lines.most_common())

@@ -1,11 +1,14 @@
+import itertools
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_cuda import FakeCuda
 
 from priors.diffusion import diffusion_loss, guide, make_scheduler
 from priors.unet import make_unet
+from tokenizer.functional.noise import ImageNoise
 
 NUM_CLASSES = 3
 
@@ -64,12 +67,12 @@ def test_a_step_of_the_schedule_with_the_true_prediction_goes_to_the_clean_laten
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_loss_equals_a_computation_by_hand(unet, prediction_type):
     latents, labels = torch.randn(6, 4, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
-    torch.manual_seed(7)
     scheduler = make_scheduler(prediction_type)
-    loss = diffusion_loss(unet, scheduler, latents, labels, NUM_CLASSES, label_dropout=0.5)
+    source = ImageNoise(6, latents.device, 7)
+    loss = diffusion_loss(unet, scheduler, latents, labels, NUM_CLASSES, label_dropout=0.5, noise=source)
 
-    torch.manual_seed(7)
-    noise, timesteps, uniform = torch.randn(6, 4, 4, 4), torch.randint(1000, (6,)), torch.rand(6)
+    source = ImageNoise(6, latents.device, 7)
+    noise, timesteps, uniform = source.normal(latents), source.integers(1000), source.uniform(torch.empty(6))
     shown = torch.where(uniform < 0.5, NUM_CLASSES, labels)
     assert 0 < (shown == NUM_CLASSES).sum() < 6
     betas = torch.linspace(math.sqrt(0.0015), math.sqrt(0.0195), 1000, dtype=torch.float64) ** 2
@@ -161,3 +164,30 @@ def test_without_min_snr_all_timesteps_weigh_alike():
         torch.manual_seed(2)
         losses.append(diffusion_loss(recorder, make_scheduler(), torch.randn(64, 2, 4, 4), labels, 9, 0.0, gamma))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+
+
+def test_any_split_of_the_batch_meets_the_same_noise():
+    latents, labels = torch.randn(6, 4, 4, 4), torch.arange(6) % NUM_CLASSES
+    seen = []
+    for bounds in ((0, 6), (0, 2, 6), (0, 1, 2, 3, 4, 5, 6)):
+        parts = []
+        for first, end in itertools.pairwise(bounds):
+            recorder, noise = Recorder(), ImageNoise(end - first, latents.device, 5, first)
+            some = latents[first:end], labels[first:end]
+            diffusion_loss(recorder, make_scheduler(), *some, NUM_CLASSES, 0.5, noise=noise)
+            parts.append((recorder.latents, recorder.timesteps, recorder.labels))
+        seen.append([torch.cat(part) for part in zip(*parts, strict=True)])
+    for found in seen[1:]:
+        for one, other in zip(found, seen[0], strict=True):
+            torch.testing.assert_close(one, other)
+    assert len(set(seen[0][1].tolist())) > 3 and 0 < (seen[0][2] == NUM_CLASSES).sum() < 6
+
+
+def test_a_loss_on_a_device_neither_waits_nor_copies():
+    recorder, scheduler = Recorder(), make_scheduler()
+    with FakeCuda() as cuda:
+        latents, labels = torch.empty(4, 2, 4, 4, device="cuda:0"), torch.empty(4, device="cuda:0", dtype=torch.int64)
+        scheduler.alphas_cumprod = scheduler.alphas_cumprod.to("cuda:0")
+        cuda.refuses_copies = True
+        loss = diffusion_loss(recorder, scheduler, latents, labels, 9, 0.1, 5.0)
+    assert loss.device.type == "cuda"

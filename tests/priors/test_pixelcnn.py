@@ -10,6 +10,7 @@ from priors import PixelCNN
 from priors.code_sampling import inverse_cdf
 from priors.gated_layer import GatedLayer
 from priors.pixelcnn import code_nll
+from tokenizer.functional.noise import ImageNoise
 
 
 def make(codes=5, grid=(4, 5), layers=4, sharpness=4.0, **options):
@@ -274,3 +275,16 @@ def test_dropout_acts_in_training_only():
 def test_an_empty_size_is_refused(options):
     with pytest.raises(ValueError, match="at least 1"):
         PixelCNN(**options)
+
+
+def test_dropped_labels_are_a_function_of_seed_and_image():
+    model = make(label_dropout=0.5).train()
+    codes, labels = torch.zeros(8, 4, 5, dtype=torch.int64), torch.zeros(8, dtype=torch.int64)
+    whole = model(codes, labels, ImageNoise(8, codes.device, 3))
+    parts = [model(codes[i:j], labels[i:j], ImageNoise(j - i, codes.device, 3, i)) for i, j in ((0, 3), (3, 8))]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    with torch.no_grad():
+        kept, dropped = (model.eval()(codes[:1], torch.tensor([label]))[0] for label in (0, model.null_label))
+    is_dropped = torch.tensor([torch.allclose(row, dropped, atol=1e-5) for row in whole])
+    is_kept = torch.tensor([torch.allclose(row, kept, atol=1e-5) for row in whole])
+    assert torch.equal(is_dropped, ~is_kept) and 0 < is_dropped.sum() < 8

@@ -88,6 +88,14 @@ class ImageNoise:
         self._draws += 2
         return noise[:, :count].reshape(like.shape).to(like.dtype)
 
+    def integers(self, below: int) -> Tensor:
+        """Draw an integer of [0, below) for each image: (B,) int64; `below` is at most 2^31.
+
+        Their probabilities differ by less than below / 2^32 of themselves.
+        """
+        words = self.words(1).squeeze(1)
+        return _top_bits(words, 32, words).mul_(below) >> 32
+
     def uniform(self, like: Tensor) -> Tensor:
         """Draw uniform noise in [0, 1) of the shape (B, ...) and dtype of `like`, multiples of 2^-24, or of 2^-53."""
         noise = _empty(like, _count(like))

@@ -7,6 +7,8 @@ single batch they depend on its size.
 import torch
 from torch import Tensor
 
+from tokenizer.functional.real_dtype import real_dtype
+
 
 def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
     """Count how often each code occurs: `codes` int64 of any shape, values in [0, K) -> int64 (K,)."""
@@ -17,11 +19,11 @@ def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
 
 
 def usage(counts: Tensor) -> Tensor:
-    """Return the share in [0, 1] of the codes that occur at least once, a float64 scalar."""
-    return (counts > 0).double().mean()
+    """Return the share in [0, 1] of the codes that occur at least once, a `real_dtype` scalar."""
+    return (counts > 0).to(real_dtype(counts.device)).mean()
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Compute exp(-sum p log p) of the code frequencies p: a float64 scalar in [1, K]; 1 if only one code occurs."""
-    frequencies = counts.double() / counts.sum().clamp(min=1)
+    """Compute exp(-sum p log p) of the code frequencies p: a `real_dtype` scalar in [1, K]; 1 for a single code."""
+    frequencies = counts.to(real_dtype(counts.device)) / counts.sum().clamp(min=1)
     return torch.exp(-torch.special.xlogy(frequencies, frequencies).sum())

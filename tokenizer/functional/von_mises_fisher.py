@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from tokenizer.functional.noise import ImageNoise
+from tokenizer.functional.real_dtype import real_dtype
 from tokenizer.functional.vectors import refuse_second_derivative, unit_vectors
 
+# At least two thirds of the proposals are accepted: a token is left with a probability below 3^-26 = 4e-13.
+_ROUNDS = 26
 # Below this value of sqrt(nu^2 + kappa^2) the power series is used, above it the uniform expansion, whose first
 # neglected term is then below 1e-10.
 _LARGE = 64.0
@@ -46,8 +49,8 @@ def sample(mean: Tensor, concentration: Tensor, noise: ImageNoise) -> Tensor:
 def kl_to_uniform(concentration: Tensor, dimensions: int) -> Tensor:
     """Compute the KL divergence in nats from the uniform distribution on the sphere of R^m: kappas > 0 -> their shape.
 
-    Needs m = `dimensions` >= 2. Computed in float64 with errors below 1e-9 nats, finite for every finite kappa; only
-    first derivatives exist.
+    Needs m = `dimensions` >= 2. Computed in float64 with errors below 1e-9 nats (in float32 on a device without it),
+    finite for every finite kappa; only first derivatives exist.
     """
     return _KLToUniform.apply(concentration, dimensions / 2 - 1)
 
@@ -59,10 +62,12 @@ def _pull_and_spread(concentration: Tensor, dimensions: int) -> tuple[Tensor, Te
     return 2 * concentration / total, (2 * free / total).sqrt()
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # as many rounds as a compiler would write out
 @torch.no_grad()
 def _accepted_direction(mean: Tensor, pull: Tensor, noise: ImageNoise) -> Tensor:
     """Draw directions (B, ..., m) until Wood's test accepts the proposal of each token; the first accepted one counts.
+
+    After `_ROUNDS` rounds the last proposal counts, accepted or not.
 
     A uniform direction u determines a whole proposal: (1 - u_1) / 2 is Beta((m - 1) / 2, (m - 1) / 2), and the other
     components point in a uniform direction. With t = x_0 u_1 the logarithm of the acceptance ratio is (m - 1) (t / (1 +
@@ -70,16 +75,19 @@ def _accepted_direction(mean: Tensor, pull: Tensor, noise: ImageNoise) -> Tensor
     """
     direction = torch.zeros_like(mean)
     waiting = torch.ones_like(pull, dtype=torch.bool)
-    while True:  # at least two thirds of the proposals are accepted
+    thresholds = noise.uniform(pull.expand(*pull.shape[:-1], _ROUNDS)).log()
+    for threshold in thresholds.split(1, dim=-1):
         # Every image draws in every round, so that its noise does not depend on the other images.
-        proposed, threshold = unit_vectors(noise.normal(mean)), noise.uniform(pull).log()
+        proposed = unit_vectors(noise.normal(mean))
         t = pull * proposed[..., :1]
-        # At t = -1 the ratio is 0 but evaluates to NaN. A kappa of NaN is accepted, or the loop would never end.
+        # At t = -1 the ratio is 0 but evaluates to NaN. A kappa of NaN is accepted.
         rejected = (threshold > (mean.shape[-1] - 1) * (t / (1 + t) - t.log1p())) | (t <= -1)
-        direction = torch.where(waiting & ~rejected, proposed, direction)
+        direction = torch.where(waiting, proposed, direction)
         waiting &= rejected
-        if not waiting.any():
-            return direction
+        # On a device the host would wait for the answer.
+        if waiting.device.type == "cpu" and not waiting.any():
+            break
+    return direction
 
 
 def _from_pole(directions: Tensor, mean: Tensor) -> Tensor:
@@ -98,7 +106,7 @@ class _KLToUniform(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, concentration: Tensor, order: float) -> Tensor:
-        kappa = concentration.double()
+        kappa = concentration.to(real_dtype(concentration.device))
         is_large = torch.hypot(kappa, torch.full_like(kappa, order)) >= _LARGE
         value, slope = (
             torch.where(is_large, *pair)

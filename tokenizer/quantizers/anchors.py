@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tokenizer.functional.distributed import all_gather, all_reduce_sum, global_count, is_distributed, take_global
 from tokenizer.functional.nearest import closest, most_similar
+from tokenizer.functional.noise import ImageNoise
+from tokenizer.functional.real_dtype import real_dtype
 from tokenizer.functional.tiles import entries_of_tile
 from tokenizer.functional.vectors import at_least_float32, inner_products, unit_vectors
 
@@ -28,14 +30,15 @@ def similarities(tokens: Tensor, codebook: Tensor, distance: Distance) -> Tensor
 
 
 @torch.no_grad()
-def random_tokens(tokens: Tensor, draws: Tensor, seed: int) -> Tensor:
+def random_tokens(tokens: Tensor, draws: Tensor, noise: ImageNoise) -> Tensor:
     """Draw tokens (M, D) of the global batch at random.
 
-    `draws` (M,) int64: draws[i] is draw i's index into one seeded permutation of the global batch, modulo its length.
-    Equal indices draw the same token. No token is drawn twice before every token was drawn once.
+    `draws` (M,) int64: draws[i] is draw i's index into a permutation of the global batch, modulo its length; `noise`,
+    of one row, gives the permutation. Equal indices draw the same token. No token is drawn twice before every token was
+    drawn once.
     """
     total = global_count(tokens)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).to(tokens.device)
+    order = noise.words(total)[0].argsort()
     return take_global(tokens, order[draws % total])
 
 
@@ -48,14 +51,17 @@ def closest_tokens(tokens: Tensor, codebook: Tensor, distance: Distance) -> Tens
 
 
 @torch.no_grad()
-def sampled_tokens(tokens: Tensor, codebook: Tensor, distance: Distance, seed: int) -> Tensor:
-    """Sample a token of the global batch for each code, (K, D), by the softmax over tokens of `similarities`."""
+def sampled_tokens(tokens: Tensor, codebook: Tensor, distance: Distance, noise: ImageNoise) -> Tensor:
+    """Sample a token of the global batch for each code, (K, D), by the softmax over tokens of `similarities`.
+
+    `noise` has one row.
+    """
     all_tokens, share = all_gather(tokens), _share(codebook)
-    draws = torch.rand(len(codebook), 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    draws, part = draws.to(tokens.device)[share], max(1, entries_of_tile(all_tokens) // len(all_tokens))
+    dtype, part = real_dtype(tokens.device), max(1, entries_of_tile(all_tokens) // len(all_tokens))
+    draws = noise.uniform(tokens.new_empty(1, len(codebook), dtype=dtype))[0, share, None]
     chosen = []
     for codes, draw in zip(codebook[share].split(part), draws.split(part), strict=True):
-        shares = similarities(all_tokens, codes, distance).softmax(dim=1, dtype=torch.float64).cumsum(dim=1)
+        shares = similarities(all_tokens, codes, distance).softmax(dim=1, dtype=dtype).cumsum(dim=1)
         chosen.append(torch.searchsorted(shares, draw * shares[:, -1:], right=True).squeeze(1))
     indices = torch.cat(chosen).clamp(max=len(all_tokens) - 1)
     return all_tokens[_from_all(indices, share, codebook)]

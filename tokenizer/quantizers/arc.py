@@ -14,6 +14,7 @@ from tokenizer.angular_margin import (
     project_to_ball,
 )
 from tokenizer.functional.distributed import is_distributed
+from tokenizer.functional.real_dtype import real_dtype
 from tokenizer.quantizers.cosine import CosineQuantizer
 from tokenizer.quantizers.tables import TableInit
 
@@ -84,7 +85,7 @@ class ArcQuantizer(CosineQuantizer):
     def share_on_ball(self) -> Tensor:
         """Share of the codes on the ball's surface; at 0 the bound constrains no code."""
         norms = torch.linalg.vector_norm(self.codebook.detach(), dim=1)
-        return (norms >= self.radius * (1 - 1e-6)).double().mean()
+        return (norms >= self.radius * (1 - 1e-6)).to(real_dtype(norms.device)).mean()
 
     def assign_with_losses(self, tokens: Tensor, codebook: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Assign each token to the code of largest cosine, and compute `arc`, the arc loss (see `gather`)."""

@@ -87,7 +87,6 @@ class Quantizer(nn.Module, ABC):
         self.codebook_dim = codebook_dim
         # Tensors, because code compiled for an integer would be compiled anew for each.
         self._noise_of: tuple[Tensor, Tensor] | None = None
-        self._seed: int | None = None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -162,16 +161,19 @@ class Quantizer(nn.Module, ABC):
         If a training splits its batches, call this before every forward pass with the part's offset in the global
         batch: any split then draws the same noise. Otherwise the noise comes from the global random state.
         """
-        self._seed, self._noise_of = seed, (noise_key(seed), torch.tensor(first_image))
+        self._noise_of = noise_key(seed), torch.tensor(first_image)
 
     def noise(self, encoder_output: Tensor) -> ImageNoise:
         """Create the noise source of a batch; with a seed, every call gives the same noise."""
         return ImageNoise(len(encoder_output), encoder_output.device, *(self._noise_of or ()))
 
-    @property
-    def update_seed(self) -> int:
-        """Seed of the random numbers of `after_update`, equal on all processes: the noise's seed, or else the step."""
-        return int(self.step) if self._seed is None else self._seed
+    def update_noise(self, rows: int) -> ImageNoise:
+        """Create a source of `rows` rows of noise for `after_update`, equal on all processes.
+
+        It is seeded by the noise's seed, or else by the step.
+        """
+        key = self.step if self._noise_of is None else self._noise_of[0]
+        return ImageNoise(rows, self.step.device, key, first_image=-rows)  # no image of a batch has such an index
 
     def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
         """Update state after an optimizer step of the generator; all processes must call it, in training only.

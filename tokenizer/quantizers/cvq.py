@@ -122,7 +122,9 @@ class CVQQuantizer(VQQuantizer):
         if self.anchor == "closest":
             anchors = closest_tokens(tokens, self.codebook, self.distance)
         elif self.anchor == "random":
-            anchors = random_tokens(tokens, torch.arange(self.codebook_size, device=tokens.device), self.update_seed)
+            anchors = random_tokens(
+                tokens, torch.arange(self.codebook_size, device=tokens.device), self.update_noise(1)
+            )
         else:
-            anchors = sampled_tokens(tokens, self.codebook, self.distance, self.update_seed)
+            anchors = sampled_tokens(tokens, self.codebook, self.distance, self.update_noise(1))
         self.codebook.lerp_(anchors.to(self.codebook.dtype), weights[:, None])

@@ -103,7 +103,7 @@ class EMAQuantizer(TableQuantizer):
         if self.revive_below:
             # All codes draw a token, so that no synchronisation is needed to count the dead ones.
             dead, size = sizes < self.revive_below, max(1.0, self.revive_below)
-            tokens = random_tokens(vectors, dead.cumsum(0) - 1, self.update_seed)
+            tokens = random_tokens(vectors, dead.cumsum(0) - 1, self.update_noise(1))
             sizes.masked_fill_(dead, size)
             sums.copy_(torch.where(dead[:, None], size * tokens, sums))
         total = sizes.sum()

@@ -10,6 +10,7 @@ from torch.nn.functional import embedding, log_softmax, mse_loss
 from tokenizer.functional.distributed import all_reduce_sum
 from tokenizer.functional.nearest import closest
 from tokenizer.functional.noise import ImageNoise
+from tokenizer.functional.real_dtype import real_dtype
 from tokenizer.functional.soft_assignment import code_logits, expected_distances, relaxed_one_hot
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.functional.vectors import at_least_float32
@@ -117,7 +118,7 @@ class HVQQuantizer(Quantizer):
     @property
     def temperature(self) -> Tensor:
         """Temperature of the relaxed samples at the current step, a scalar."""
-        done = self.step.double() / (self._total_steps or math.inf)
+        done = self.step.to(real_dtype(self.step.device)) / (self._total_steps or math.inf)
         return self.initial_temperature + (self.final_temperature - self.initial_temperature) * done.clamp(max=1)
 
     def set_total_steps(self, steps: int) -> None:
@@ -200,8 +201,8 @@ class HVQQuantizer(Quantizer):
 
         Works without a branch, which would synchronise with the device.
         """
-        generator = torch.Generator().manual_seed(self.update_seed)
-        noise = torch.randn(len(self.tables), self.codebook_dim, generator=generator).to(self.codebook)
+        tables = len(self.tables)
+        noise = self.update_noise(tables).normal(self.codebook.new_empty(tables, self.codebook_dim))
         for table, counts, deviate in zip(self.tables, self.counts, noise, strict=True):
             least, most = counts.argmin(dim=0, keepdim=True), counts.argmax(dim=0, keepdim=True)
             unused = due & (counts[least] < self.reset_share * counts[most])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, log_softmax
 
+from tokenizer.functional.real_dtype import real_dtype
 from tokenizer.functional.soft_assignment import code_logits, likeliest, relaxed_one_hot
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.functional.vectors import at_least_float32
@@ -80,7 +81,8 @@ class SQQuantizer(TableQuantizer):
     @property
     def temperature(self) -> Tensor:
         """Temperature of the relaxed samples at the current step, a scalar."""
-        return torch.exp(-self.temperature_decay * self.step.double()).clamp(min=_SMALLEST_TEMPERATURE)
+        step = self.step.to(real_dtype(self.step.device))
+        return torch.exp(-self.temperature_decay * step).clamp(min=_SMALLEST_TEMPERATURE)
 
     def latents(self, encoder_output: Tensor) -> Tensor:
         """Extract the first D channels; all 2 D if the assignment depends on the variance of each dimension."""

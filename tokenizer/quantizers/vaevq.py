@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
 from tokenizer.functional.diagonal_gaussian import DiagonalGaussian
+from tokenizer.functional.root_trace import root_trace
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.projected import ProjectedQuantizer
@@ -93,13 +93,10 @@ class VAEVQQuantizer(ProjectedQuantizer):
 def consistency(codebook: Tensor) -> Tensor:
     """Compute the squared Wasserstein-2 distance of N(0, I) and a normal fitted to K >= 2 rows: (K, D) -> scalar.
 
-    |mean|^2 + tr S + D - 2 tr S^(1/2), with the covariance S normalised by K - 1. In the root its eigenvalues are at
-    least 1e-6: directions in which the rows do not vary (as for K <= D) get a gradient of 0 instead of infinity.
+    |mean|^2 + tr S + D - 2 tr S^(1/2), with the covariance S normalised by K - 1; see `root_trace`. Directions in which
+    the rows do not vary (as for K <= D) get a gradient of 0 instead of infinity.
     """
     mean = codebook.mean(dim=0)
     centred = codebook - mean
     covariance = centred.T @ centred / (len(codebook) - 1)
-    # eigvalsh raises an error for a matrix that is not finite; the trace makes the loss NaN as any other loss would be.
-    decomposable = torch.where(covariance.isfinite().all(), covariance, torch.eye(len(mean)).to(covariance))
-    roots = torch.linalg.eigvalsh(decomposable).clamp(min=1e-6).sqrt()
-    return mean.square().sum() + covariance.trace() + len(mean) - 2 * roots.sum()
+    return mean.square().sum() + covariance.trace() + len(mean) - 2 * root_trace(covariance)

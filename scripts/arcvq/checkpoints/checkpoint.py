@@ -169,9 +169,9 @@ def note_processes(before: Progress, processes: int, threads: int) -> None:
         )
     if before.processes != processes:
         print(
-            f"note: processes so far: {before.processes}, now: {processes}. Each step has the same images, and a "
-            "quantizer's noise; but sums are rounded otherwise, and a prior's noise and dropout are drawn by each "
-            "process: the weights will not be the same bit for bit"
+            f"note: processes so far: {before.processes}, now: {processes}. Each step has the same images and noise; "
+            "but sums are rounded otherwise, and dropout inside a network is drawn by each process: the weights will "
+            "not be the same bit for bit"
         )
 
 

@@ -37,6 +37,7 @@ from arcvq.runs.skipped_images import SkippedImages
 from arcvq.runs.skipped_steps import SkippedSteps
 from arcvq.runs.trained_module import TrainableModule, first_nonfinite_parameter, on_device
 from tokenizer.data import training_batches
+from tokenizer.functional.noise import ImageNoise
 
 # Rank used when all processes must draw the same numbers.
 _ALL_RANKS = 1 << 32
@@ -136,6 +137,15 @@ class Run:
         self.captures = unless is None
         if unless is not None and self.is_main:
             print(f"note: run.cuda_graph: {unless}; the host launches the kernels of each step one by one")
+
+    def noise(self, images: int) -> ImageNoise:
+        """Create the noise of this process's current part of the batch: any split of the batch draws the same.
+
+        Args:
+            images: number of images of the part, of which all parts have equally many.
+        """
+        part = self.accelerator.process_index * self.optim.accumulation + self._parts_done
+        return ImageNoise(images, self.device, self.noise_seed, part * images)
 
     def prepare(
         self,

@@ -28,6 +28,8 @@ from arcvq.training.prior import PriorTraining, add_prior_options, finish, start
 from pipelines import ArcVQLDMPipeline
 from priors.diffusion import diffusion_loss, make_scheduler
 from priors.unet import UNet, make_unet, null_label
+from tokenizer.functional.noise import ImageNoise
+from tokenizer.functional.tiles import blocks
 
 # DDIM steps of the pictures made during training; the final ones take the pipeline's default.
 PREVIEW_STEPS = 50
@@ -143,7 +145,7 @@ def set_up(run: Run, config: Namespace, encoded: EncodedData) -> LDMTraining:
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         latents = batch["latents"] * scale  # (B, D, h, w), unit variance
-        options = (config.label_dropout, config.min_snr_gamma)
+        options = (config.label_dropout, config.min_snr_gamma, run.noise(len(latents)))
         return diffusion_loss(model, scheduler, latents, batch["labels"], null, *options)
 
     return LDMTraining(run, encoded, "UNet", unet, averaged, loss, scheduler)
@@ -154,11 +156,10 @@ def set_up(run: Run, config: Namespace, encoded: EncodedData) -> LDMTraining:
 def held_out_loss(pipeline: ArcVQLDMPipeline, held_out: dict[str, Tensor]) -> float:
     """Measure the diffusion loss of held-out latents: all timesteps alike, the same noise at every call."""
     latents = held_out["latents"] * pipeline.config.latent_scale
-    null, total = null_label(pipeline.unet), 0.0
-    with torch.random.fork_rng(devices=[]):  # all is drawn on the CPU
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the accelerators
-        for some, labels in zip(latents.split(64), held_out["labels"].split(64), strict=True):
-            some, labels = some.to(pipeline.device), labels.to(pipeline.device)
-            loss = diffusion_loss(pipeline.unet, pipeline.scheduler, some, labels, null, label_dropout=0.0)
-            total += loss.item() * len(labels)
-    return total / len(latents)
+    null, device, losses = null_label(pipeline.unet), pipeline.device, []
+    for part in blocks(len(latents), 64):
+        some, labels = latents[part].to(device), held_out["labels"][part].to(device)
+        noise = ImageNoise(len(some), device, seed=0, first_image=part.start)
+        loss = diffusion_loss(pipeline.unet, pipeline.scheduler, some, labels, null, label_dropout=0.0, noise=noise)
+        losses.append(loss * len(some))
+    return torch.stack(losses).cpu().double().sum().item() / len(latents)  # not every device has float64

@@ -129,7 +129,7 @@ def set_up(run: Run, config: Namespace, encoded: EncodedData) -> PriorTraining:
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         codes = batch["codes"]  # (B, h, w)
-        return code_nll(model(codes, batch["labels"]), codes).mean()
+        return code_nll(model(codes, batch["labels"], run.noise(len(codes))), codes).mean()
 
     return PixelCNNTraining(run, encoded, "PixelCNN", prior, averaged, loss)
 

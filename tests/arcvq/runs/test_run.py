@@ -309,3 +309,16 @@ def test_the_optimiser_goes_on_with_the_options_of_now(tmp_path):
         break
     moments = run.main.optimizer.state_dict()["state"]
     assert not torch.equal(before, run.model[0].bias) and len(moments) == 4
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 1), (1, 3), (2, 1), (3, 2), (2, 3)])
+def test_processes_and_parts_draw_the_noise_of_the_whole_batch(processes, accumulation):
+    def noise(rank, part, parts, images):
+        run = SimpleNamespace(accelerator=SimpleNamespace(process_index=rank))
+        run.optim = SimpleNamespace(accumulation=parts)
+        run.device, run.noise_seed, run._parts_done = torch.device("cpu"), 11, part
+        return Run.noise(run, images).words(2)
+
+    places = [(rank, part) for rank in range(processes) for part in range(accumulation)]
+    found = [noise(rank, part, accumulation, 12 // len(places)) for rank, part in places]
+    assert torch.equal(torch.cat(found), noise(0, 0, 1, 12))

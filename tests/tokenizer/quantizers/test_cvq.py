@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from tokenizer.functional.noise import ImageNoise
 from tokenizer.quantizers import cvq, make_quantizer
 from tokenizer.quantizers.anchors import closest_tokens, sampled_tokens, similarities
 
@@ -18,6 +19,11 @@ def batch(images=3, dim=4):
 
 def tokens_of(latents):
     return latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+
+
+def row_of_noise(seed):
+    """As an update without a seed makes it from its step."""
+    return ImageNoise(1, torch.device("cpu"), torch.tensor(seed), -1)
 
 
 def similarity(distance, a, b):
@@ -37,7 +43,7 @@ def test_updates_are_those_of_plain_loops(distance, anchor, decay):
         codes = [max(range(7), key=lambda k: similarity(distance, token, table[k])) for token in tokens]
         assert out.codes.flatten().tolist() == codes
         quantizer.after_update(latents, out.codes)
-        order = torch.randperm(18, generator=torch.Generator().manual_seed(step)).tolist()
+        order = row_of_noise(step).words(18)[0].argsort().tolist()
         for k in range(7):
             frequencies[k] = decay * frequencies[k] + (1 - decay) * codes.count(k) / 18
             weight = math.exp(-frequencies[k] * 7 * 10 / (1 - decay) - 1e-3)
@@ -63,20 +69,20 @@ def test_a_code_in_use_stays_and_others_become_tokens():
 def test_probrandom_draws_by_the_softmax_of_similarities(distance):
     tokens, code = torch.randn(6, 3, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
     weights = torch.tensor([math.exp(similarity(distance, code[0], token)) for token in tokens])
-    found = sampled_tokens(tokens, code.expand(20_000, 3), distance, seed=3)
+    found = sampled_tokens(tokens, code.expand(20_000, 3), distance, row_of_noise(3))
     places = torch.cdist(found, tokens).argmin(dim=1)
     assert torch.equal(tokens[places], found)
     shares = torch.bincount(places, minlength=6) / 20_000
     torch.testing.assert_close(shares, (weights / weights.sum()).float(), rtol=0, atol=0.015)
-    assert torch.equal(found, sampled_tokens(tokens, code.expand(20_000, 3), distance, seed=3))
-    assert not torch.equal(found, sampled_tokens(tokens, code.expand(20_000, 3), distance, seed=4))
+    assert torch.equal(found, sampled_tokens(tokens, code.expand(20_000, 3), distance, row_of_noise(3)))
+    assert not torch.equal(found, sampled_tokens(tokens, code.expand(20_000, 3), distance, row_of_noise(4)))
 
 
 def test_the_anchor_probrandom_is_another_in_each_update():
     quantizer = make(anchor="probrandom")
     latents, tables = batch(), []
     for step in range(2):
-        tables.append(sampled_tokens(tokens_of(latents), quantizer.codebook.detach(), "cosine", step))
+        tables.append(sampled_tokens(tokens_of(latents), quantizer.codebook.detach(), "cosine", row_of_noise(step)))
         before = quantizer.codebook.detach().clone()
         quantizer.after_update(latents, quantizer(latents).codes)
         weights = torch.exp(-quantizer.frequencies * 7 * 10 / 0.01 - 1e-3)[:, None]

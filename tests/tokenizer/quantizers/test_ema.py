@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from tokenizer.functional.noise import ImageNoise
 from tokenizer.quantizers import make_quantizer
 
 DEPTHS = {"ema": 1, "rq": 3}
@@ -43,7 +44,8 @@ def updated(table, sizes, sums, vectors, codes, step, decay=0.99, revive_below=0
         sizes[k] = decay * sizes[k] + (1 - decay) * len(mine)
         sums[k] = decay * sums[k] + (1 - decay) * sum(mine, start=torch.zeros_like(sums[k]))
     dead = [k for k in range(len(table)) if sizes[k] < revive_below]
-    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(step)).tolist()
+    noise = ImageNoise(1, torch.device("cpu"), torch.tensor(step), -1)  # without a seed it comes from the step
+    order = noise.words(len(vectors))[0].argsort().tolist()
     for place, k in enumerate(dead):
         sizes[k] = max(1.0, revive_below)
         sums[k] = sizes[k] * vectors[order[place % len(order)]]
