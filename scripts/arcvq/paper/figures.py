@@ -160,8 +160,8 @@ def run_tokenizer(name: str, tokenizer: VQTokenizer, images: Dataset, shown: Seq
     bottleneck, device = tokenizer.bottleneck, tokenizer.device
     batch_size = max(1, min(BATCH, PIXELS_AT_ONCE // tokenizer.config.image_size**2))
     maps, counts = [], None
-    for batch in evaluation_batches(images, batch_size=batch_size):
-        latents = tokenizer.encode(batch["images"].to(device)).latents
+    for batch in evaluation_batches(images, batch_size=batch_size, device=device):
+        latents = tokenizer.encode(batch["images"]).latents
         maps.append(latents.float().cpu())
         if tokenizer.has_codes:
             of_batch = bottleneck.counts_of(bottleneck.encode(latents)).cpu()
@@ -173,8 +173,8 @@ def run_tokenizer(name: str, tokenizer: VQTokenizer, images: Dataset, shown: Seq
     radius = getattr(bottleneck, "radius", None)
     radius = math.inf if radius is None else float(radius)
     made = [
-        round_trip(tokenizer, part["images"].to(device))[0].cpu()
-        for part in evaluation_batches(Subset(images, shown), batch_size=batch_size)
+        round_trip(tokenizer, part["images"])[0].cpu()
+        for part in evaluation_batches(Subset(images, shown), batch_size=batch_size, device=device)
     ]
     tensors = TokenizerTensors(name, tokens_of(latents), codebook, counts, radius)
     return TokenizerOnImages(tensors, latents[shown], to_uint8(torch.cat(made)))
