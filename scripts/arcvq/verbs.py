@@ -54,7 +54,11 @@ VERBS = {
     "benchmark": Verb(
         "arcvq.benchmarks.command",
         "speed and memory next to named peers => a table and a JSON file",
-        others={"memory": "arcvq.benchmarks.memory", "metrics": "arcvq.benchmarks.metrics"},
+        others={
+            "memory": "arcvq.benchmarks.memory",
+            "metrics": "arcvq.benchmarks.metrics",
+            "threads": "arcvq.benchmarks.threads",
+        },
     ),
     "faults": Verb(
         "arcvq.faults.command", "trainings killed, starved and broken => a JSON file of what became of them"

@@ -62,6 +62,7 @@ HELP = HelpPage(
         "arcvq benchmark step --rounds 5",
         "arcvq benchmark memory --help",
         "arcvq benchmark metrics --help",
+        "arcvq benchmark threads --help",
     ),
     writes="OUTPUT: a JSON file with the protocol and the numbers of every case",
     following="arcvq benchmark memory (full-size models), arcvq benchmark metrics (against other libraries)",
