@@ -59,6 +59,7 @@ VERBS = {
             "loader": "arcvq.benchmarks.loader",
             "memory": "arcvq.benchmarks.memory",
             "metrics": "arcvq.benchmarks.metrics",
+            "threads": "arcvq.benchmarks.threads",
         },
     ),
     "faults": Verb(

@@ -63,6 +63,7 @@ HELP = HelpPage(
         "arcvq benchmark memory --help",
         "arcvq benchmark metrics --help",
         "arcvq benchmark loader --help",
+        "arcvq benchmark threads --help",
     ),
     writes="OUTPUT: a JSON file with the protocol and the numbers of every case",
     following="arcvq benchmark memory (full-size models), arcvq benchmark metrics (against other libraries)",

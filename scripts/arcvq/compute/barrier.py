@@ -4,9 +4,10 @@ import os
 import sys
 
 # Turns of the waiting loop, about 0.2 ms: as long as a thread takes to fall asleep and wake, with room for Python's
-# work between two loops. libgomp's own 300,000 turns, 20 ms, are longer than the scheduler's slice. Beside another
+# work between two loops. libgomp's own number, 20 ms, is longer than the scheduler's slice. Beside another
 # process a thread that waits for a descheduled one would use up the time in which that one could end its part.
 SPIN_COUNT = 3000
+OWN_SPIN_COUNT = 300_000  # libgomp's
 
 
 def spin_briefly() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from arcvq import quickstart
 from arcvq.benchmarks import command as benchmark
-from arcvq.benchmarks import memory
+from arcvq.benchmarks import memory, threads
 from arcvq.cli.parser import ScriptParser
 from arcvq.conversion import codebook, convert
 from arcvq.evaluation import command as evaluate
@@ -34,6 +34,7 @@ OTHERS = {
     "reproduce figure": (figures.HELP, figures.main),
     "benchmark": (benchmark.HELP, benchmark.main),
     "benchmark memory": (memory.HELP, memory.main),
+    "benchmark threads": (threads.HELP, threads.main),
     "faults": (faults.HELP, faults.main),
     "evaluate compare": (compare_images.HELP, compare_images.main),
     "evaluate schedulers": (schedulers.HELP, schedulers.main),
