@@ -46,11 +46,19 @@ def end_loaders():
     left = [child for child in multiprocessing.active_children() if child.daemon]
     if not left:
         return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would complain that they were killed
+    if os.name != "nt":
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would complain that they were killed
     for child in left:
         child.kill()
         child.join()
-    signal.signal(signal.SIGCHLD, handler)
+    if os.name != "nt":
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if os.name == "nt" and item.get_closest_marker("posix"):
+            item.add_marker(pytest.mark.skip(reason="Windows does not have, or refuses, what this does"))
 
 
 @pytest.hookimpl(wrapper=True)

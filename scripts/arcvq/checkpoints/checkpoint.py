@@ -157,7 +157,9 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, averaged: bool, 
             f"{checkpoint} does not fit to this run: {reason}; set what the model is made of as it was, or start over: "
             "run.other_settings start_over, or another run.name"
         ) from error
-    return RunState(progress, averages, _grouped({name: value.to(accelerator.device) for name, value in own.items()}))
+    # Copies, or on a CPU the file would stay mapped, and Windows would not delete the checkpoint later.
+    own = {name: value.to(accelerator.device, copy=True) for name, value in own.items()}
+    return RunState(progress, averages, _grouped(own))
 
 
 def note_processes(before: Progress, processes: int, threads: int) -> None:

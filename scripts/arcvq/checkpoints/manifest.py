@@ -41,7 +41,7 @@ def step_of(checkpoint: Path) -> int:
 
 def write_manifest(checkpoint: Path, progress: Progress) -> None:
     """Write the manifest of a folder, and bring the folder to the disk."""
-    files = {str(file.relative_to(checkpoint)): _sync_and_hash(file) for file in _files(checkpoint)}
+    files = {file.relative_to(checkpoint).as_posix(): _sync_and_hash(file) for file in _files(checkpoint)}
     content = asdict(progress) | {"files": files}
     (checkpoint / PROGRESS).write_text(json.dumps(content | {"sha256": _hash(content)}, indent=1))
     for path in (checkpoint / PROGRESS, *(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint):

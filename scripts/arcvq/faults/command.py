@@ -9,6 +9,7 @@ The results go into a JSON file, each section with its command and commit; other
 
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -67,6 +68,8 @@ def make_parser() -> ScriptParser:
 
 def check(config: Namespace) -> None:
     """Raise ValueError for options that cannot work, before time is spent."""
+    if sys.platform == "win32":
+        raise ValueError("arcvq faults sends signals and forks, which Windows cannot: run it on Linux")
     for name in ("trials", "inputs"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")

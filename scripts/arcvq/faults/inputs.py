@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import resource
 import signal
 import tempfile
 import time
@@ -67,6 +66,8 @@ class Tally:
 
     def numbers(self) -> dict[str, object]:
         """Return the counts for a JSON file, with the peak memory of the process."""
+        import resource  # which Windows has not, where the verb's help is still to be read
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
         facts = {"slowest_s": round(self.slowest_s, 2), "peak_memory_gib": round(peak, 2)}
         return {"inputs": self.outcomes.total(), **self.outcomes, **facts, "failures": self.failures[:10]}

@@ -72,7 +72,7 @@ def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, 
     stem.parent.mkdir(parents=True, exist_ok=True)
     write = {suffix: stem.with_name(f"{stem.name}.{suffix}") for suffix in ("json", "md", "png")}
     write["json"].write_text(json.dumps(result, indent=2) + "\n")
-    write["md"].write_text(text)
+    write["md"].write_text(text, encoding="utf-8")
     labels = {metric: _label(metric, name) for metric, name in names.items()}
     ours = {label: {row: results.values(row, metric) for row in rows} for metric, label in labels.items()}
     paper = {label: {row: of["paper"].get(metric) for row, of in rows.items()} for metric, label in labels.items()}

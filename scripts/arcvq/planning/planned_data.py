@@ -167,7 +167,7 @@ def _config_of(place: str) -> Path:
         return find_config(place)
     defaults = make_parser().get_defaults().run
     for file in (CONFIGS / name for name in config_names()):
-        text, run = file.read_text(), read_yaml(file).get("run", {})
+        text, run = file.read_text("utf-8"), read_yaml(file).get("run", {})
         written = Path(run.get("output_dir", defaults.output_dir), run.get("name", defaults.name))
         if "scripts/train_tokenizer.py" in text.splitlines()[0] and written == Path(place):
             return file

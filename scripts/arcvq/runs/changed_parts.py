@@ -1,5 +1,7 @@
 """Resume from a checkpoint whose modules differ from the run's: which states are loaded, and which start anew."""
 
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +80,7 @@ class ChangedParts:
             own_names = {name(index) for index in range(self._stored) for name in (_weights, _optimizer)}
             for file in self._checkpoint.iterdir():
                 if file.name not in own_names:
-                    (folder / file.name).symlink_to(file.resolve())
+                    _lend(file, folder / file.name)
             for index, (trained, source) in enumerate(zip(self._trained, self._sources, strict=True)):
                 if source is None:
                     tensors = {name: value.detach().contiguous() for name, value in trained.module.state_dict().items()}
@@ -86,7 +88,7 @@ class ChangedParts:
                     torch.save(trained.optimizer.state_dict(), folder / _optimizer(index))
                 elif self._stored:
                     for name in (_weights, _optimizer):
-                        (folder / name(index)).symlink_to((self._checkpoint / name(source)).resolve())
+                        _lend(self._checkpoint / name(source), folder / name(index))
             if self._scale_anew:
                 torch.save(self._accelerator.scaler.state_dict(), folder / SCALER_NAME)
             yield folder
@@ -103,6 +105,14 @@ class ChangedParts:
         name = min(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         shapes = " and ".join(str(sizes.get(name, "none")) for sizes in (before, now))
         return f"the checkpoint's is another ({name} was and is {shapes})"
+
+
+def _lend(file: Path, place: Path) -> None:
+    """Let a file be found at another place too."""
+    if sys.platform == "win32":  # which lets few users make links
+        shutil.copyfile(file, place)
+    else:
+        place.symlink_to(file.resolve())
 
 
 def _weights(index: int) -> str:

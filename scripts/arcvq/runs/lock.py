@@ -69,6 +69,8 @@ class FolderLock:
         number = 1
         while (aside := self._folder.with_name(f"{self._folder.name}.before-{number}")).exists():
             number += 1
+        if sys.platform == "win32":
+            self._file.close()  # Windows renames no folder of an open file, so that for a moment nobody holds this one
         self._folder.rename(aside)
         print(f"note: what was in {self._folder} is in {aside}")
         new_lock = FolderLock(self._folder)

@@ -16,6 +16,9 @@ _COOLDOWN = 0.2
 # Bytes of a name; file systems allow 255, and a folder that starts over gets an ending.
 _LONGEST_NAME = 200
 
+# Refused on every system: a run folder is copied to other machines, and a config with its name is read there.
+_REFUSED_BY_WINDOWS = re.compile(r'[<>:"|?*]|\.$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+
 # The entries of a run's folder.
 _OWN_FOLDERS = ("checkpoints", "samples", "tensorboard", *ARTEFACTS)
 
@@ -175,6 +178,8 @@ def check_name(name: str) -> None:
         reason = "it leads to no folder of its own there"
     elif any(len(part.encode()) > _LONGEST_NAME or part != part.strip() for part in name.split("/")):
         reason = f"a folder's name has at most {_LONGEST_NAME} bytes, and no space at an end"
+    elif any(_REFUSED_BY_WINDOWS.search(part) for part in name.split("/")):
+        reason = 'Windows has no name with one of <>:"|?*, with a dot at its end, or like con, nul or com1'
     if reason:
         raise ValueError(f"run.name {name!r:.100} is no folder's name inside run.output_dir: {reason}")
 

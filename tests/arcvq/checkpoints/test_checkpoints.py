@@ -136,6 +136,7 @@ def test_a_write_that_fails_leaves_what_was_there(accelerator, tmp_path, monkeyp
         assert newest_intact(accelerator, tmp_path).name == "step-1"
 
 
+@pytest.mark.posix
 def test_it_is_renamed_only_when_all_of_it_is_on_the_disk(accelerator, tmp_path, monkeypatch):
     order, fsync, rename = [], os.fsync, checkpoints.Path.rename
 
@@ -214,6 +215,7 @@ def test_a_list_that_is_no_file_or_lies_in_a_bad_sector_is_damage(accelerator, t
     assert "step-2 is damaged (Input/output error: model.safetensors)" in capsys.readouterr().err
 
 
+@pytest.mark.posix
 def test_a_link_to_a_checkpoint_elsewhere_is_removed_and_not_what_it_leads_to(accelerator, tmp_path):
     save(accelerator, tmp_path, 1)
     (tmp_path / "checkpoints/step-1").rename(tmp_path / "elsewhere")

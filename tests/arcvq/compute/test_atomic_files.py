@@ -140,6 +140,7 @@ def test_the_umask_says_who_may_read_also_where_a_library_does_not(tmp_path, mas
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~mask
 
 
+@pytest.mark.posix
 def test_all_is_on_the_disk_before_the_rename_and_the_rename_at_the_end(tmp_path, monkeypatch):
     order, fsync, replace = [], os.fsync, os.replace
 

@@ -39,6 +39,7 @@ def test_the_second_is_refused_and_a_killed_first_leaves_no_lock(tmp_path):
     FolderLock(tmp_path).check()
 
 
+@pytest.mark.posix
 def test_a_forked_child_does_not_keep_it(tmp_path):
     """As the processes that load data, which outlive a killed run by seconds."""
     code = HOLD.format(scripts=str(ROOT / "scripts"), folder=str(tmp_path))
@@ -50,6 +51,7 @@ def test_a_forked_child_does_not_keep_it(tmp_path):
     FolderLock(tmp_path)
 
 
+@pytest.mark.posix
 def test_a_folder_that_is_gone_or_another_one_is_seen(tmp_path):
     lock = FolderLock(tmp_path / "run")
     lock.check()

@@ -67,9 +67,10 @@ INSIDE = [
     "a/b",
     "mnist/arcvq/seed-0",
     "..run",
-    "run..",
-    "...",
     ".hidden",
+    "console",
+    "a.con",
+    "com10",
     "a~b",
     "Größe",
     "数字",
@@ -92,6 +93,7 @@ OUTSIDE += [
     "..\\x",
     "C:\\x",
 ]
+OUTSIDE += ["run..", "...", "a./b", "a:b", "a?", "a*b", 'a"b', "a|b", "<a>", "con", "b/NUL.txt", "Com1", "lpt9.a.b"]
 OUTSIDE += ["C:x", "C:/x", "x" * 201, "a/" + "ü" * 101]
 
 
