@@ -4,14 +4,13 @@ python -m arcvq.paper.child PARENT VERB ...
 """
 
 import os
+import runpy
 import signal
 import sys
 import threading
 import time
 
 import psutil
-
-from arcvq.verbs import main as run_arcvq
 
 # Seconds between two looks for the parent.
 _LOOK = 1.0
@@ -30,7 +29,7 @@ def main() -> None:
     if not psutil.pid_exists(parent):
         return
     threading.Thread(target=end_with, args=(psutil.Process(parent),), daemon=True).start()
-    run_arcvq()
+    runpy.run_module("arcvq", run_name="__main__")
 
 
 if __name__ == "__main__":

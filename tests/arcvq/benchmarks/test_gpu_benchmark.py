@@ -13,7 +13,7 @@ from places import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from arcvq.benchmarks.gpu import command, part_process, part_worker
+from arcvq.benchmarks.gpu import command, part_process, part_worker, watched_steps
 from arcvq.benchmarks.gpu.bench import LeftOut
 from arcvq.benchmarks.gpu.device_step import DeviceTraining
 from arcvq.benchmarks.gpu.needs import beside_limit, needs_of
@@ -95,6 +95,62 @@ def test_the_steps_of_a_training_are_timed_from_outside():
             optimizer.step()
     optimizer.step()  # no longer seen
     assert watched.result()["timed_steps"] == 5 and 0 < watched.result()["seconds"] <= watched.result()["slowest_s"]
+
+
+class FakeEvent:
+    """A mark of a GPU's clock, which goes on by a millisecond with each."""
+
+    made = 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        FakeEvent.made += 1
+        self.time = FakeEvent.made
+
+    def elapsed_time(self, other):
+        return float(other.time - self.time)
+
+
+class FakeProfile:
+    """A profile of two steps."""
+
+    def __init__(self, activities):
+        self.running = False
+
+    def start(self):
+        self.running = True
+
+    def stop(self):
+        assert self.running
+
+    def key_averages(self):
+        counts = {"cudaLaunchKernel": 300, "cuLaunchKernelEx": 4, "cudaMemcpyAsync": 2, "void kernel<float>": 304}
+        return [SimpleNamespace(key=key, count=count) for key, count in counts.items()]
+
+
+def test_on_a_gpu_waits_and_launches_are_those_of_steady_steps(monkeypatch):
+    for name, stand_in in (
+        ("Event", FakeEvent),
+        ("synchronize", lambda: None),
+        ("get_sync_debug_mode", lambda: 0),
+        ("set_sync_debug_mode", lambda mode: None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(watched_steps, "profile", FakeProfile)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+    with WatchedSteps(16, torch.device("cuda")) as watched:
+        for _ in range(16):  # each step waits once, and so do what comes before and after all
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            optimizer.step()
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    found = watched.result()
+    # Steps 3 to 15, but for the two profiled ones; of the times also the one after, in which the profiler ended.
+    assert list(found["waits"].values()) == [11] and found["timed_steps"] == 10
+    assert found["seconds"] == found["slowest_s"] == pytest.approx(1e-3)
+    assert found["launches_per_step"] == 152 and found["calls_per_step"]["cudaMemcpyAsync"] == 1
+    assert not any("kernel<" in name for name in found["calls_per_step"])
 
 
 def printed(*figures):

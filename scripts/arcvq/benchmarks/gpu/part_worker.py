@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -64,6 +65,8 @@ def work_on(name: str, device: torch.device, sizes: Sizes, seconds: float) -> No
                 found["figure"] = measure()
             except LeftOut as reason:
                 found["left_out"] = str(reason)
+            except subprocess.TimeoutExpired:
+                found["left_out"] = NO_TIME
             except Exception as error:  # the others are worth having all the same
                 found["figure"] = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
             print(json.dumps(found), file=out)
