@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from tokenizer.networks.base import Decoder, Encoder, Network, NetworkSizes
+from tokenizer.networks.transposed_conv import TransposedConv2d
 from tokenizer.option_checks import check_layers
 
 
@@ -110,8 +111,8 @@ class ConvDecoder(Decoder):
         hidden = sizes.hidden_channels
         self.conv_in = nn.Conv2d(sizes.decoder_channels, hidden, 3, padding=1)
         self.residual = sizes.residual()
-        self.conv_up = nn.ConvTranspose2d(hidden, hidden // 2, **sizes.inner)
-        self.conv_out = nn.ConvTranspose2d(hidden // 2, sizes.channels, 4, stride=2, padding=1)
+        self.conv_up = TransposedConv2d(hidden, hidden // 2, **sizes.inner)
+        self.conv_out = TransposedConv2d(hidden // 2, sizes.channels, 4, stride=2, padding=1)
 
     @property
     def last_layer(self) -> nn.ConvTranspose2d:
