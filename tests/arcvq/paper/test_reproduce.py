@@ -360,8 +360,10 @@ def test_a_row_that_fails_leaves_the_others_their_table(tmp_path, images, monkey
     several = SimpleNamespace(num_processes=2, is_main_process=True, wait_for_everyone=lambda: None)
     for module in (reproduce, trainings):
         monkeypatch.setattr(module, "PartialState", lambda *_, **__: several)
+    called.clear()
     with pytest.raises(ValueError, match=r"^loss is not finite"):
         reproduce.main(["table_6", "--data", "mnist", "--images", str(images), "--budget", "1step"])
+    assert called == ["vq-seed0"]
     with pytest.raises(ValueError, match=r"^parallel 3 starts processes of its own"):
         reproduce.main(["table_6", "--data", "mnist", "--budget", "1step", "--parallel", "3"])
 

@@ -111,13 +111,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _in_words(figure: dict[str, Any]) -> str:
     """Say a figure in one line."""
-    if "failed" in figure:
+    if isinstance(figure.get("failed"), str):
         return f"failed: {figure['failed']}"
     words = [f"{figure['seconds'] * 1e3:.3g} ms"] if "seconds" in figure else []
     words += [f"{figure['limit']['time_over_limit']:.3g} times the limit"] if "limit" in figure else []
     units = {"bytes_per_s": (1e9, "GB/s"), "flops_per_s": (1e12, "TFLOP/s"), "us_per_operation": (1, "us each")}
     words += [f"{figure[name] / scale:.4g} {unit}" for name, (scale, unit) in units.items() if name in figure]
     words += [f"waits {figure['waits']}"] if "waits" in figure else []
-    shown = ("launches_per_step", "equal", "passed", "failed", "lines", "name")
-    words += [f"{name} {figure[name]}" for name in shown if name in figure and name not in ("lines",)]
+    shown = ("launches_per_step", "equal", "passed", "failures", "name")
+    words += [f"{name} {figure[name]}" for name in shown if name in figure]
     return ", ".join(words) or "done"
