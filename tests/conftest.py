@@ -34,11 +34,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="there is no GPU; with one, run pytest -m gpu"))
+        if os.name == "nt" and item.get_closest_marker("posix"):
+            item.add_marker(pytest.mark.skip(reason="Windows does not have, or refuses, what this does"))
 
 
 def end_loaders():
@@ -53,12 +53,6 @@ def end_loaders():
         child.join()
     if os.name != "nt":
         signal.signal(signal.SIGCHLD, handler)
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if os.name == "nt" and item.get_closest_marker("posix"):
-            item.add_marker(pytest.mark.skip(reason="Windows does not have, or refuses, what this does"))
 
 
 @pytest.hookimpl(wrapper=True)
