@@ -34,8 +34,8 @@ def reconstruct(tokenizer: VQTokenizer, images: Dataset) -> tuple[Tensor, Tensor
     shown: list[tuple[Tensor, Tensor]] = []
     batch_size = max(1, min(SHOWN, PIXELS_AT_ONCE // tokenizer.config.image_size**2))
     broken = torch.zeros((), dtype=torch.int64, device=tokenizer.device)
-    for batch in evaluation_batches(images, batch_size=batch_size):
-        floats = batch["images"].to(tokenizer.device, non_blocking=True)
+    for batch in evaluation_batches(images, batch_size=batch_size, device=tokenizer.device):
+        floats = batch["images"]
         decoded, codes = round_trip(tokenizer, floats)
         pair = as_levels(floats), as_levels(decoded)
         for side in (floats, decoded):
