@@ -141,9 +141,10 @@ class ImageNoise:
 
     def _fill(self, words: Tensor, spare: Tensor, draw: int, rows: slice, columns: slice) -> None:
         """Fill `words` with the words `columns` of a draw for the images `rows`; overwrites `spare`."""
-        first = draw * _WORDS_OF_DRAW
-        counters = torch.arange(first + columns.start, first + columns.stop, device=words.device)
-        torch.add(self._starts[rows].unsqueeze(1), counters.mul_(_signed(_WEYL)), out=words)
+        counters = torch.arange(columns.start, columns.stop, device=words.device)
+        # Python wraps this product around: a compiler computes it without bounds, and finds it too large.
+        first = _signed(draw * _WORDS_OF_DRAW * _WEYL % 2**64)
+        torch.add(self._starts[rows].unsqueeze(1), counters.mul_(_signed(_WEYL)).add_(first), out=words)
         _mix(words, spare)
 
 

@@ -127,10 +127,10 @@ def _power_series(kappa: Tensor, order: float) -> tuple[Tensor, Tensor]:
     kappa = kappa.clamp(max=_LARGE)
     x = kappa.square() / 4
     # 0F1 at nu + 1 and nu + 2, by Horner's scheme from the last term on.
-    own, next_order = torch.ones_like(x), torch.ones_like(x)
+    own = next_order = one = torch.ones_like(x)
     for k in range(_SERIES_TERMS, 0, -1):
-        own = 1 + own * x / (k * (order + k))
-        next_order = 1 + next_order * x / (k * (order + 1 + k))
+        own = torch.addcmul(one, own, x, value=1 / (k * (order + k)))
+        next_order = torch.addcmul(one, next_order, x, value=1 / (k * (order + 1 + k)))
     ratio = kappa / (2 * (order + 1)) * next_order / own  # A
     slope_of_ratio = 1 - ratio.square() - (2 * order + 1) * ratio / kappa
     return kappa * ratio - own.log(), kappa * slope_of_ratio
