@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tokenizer.quantizers import make_quantizer
+from tokenizer.quantizers import ibq, make_quantizer
 
 
 def make(codes=7, dim=3, **options):
@@ -69,3 +69,32 @@ def test_a_decided_use_of_all_codes_has_the_least_entropy_loss():
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(ValueError, match="entropy_temperature must be above 0, got 0"):
         make(entropy_temperature=0.0)
+
+
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.2])
+def test_parts_of_the_tokens_make_the_whole(monkeypatch, entropy_weight):
+    quantizer = make(entropy_weight=entropy_weight, entropy_temperature=0.5)
+    maps = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for entries in (1 << 26, 7 * 4):  # 18 tokens at once, or 4
+        monkeypatch.setattr(ibq, "_ENTRIES", entries)
+        output = quantizer(maps)
+        weights = quantizer.loss_weights()
+        loss = sum(weights[name] * value for name, value in output.losses.items()) + output.quantized.pow(3).sum()
+        results.append([loss, *torch.autograd.grad(loss, [maps, quantizer.codebook])])
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_no_table_of_all_tokens_is_kept(monkeypatch):
+    monkeypatch.setattr(ibq, "_ENTRIES", 7 * 4)
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    maps = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        make()(maps)
+    assert max(kept) < 72 * 7
