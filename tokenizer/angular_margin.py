@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenizer.functional.arc_tiles import ArcLossFunction
 from tokenizer.functional.distributed import all_gather_with_gradient, all_reduce_sum_with_gradient
-from tokenizer.functional.real_dtype import real_dtype
+from tokenizer.functional.float64 import real_dtype
 from tokenizer.functional.vectors import unit_vectors
 
 # exp() of a larger exponent overflows float32; a ball of radius e^80 constrains no codebook that float32 can hold.

@@ -9,6 +9,11 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
+def real_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest floating-point dtype of a device: float64, or float32."""
+    return torch.float64 if has_float64(device) else torch.float32
+
+
 def where_float64(values: Tensor) -> Tensor:
     """Return values on their own device, or on the CPU if that device has no float64."""
     return values if has_float64(values.device) else values.cpu()

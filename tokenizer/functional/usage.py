@@ -7,7 +7,7 @@ single batch they depend on its size.
 import torch
 from torch import Tensor
 
-from tokenizer.functional.real_dtype import real_dtype
+from tokenizer.functional.float64 import real_dtype
 
 
 def code_counts(codes: Tensor, codebook_size: int) -> Tensor:

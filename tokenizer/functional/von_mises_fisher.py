@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.functional.noise import ImageNoise
-from tokenizer.functional.real_dtype import real_dtype
+from tokenizer.functional.float64 import real_dtype
 from tokenizer.functional.vectors import refuse_second_derivative, unit_vectors
 
 # At least two thirds of the proposals are accepted: a token is left with a probability below 3^-26 = 4e-13.

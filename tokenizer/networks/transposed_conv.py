@@ -15,9 +15,10 @@ class TransposedConv2d(nn.ConvTranspose2d):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map features (B, in_channels, h, w) to features (B, out_channels, stride h, stride w)."""
-        autocast = torch.is_autocast_enabled(hidden.device.type)
-        dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
-        if self.bias is None or hidden.device.type != "cpu" or dtype != torch.bfloat16:
+        if self.bias is None or hidden.device.type != "cpu":
+            return super().forward(hidden)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        if dtype != torch.bfloat16:
             return super().forward(hidden)
         sizes = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         output = nn.functional.conv_transpose2d(hidden, self.weight, self.bias.detach(), *sizes)

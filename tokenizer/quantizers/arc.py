@@ -14,7 +14,7 @@ from tokenizer.angular_margin import (
     project_to_ball,
 )
 from tokenizer.functional.distributed import is_distributed
-from tokenizer.functional.real_dtype import real_dtype
+from tokenizer.functional.float64 import real_dtype
 from tokenizer.quantizers.cosine import CosineQuantizer
 from tokenizer.quantizers.tables import TableInit
 

@@ -100,7 +100,7 @@ class CVQQuantizer(VQQuantizer):
         similarity = similarities(tokens, codes, self.distance) / _TEMPERATURE
         positive = similarity.topk(max(1, len(tokens) // self.codebook_size)).values.mean(dim=1, keepdim=True)
         logits = torch.cat([positive, similarity.topk(len(tokens) // 2, largest=False).values], dim=1)
-        return cross_entropy(logits, torch.zeros(len(codes), dtype=torch.int64, device=codes.device), reduction="none")
+        return cross_entropy(logits, similarity.new_zeros(len(codes), dtype=torch.int64), reduction="none")
 
     def loss_weights(self) -> dict[str, float | Tensor]:
         """Return 1 and beta (see `legacy_beta`), and `contrastive_weight`."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, log_softmax
 
-from tokenizer.functional.real_dtype import real_dtype
+from tokenizer.functional.float64 import real_dtype
 from tokenizer.functional.soft_assignment import code_logits, likeliest, relaxed_one_hot
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.functional.vectors import at_least_float32
