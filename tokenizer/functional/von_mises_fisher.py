@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenizer.functional.noise import ImageNoise
 from tokenizer.functional.float64 import real_dtype
+from tokenizer.functional.noise import ImageNoise
 from tokenizer.functional.vectors import refuse_second_derivative, unit_vectors
 
 # At least two thirds of the proposals are accepted: a token is left with a probability below 3^-26 = 4e-13.

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tokenizer.functional.distributed import all_gather, all_reduce_sum, global_count, is_distributed, take_global
+from tokenizer.functional.float64 import real_dtype
 from tokenizer.functional.nearest import closest, most_similar
 from tokenizer.functional.noise import ImageNoise
-from tokenizer.functional.float64 import real_dtype
 from tokenizer.functional.tiles import entries_of_tile
 from tokenizer.functional.vectors import at_least_float32, inner_products, unit_vectors
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, log_softmax, mse_loss
 
 from tokenizer.functional.distributed import all_reduce_sum
+from tokenizer.functional.float64 import real_dtype
 from tokenizer.functional.nearest import closest
 from tokenizer.functional.noise import ImageNoise
-from tokenizer.functional.float64 import real_dtype
 from tokenizer.functional.soft_assignment import code_logits, expected_distances, relaxed_one_hot
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.functional.vectors import at_least_float32
