@@ -53,14 +53,15 @@ def on_cpu(home, monkeypatch):
 def to_device(on_cpu, monkeypatch):
     """A function that enters the device: all that accelerate places lies there from then on."""
 
-    def one_thread(chunks, work, make_worker):  # torch's modes are a thread's own
+    def one_thread(chunks, write, make_worker, inputs):  # torch's modes are a thread's own
         measure = make_worker()
-        for chunk in chunks:
-            work(measure, chunk)
+        for chunk, taken in zip(chunks, inputs(chunks), strict=True):
+            write(chunk, measure(chunk, *taken))
             yield chunk
 
     def enter():
-        monkeypatch.setattr("arcvq.compute.resumable._in_threads", one_thread)
+        monkeypatch.setattr("arcvq.compute.resumable.on_gpu", one_thread)
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
         monkeypatch.setitem(PartialState._shared_state, "device", DEVICE)
         return NoFloat64()
 
@@ -137,7 +138,7 @@ def test_a_step_and_a_preview_of_a_tokenizer_are_those_of_a_cpu(tmp_path, to_dev
             trained.begin(1e-2)
             loss = ReconstructionLoss(LossConfig(), WeightFiles(), 16, run.device)
             output = TokenizerUpdate(run.accelerator, trained, loss)((images.to(run.device),), 0)
-            found.append((output.terms["loss"].item(), bool(output.updated), numbers))
+            found.append((output.terms.by_name()["loss"].item(), bool(output.updated), numbers))
             assert run.device.type == place
     assert found[1] == (pytest.approx(found[0][0]), True, found[0][2])
 

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import weakref
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -36,6 +37,7 @@ class FolderLock:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / LOCK).open("a+")
+        weakref.finalize(self, self._file.close)  # Python warns of files that it has to close by itself
         try:
             _lock(self._file)
         except OSError as error:

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from arcvq.compute import threads
 from arcvq.runs import run as run_module
+from arcvq.runs.named_scalars import Terms
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.run import Run
 
@@ -34,7 +35,8 @@ def threads_of(tmp_path, monkeypatch):
         run = Run(config, OptimConfig(max_steps=steps, batch_size=8), {"run": {"threads": options.get("threads")}})
         model = run.prepare(nn.Linear(3, 1), Ones(), {"data": "ones"})
         for batch in run.steps():
-            run.update(model(batch["x"]).square().mean())
+            loss = model(batch["x"]).square().mean()
+            run.update(loss, Terms.stack({"loss": loss}))
         stored = json.loads((run.folder / f"checkpoints/step-{steps}/progress.json").read_text())
         assert stored["threads"] == torch.get_num_threads()
         return torch.get_num_threads()

@@ -66,8 +66,9 @@ class DeviceTraining:
         }
 
     def step(self, batch: dict[str, Tensor]) -> None:
-        """Make a step, and add its terms to the means of the log, as the training does."""
+        """Make a step as the training does."""
         for trained in self.run.modules:
             trained.begin(self.run.optim.learning_rate(self.run.step))
-        output = self.training.step(batch)
-        self.run.log(**({"loss": output} if isinstance(output, Tensor) else output.terms))
+        if self.run.average is not None:
+            self.run.average.begin_step()
+        self.training.step(batch)
