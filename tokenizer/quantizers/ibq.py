@@ -69,13 +69,13 @@ class IBQQuantizer(TableQuantizer):
         tokens = tokens_of(encoder_output)
         codebook = at_least_float32(self.codebook, tokens)
         codes = self.assign(tokens.detach(), codebook.detach())  # (N,)
-        rows = codebook[codes]
         parts = list(zip(*(values.split(max(1, _ENTRIES // len(codebook))) for values in (tokens, codes)), strict=True))
         if len(parts) == 1:
             soft = [self._soft(tokens, codes, codebook)]
         else:
             options = {"use_reentrant": False, "preserve_rng_state": False}
             soft = [checkpoint(self._soft, *part, codebook, **options) for part in parts]
+        rows = concatenate([part.rows for part in soft])
         # The value is the row, bit for bit; the gradient is that of (one-hot + p - sg p) e.
         indexed = straight_through(rows, concatenate([part.indexed for part in soft]))
         losses = {
@@ -95,15 +95,16 @@ class IBQQuantizer(TableQuantizer):
         return {"index": 1.0, "codebook": self.beta, "commitment": 1.0} | entropy
 
     def _soft(self, tokens: Tensor, codes: Tensor, codebook: Tensor) -> "_Soft":
-        """Compute what goes through the softmax for a part of the tokens: (n, D), (n,), (K, D)."""
+        """Compute the rows, and what goes through the softmax, of a part of the tokens: (n, D), (n,), (K, D)."""
         logits = tokens @ codebook.T  # (n, K)
         p = softmax(logits, dim=1)
+        rows = codebook[codes]
         indexed = (one_hot(codes, self.codebook_size) + p - p.detach()) @ codebook
         if not self.entropy_weight:
-            return _Soft(indexed)
+            return _Soft(rows, indexed)
         log_p = log_softmax(logits / self.entropy_temperature, dim=1)
         p = log_p.exp()
-        return _Soft(indexed, p.mean(dim=0), p.detach().sum(dim=0), (p * log_p).sum(dim=1))
+        return _Soft(rows, indexed, p.mean(dim=0), p.detach().sum(dim=0), (p * log_p).sum(dim=1))
 
     def _entropy_loss(self, soft: Sequence["_Soft"]) -> Tensor:
         """Compute the entropy loss of the parts of a batch, a scalar."""
@@ -124,12 +125,14 @@ class _Soft(NamedTuple):
     """What the softmax gives of n tokens.
 
     Attributes:
+        rows: (n, D), the rows of their codes.
         indexed: (n, D), the rows of their differentiable indices.
         mean: (K,), of the sharpened softmax over the tokens.
         total: (K,), its sum, without a gradient.
         entropies: (n,), its negative entropy.
     """
 
+    rows: Tensor
     indexed: Tensor
     mean: Tensor | None = None
     total: Tensor | None = None
