@@ -38,8 +38,9 @@ class ReplayedCalls(TorchDispatchMode):
         return results
 
     @contextlib.contextmanager
-    def captured(self):
+    def captured(self, capture_error_mode="global"):
         """Note the calls; afterwards all memory that existed before has its values from before."""
+        assert capture_error_mode == "thread_local", "a thread that pins memory would end the capture"
         with self:
             yield
         for storage, before in self._before.values():
@@ -59,7 +60,9 @@ def graphs_on_cpu():
     """While it is entered, CUDA graphs are `ReplayedCalls`, and streams have no effect."""
     with (
         unittest.mock.patch.object(torch.cuda, "CUDAGraph", ReplayedCalls),
-        unittest.mock.patch.object(torch.cuda, "graph", lambda graph: graph.captured()),
+        unittest.mock.patch.object(
+            torch.cuda, "graph", lambda graph, capture_error_mode: graph.captured(capture_error_mode)
+        ),
         unittest.mock.patch.object(torch.cuda, "Stream", unittest.mock.MagicMock()),
         unittest.mock.patch.object(torch.cuda, "current_stream", unittest.mock.MagicMock()),
         unittest.mock.patch.object(torch.cuda, "stream", lambda stream: contextlib.nullcontext()),

@@ -17,8 +17,9 @@ def root_trace(covariance: Tensor) -> Tensor:
         share = 8 * torch.finfo(covariance.dtype).eps  # of the least eigenvalue in the trace, at least
         identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
         trace = covariance.trace()
-        # Without any variance the trace is 0.
-        trace = trace + (trace == 0) * torch.finfo(covariance.dtype).tiny
+        # Without any variance the trace is 0, and numbers below `tiny` are too coarse to be divided by their trace.
+        limits = torch.finfo(covariance.dtype)
+        trace = trace + limits.tiny / limits.eps
         root, inverse = covariance / trace + share * identity, identity
         # Eigenvalues of at most 1: a root far below 1 grows by 3 / 2 each time; close to 1 its error is squared.
         for _ in range(math.ceil(math.log(share**-0.5, 1.5)) + 6):

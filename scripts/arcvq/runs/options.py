@@ -16,6 +16,9 @@ _COOLDOWN = 0.2
 # Bytes of a name; file systems allow 255, and a folder that starts over gets an ending.
 _LONGEST_NAME = 200
 
+# Far more than any machine has cores; of some ten thousands OpenMP dies with a segmentation fault.
+_MOST_THREADS = 1024
+
 # Refused on every system: a run folder is copied to other machines, and a config with its name is read there.
 _REFUSED_BY_WINDOWS = re.compile(r'[<>:"|?*]|\.$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
@@ -73,8 +76,11 @@ class RunConfig:
         for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"run.threads must be at least 1, or None for all usable cores, got {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise ValueError(
+                f"run.threads must be at least 1 and at most {_MOST_THREADS}, or None for all usable cores, "
+                f"got {self.threads}"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"run.seed must not be negative, and below 2^63, got {self.seed}")
         check_name(self.name)

@@ -28,12 +28,15 @@ _OF_A_PART = ("step of adversarial.disc_start",)
 def read_settings(file: Path) -> dict[str, Any]:
     """Read the settings that a run has stored in its folder; empty where there is no such file, or one of another kind.
 
-    The network's options are moved to `model.network_options`, which older versions did not have.
+    Options that older versions did not have are filled in: the network's are moved to `model.network_options`, and no
+    step was a CUDA graph.
     """
     try:
         settings = read_yaml(file)
         if isinstance(settings.get("model"), dict):
             settings["model"] = with_network_options(settings["model"])
+        if isinstance(settings.get("run"), dict):
+            settings["run"].setdefault("cuda_graph", False)
         return settings
     except ValueError:
         return {}

@@ -41,7 +41,8 @@ class GraphedStep:
         elif self._graph is None:
             self._images = images.clone()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Meanwhile other threads pin the next batches: the default mode would end the capture with an error.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._compute(self._images)
         if self._graph is not None:
             self._images.copy_(images, non_blocking=True)

@@ -4,9 +4,11 @@ import json
 import math
 import subprocess
 import sys
+import time
 import warnings
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from places import ROOT
@@ -266,3 +268,19 @@ def test_a_part_without_time_is_ended_and_named(tmp_path):
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["left_out"].keys() == {"card: start", "quickstart: start"}
     assert set(found["left_out"].values()) == {NO_TIME}
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_command_and_all_that_it_has_started(tmp_path):
+    options = ["--device", "cpu", "--size", "tiny", "--minutes", "60", "--parts", "[deterministic]"]
+    script = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "gpu", *options]
+    process, started = subprocess.Popen(script, cwd=tmp_path), []
+    while len(started) < 5 and process.poll() is None:  # the part, and its four trainings
+        time.sleep(0.1)
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    assert process.wait(60) == 143
+    _, alive = psutil.wait_procs(started, timeout=10)
+    for one in alive:
+        one.kill()
+    assert len(started) == 5 and not alive

@@ -66,6 +66,7 @@ def test_the_option_goes_before_both_and_may_change(threads_of):
     assert threads_of(3, 3, threads=2) == 2
 
 
-def test_no_thread_is_refused():
-    with pytest.raises(ValueError, match=r"run\.threads must be at least 1, .* got 0"):
-        RunConfig("run", threads=0).check()
+@pytest.mark.parametrize("number", [0, -1, 100_000])
+def test_no_thread_and_too_many_are_refused(number):
+    with pytest.raises(ValueError, match=rf"run\.threads must be at least 1 .* got {number}$"):
+        RunConfig("run", threads=number).check()

@@ -32,6 +32,13 @@ def test_directions_without_variance_have_a_finite_gradient():
     assert zero.grad.isfinite().all()
 
 
+def test_variances_below_the_smallest_normal_number_give_finite_values():
+    rows = (1e-20 * torch.randn(3, 16)).requires_grad_()
+    value = root_trace(rows.T @ rows / 2)
+    value.backward()
+    assert 0 < value < 1e-15 and rows.grad.isfinite().all()
+
+
 def test_what_is_not_finite_gives_nan():
     for wrong in (torch.nan, torch.inf):
         matrix = covariance(9, 3)

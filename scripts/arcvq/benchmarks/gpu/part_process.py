@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +35,7 @@ class PartResult:
 
 
 def run_part(name: str, device: str, size: str, seconds: float) -> PartResult:
-    """Run a part for at most `seconds`."""
+    """Run a part for at most `seconds`; SIGTERM ends it and all that it has started."""
     command = [sys.executable, "-m", "arcvq", "benchmark", "gpu", "--worker", name, "--device", device]
     command += ["--size", size, "--minutes", str(seconds / 60)]
     # Some parts take the GPU if there is one, whatever they are told.
@@ -40,7 +43,7 @@ def run_part(name: str, device: str, size: str, seconds: float) -> PartResult:
     began, lines = time.monotonic(), []
     if seconds <= 0:
         return PartResult(0.0, left_out={"all": NO_TIME})
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as errors, _exiting_at_sigterm():
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables)
         is_over = threading.Event()
         timer = threading.Timer(seconds, lambda: (is_over.set(), _kill(process.pid)))
@@ -78,6 +81,16 @@ def _result(lines: list[Any], no_time: str | None, reason: str, seconds: float) 
         result.figures[missing.pop(0)] = {"failed": reason}
     result.left_out |= dict.fromkeys(missing, no_time or "the process had ended")
     return result
+
+
+@contextmanager
+def _exiting_at_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exit with its status: by itself it would end this process without those that it has started."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _kill(process: int) -> None:
