@@ -144,7 +144,7 @@ class ImageNoise:
         counters = torch.arange(columns.start, columns.stop, device=words.device)
         # Python wraps this product around: a compiler computes it without bounds, and finds it too large.
         first = _signed(draw * _WORDS_OF_DRAW * _WEYL % 2**64)
-        torch.add(self._starts[rows].unsqueeze(1), counters.mul_(_signed(_WEYL)).add_(first), out=words)
+        torch.add((self._starts[rows] + first).unsqueeze(1), counters, alpha=_signed(_WEYL), out=words)
         _mix(words, spare)
 
 

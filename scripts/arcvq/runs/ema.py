@@ -78,9 +78,11 @@ class Average:
 
 
 def _interpolate_together(averages: list[Tensor], parameters: list[Tensor], share: Tensor) -> None:
-    """Move averages towards the parameters by a share, a scalar, in place; exact for shares of 0 and 1.
+    """Move averages towards the parameters by a share, a scalar, in place: three kernels for all of them.
 
-    Three kernels for all of them. torch._foreach_lerp_ takes no share that is on the device.
+    An average that equals its parameter stays exactly, as with lerp_: the sum of both parts, each rounded, would drift
+    by rounding / share. torch._foreach_lerp_ takes no share that is on the device.
     """
-    torch._foreach_mul_(averages, 1 - share)
-    torch._foreach_add_(averages, torch._foreach_mul(parameters, share))
+    ways = torch._foreach_sub(parameters, averages)
+    torch._foreach_mul_(ways, share)
+    torch._foreach_add_(averages, ways)
