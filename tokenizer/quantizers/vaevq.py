@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from tokenizer.functional.diagonal_gaussian import DiagonalGaussian
-from tokenizer.functional.root_trace import root_trace
+from tokenizer.functional.root_trace import root_trace, takes_eigenvalues
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
 from tokenizer.quantizers.projected import ProjectedQuantizer
@@ -98,5 +98,8 @@ def consistency(codebook: Tensor) -> Tensor:
     """
     mean = codebook.mean(dim=0)
     centred = codebook - mean
+    if not takes_eigenvalues(codebook.device):  # rounded to float32, a covariance may have negative eigenvalues
+        centred = centred.double()
     covariance = centred.T @ centred / (len(codebook) - 1)
-    return mean.square().sum() + covariance.trace() + len(mean) - 2 * root_trace(covariance)
+    distance = mean.square().sum() + covariance.trace() + len(mean) - 2 * root_trace(covariance)
+    return distance.to(codebook.dtype)
