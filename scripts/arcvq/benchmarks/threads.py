@@ -58,6 +58,8 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     if unknown := set(config.trainings) - TRAININGS.keys():
         raise ValueError(f"trainings has {min(unknown)!r}; there are {', '.join(TRAININGS)}")
+    if config.rounds < 1 or min(config.busy, default=0) < 0:
+        raise ValueError(f"rounds must be at least 1, and busy from 0 on, got {config.rounds} and {config.busy}")
     results: dict[str, dict[str, Any]] = {}
     for training in config.trainings:
         for busy in config.busy:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -29,11 +30,13 @@ class RunningTraining:
         run: its run folder.
         process: the process, which leads a session of its own: a Ctrl-C reaches this command alone.
         log: the file with its output.
+        begins: bytes that were in there before.
     """
 
     run: Path
     process: subprocess.Popen
     log: Path
+    begins: int = 0
 
     @classmethod
     def start(cls, run: Path, words: Sequence[str], threads: int) -> "RunningTraining":
@@ -45,13 +48,19 @@ class RunningTraining:
         variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         with log.open("ab") as output:
             options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-            return cls(run, subprocess.Popen(command, env=variables, start_new_session=True, **options), log)
+            begins = os.fstat(output.fileno()).st_size
+            return cls(run, subprocess.Popen(command, env=variables, start_new_session=True, **options), log, begins)
 
     @property
     def error(self) -> str:
-        """The last line of the log, which says why the training ended."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("error: ") if lines else f"ended with status {self.process.returncode}"
+        """Why the training ended: its error, or the last line of the log.
+
+        Another command's training of this run, which is why this one was refused, may write progress after the error.
+        """
+        said = self.log.read_bytes()[self.begins :].decode(errors="replace")
+        if errors := re.findall(r"\berror: ([^\r\n]+)", said):
+            return errors[-1]
+        return (said.strip().splitlines() or [f"ended with status {self.process.returncode}"])[-1]
 
     def progress(self) -> str:
         """Say how far it is, by its log of numbers."""

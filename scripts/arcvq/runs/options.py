@@ -176,7 +176,7 @@ def check_name(name: str) -> None:
         reason = "it has a space at an end, or characters that cannot be seen"
     elif "\\" in name:
         reason = "it has a backslash, which elsewhere divides folders"
-    elif Path(name).is_absolute() or re.match("[A-Za-z]:", name):
+    elif Path(name).is_absolute() or re.match("[A-Za-z]:/", name):
         reason = "it is a path from the root: name that folder with --run.output_dir"
     elif name.startswith("~"):
         reason = "~ is no folder here: name your home with --run.output_dir"

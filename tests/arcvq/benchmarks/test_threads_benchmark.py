@@ -52,6 +52,14 @@ def test_an_unknown_training_is_refused(tmp_path):
         benchmark.main(["--trainings", "[faces]", "--output", str(tmp_path / "none.json")])
 
 
+@pytest.mark.parametrize("option", [["--rounds", "0"], ["--busy", "[-1]"]])
+def test_numbers_that_measure_nothing_are_refused(option, fake_workers):
+    started = fake_workers({})
+    with pytest.raises(ValueError, match="rounds must be at least 1, and busy from 0 on"):
+        benchmark.main(option)
+    assert not started
+
+
 @pytest.mark.robustness
 def test_beside_a_busy_process_the_choice_is_about_the_best(tmp_path):
     output = tmp_path / "threads.json"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from arcvq.runs.options import OptimConfig, RunConfig
+from arcvq.runs.options import OptimConfig, RunConfig, check_name
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
 from arcvq.training import tokenizer as train_tokenizer
@@ -130,3 +130,10 @@ def test_a_training_refuses_such_a_name_before_it_reads_an_image(script, name, t
     with pytest.raises(ValueError, match=r"^run\.name"):
         script.main(["--run.name", name, "--data.name", "./none", "--optim.max_steps", "1"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_colon_is_no_path_from_the_root():
+    with pytest.raises(ValueError, match="Windows has no name with"):
+        check_name("a:b")
+    with pytest.raises(ValueError, match="it is a path from the root"):
+        check_name("C:/runs")
