@@ -12,16 +12,19 @@ def full_float32() -> Iterator[None]:
     """Compute float32 products and convolutions in full; put back what was set before. Also a decorator.
 
     Sampling, measuring and encoding enter it, so their numbers are those of every device. Trainings compute outside of
-    it, as torch is set: by default with TensorFloat-32 in convolutions and without it in matrix products.
+    it, as torch is set: by default with TensorFloat-32 in convolutions and without it in matrix products. Within it
+    cuDNN does not choose its algorithms by their time either, as trainings let it: they round differently.
 
     The setting is that of the process, not of a thread: threads that a body starts compute in full too.
     """
-    before = float32_precisions()
+    before, timed = float32_precisions(), torch.backends.cudnn.benchmark
     _set(dict.fromkeys(before, "ieee"))
+    torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
         _set(before)
+        torch.backends.cudnn.benchmark = timed
 
 
 def float32_precisions() -> dict[str, str]:

@@ -209,6 +209,7 @@ def test_a_step_on_a_device_is_a_step_of_the_training():
     ("options", "message"),
     [
         (["--parts", "[cards]"], "unknown part 'cards'; there are card, tests,"),
+        (["--parts", "[]"], "parts is empty; name some of card, tests,"),
         (["--minutes", "0"], "minutes must be above 0, got 0"),
         ([], "--device cpu --size tiny runs the same without one"),
     ],

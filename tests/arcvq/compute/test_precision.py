@@ -39,17 +39,19 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_all_is_full_inside_and_as_before_outside(setting, recwarn):
+def test_all_is_full_inside_and_as_before_outside(setting, recwarn, monkeypatch):
     torch.set_warn_always(True)
     SETTINGS[setting]()
     before = float32_precisions()
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     with pytest.raises(KeyError), full_float32():
+        assert not torch.backends.cudnn.benchmark
         assert set(float32_precisions().values()) == {"ieee"}
         with full_float32():
             pass
         assert set(float32_precisions().values()) == {"ieee"}
         raise KeyError
-    assert float32_precisions() == before
+    assert float32_precisions() == before and torch.backends.cudnn.benchmark
     torch.set_warn_always(False)
     assert not [str(warning.message) for warning in recwarn if "precision" in str(warning.message)]
 

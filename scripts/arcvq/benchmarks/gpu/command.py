@@ -84,6 +84,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if not config.minutes > 0:
         raise ValueError(f"minutes must be above 0, got {config.minutes}")
     chosen = list(PARTS) if config.parts is None else config.parts
+    if not chosen:
+        raise ValueError(f"parts is empty; name some of {', '.join(PARTS)}, or leave it out for all")
     if unknown := [name for name in chosen if name not in PARTS]:
         raise ValueError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -92,6 +94,7 @@ def main(args: Sequence[str] | None = None) -> None:
     protocol = provenance("benchmark gpu", args) | machine() | {"how": HOW}
     protocol |= {name: getattr(config, name) for name in ("device", "size", "minutes")}
     report, limits = Report(Path(config.output), protocol), None
+    report.write()  # a place that cannot be written to is an error now
     for index, name in enumerate(chosen):
         later = sum(PARTS[other].share for other in chosen[index:])
         seconds = (ends - time.monotonic()) * PARTS[name].share / later
