@@ -1,6 +1,7 @@
 """Sampling, measuring, encoding and training steps on a device that has no float64, as Apple's."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -84,10 +85,11 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_evaluation_gives_the_numbers_of_a_cpu_and_says_what_it_computed_there(
-    case, home, to_device, classifier_cache
+    case, home, to_device, classifier_cache, tmp_path
 ):
     task, (folder, options) = case.split()[0], CASES[case]
-    options = (task, folder, "--num_images=10", f"--cache_dir={classifier_cache}", *options)
+    cache = shutil.copytree(classifier_cache, tmp_path / "cache")
+    options = (task, folder, "--num_images=10", f"--cache_dir={cache}", *options)
     options += ("--extractor=digits-classifier",)
     results = []
     for place in ("cpu", "mps"):

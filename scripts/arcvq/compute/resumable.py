@@ -113,7 +113,9 @@ class ResumableMap:
         """Yield the values of each chunk, in order; `names` selects some of them, where a chunk has them."""
         for chunk in self.ranges():
             with safetensors.safe_open(self._file(chunk), "pt") as values:
-                yield {name: values.get_tensor(name) for name in values.keys() if not names or name in names}  # noqa: SIM118
+                chosen = [name for name in values.keys() if not names or name in names]  # noqa: SIM118
+                copies = {name: values.get_tensor(name).clone() for name in chosen}  # Windows keeps a mapped file
+            yield copies
 
     def column(self, name: str) -> Tensor | None:
         """Concatenate one of the values over all images; return None if no chunk has it."""

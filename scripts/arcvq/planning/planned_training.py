@@ -143,6 +143,9 @@ class DryRun(Run):
         """The modules in training, each with its optimizer."""
         return self._trained
 
+    def _write_line(self) -> None:
+        """Write nothing."""
+
     def prepare(
         self,
         model: nn.Module,

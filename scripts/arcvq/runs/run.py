@@ -309,10 +309,14 @@ class Run:
         self._parts_done, self._loss_done = 0, None
         self.step += 1
         if self.is_due(self.config.log_every):
-            counts = {"skipped_steps": self._skipped.counts["skipped_steps"], **self._skipped_images.counts()}
-            if self.is_main and (warning := self._skipped_images.pop_warning()):
-                self.warn(warning)
-            self._report.line(self.step, **counts, lr=self.optim.learning_rate(self.step - 1))
+            self._write_line()
+
+    def _write_line(self) -> None:
+        """Write the means since the last line to the log."""
+        counts = {"skipped_steps": self._skipped.counts["skipped_steps"], **self._skipped_images.counts()}
+        if self.is_main and (warning := self._skipped_images.pop_warning()):
+            self.warn(warning)
+        self._report.line(self.step, **counts, lr=self.optim.learning_rate(self.step - 1))
 
     def is_due(self, interval: int) -> bool:
         """Tell whether the step just completed is a multiple of `interval`, or the last one."""

@@ -21,6 +21,9 @@ _MAY_CHANGE = (
     "weights.alexnet", "weights.vgg16", "weights.squeezenet", "weights.lpips",
 )  # fmt: skip
 
+# Options that older versions did not have, and what was done without them.
+_ADDED = {"run.cuda_graph": False}
+
 # Only runs with an adversary have these inputs; config.yaml already compares the adversary's weight.
 _OF_A_PART = ("step of adversarial.disc_start",)
 
@@ -28,15 +31,12 @@ _OF_A_PART = ("step of adversarial.disc_start",)
 def read_settings(file: Path) -> dict[str, Any]:
     """Read the settings that a run has stored in its folder; empty where there is no such file, or one of another kind.
 
-    Options that older versions did not have are filled in: the network's are moved to `model.network_options`, and no
-    step was a CUDA graph.
+    The network's options of older versions are moved to `model.network_options`.
     """
     try:
         settings = read_yaml(file)
         if isinstance(settings.get("model"), dict):
             settings["model"] = with_network_options(settings["model"])
-        if isinstance(settings.get("run"), dict):
-            settings["run"].setdefault("cuda_graph", False)
         return settings
     except ValueError:
         return {}
@@ -83,6 +83,7 @@ def _differences(file: Path, settings: dict[str, Any]) -> str | None:
     before, now = _flat(read_settings(file)), _flat(settings)
     if not before:
         return f"holds a result, and no {file.name} that tells what it is of"
+    before, now = _ADDED | before, _ADDED | now
     changed = [
         f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())

@@ -238,7 +238,7 @@ def test_one_precision_of_the_whole_or_none(tmp_path, has_bfloat16):
         AcceleratorState._reset_state(reset_partial_state=True)
         torch.manual_seed(0)
         config = RunConfig("run", str(tmp_path), mixed_precision=precision)
-        run = Run(config, OptimConfig(max_steps=10, lr=1e-3), {"run": {}})
+        run = Run(config, OptimConfig(max_steps=11, lr=1e-3), {"run": {}})
         trained = run.add_module(VQTokenizer(3, 16, codebook_size=12, codebook_dim=4, **NETWORKS["vqgan"]), "model")
         adversary = Adversary(run, AdversarialConfig(weight=0.75, channels=4, layers=2, disc_start=5), 3, 16)
         loss = ReconstructionLoss(LossConfig(pixel="l1"), WeightFiles(), 16, run.device)

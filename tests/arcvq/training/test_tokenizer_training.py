@@ -172,7 +172,7 @@ def test_compiled_trains_as_eager_does(one, train, monkeypatch):
     # At most 4 graphs of a function: one for each step would be 5. monkeypatch would delete the limits afterwards.
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=4):
         found = weights(train("compiled", *GAN, "--run.compile", "true"))
-    assert sorted(compiled) == ["PatchDiscriminator", "VQTokenizer"]
+    assert {"PatchDiscriminator", "Attention", "ResnetBlock2D"} <= set(compiled)
     assert_trained_alike(found, weights(one), weights(one, 1))
 
 

@@ -535,7 +535,7 @@ def test_a_process_with_workers_ends_when_it_fails():
         "import torch\nfrom tokenizer.data.batches import evaluation_batches\n"
         "class Many(torch.utils.data.Dataset):\n"
         "    def __len__(self): return 1000\n"
-        "    def __getitem__(self, indices): return torch.tensor(indices)\n"
+        "    def __getitem__(self, indices): return {'labels': torch.tensor(indices)}\n"
         "kept = iter(evaluation_batches(Many(), batch_size=1, num_workers=2))\nnext(kept)\nraise ValueError('over')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
