@@ -67,6 +67,7 @@ def to_device(on_cpu, monkeypatch):
         return NoFloat64()
 
     yield enter
+    monkeypatch.undo()  # later it would put the device back into a state that is none
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
