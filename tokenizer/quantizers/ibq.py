@@ -122,7 +122,7 @@ class IBQQuantizer(TableQuantizer):
 
 
 class _Soft(NamedTuple):
-    """What the softmax gives of n tokens.
+    """Hold what the softmax gives of n tokens.
 
     Attributes:
         rows: (n, D), the rows of their codes.

@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from images import write_mnist_size
 from places import PYTHONPATH
 
 from arcvq.checkpoints.checkpoint import has_checkpoints
@@ -86,12 +85,7 @@ def result(bench):
 @pytest.fixture
 def images(tmp_path):
     """A folder of images of MNIST's size."""
-    generator = np.random.default_rng(0)
-    for split, number in (("train", 130), ("test", 12)):
-        (tmp_path / "images" / split).mkdir(parents=True)
-        for index in range(number):
-            pixels = generator.integers(0, 256, (28, 28), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / split / f"{index:03d}.png")
+    write_mnist_size(tmp_path / "images")
 
 
 def wait_until(condition):

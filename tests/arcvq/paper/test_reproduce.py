@@ -3,9 +3,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
+from images import write_mnist_size
 from places import GOLDEN
 
 from arcvq.faults import forked_process
@@ -212,12 +211,7 @@ def test_a_table_says_mean_spread_paper_and_protocol(tmp_path):
 @pytest.fixture
 def images(tmp_path):
     """A folder of images of MNIST's size."""
-    generator = np.random.default_rng(0)
-    for split, number in (("train", 130), ("test", 12)):
-        (tmp_path / "images" / split).mkdir(parents=True)
-        for index in range(number):
-            pixels = generator.integers(0, 256, (28, 28), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / split / f"{index:03d}.png")
+    write_mnist_size(tmp_path / "images")
     return tmp_path / "images"
 
 

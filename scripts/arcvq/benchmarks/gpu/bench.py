@@ -1,4 +1,4 @@
-"""What every part of the GPU benchmark is given, and how it times a work."""
+"""Give every part of the GPU benchmark its device, sizes and time, and time its work."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ class Bench:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether the device is a GPU."""
+        """Tell whether the device is a GPU."""
         return self.device.type == "cuda"
 
     @property

@@ -21,7 +21,7 @@ from arcvq.benchmarks.gpu.part_worker import NO_TIME
 
 @dataclass
 class PartResult:
-    """What a part has found.
+    """Hold what a part has found.
 
     Attributes:
         seconds: that it took.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large and how long each part is.
+    """Set how large and how long each part is.
 
     Attributes:
         copy_bytes: of a copy that measures a bandwidth.
