@@ -44,6 +44,7 @@ VERBS = {
         "a tokenizer, a pipeline or images => named numbers in a JSON file",
         others={"compare": "arcvq.evaluation.compare_images", "schedulers": "arcvq.evaluation.schedulers"},
     ),
+    "export": Verb("arcvq.export.command", "a run => a folder to give away: weights, a model card, examples"),
     "convert": Verb("arcvq.conversion.convert", "weights of public code => a tokenizer folder"),
     "codebook": Verb(
         "arcvq.conversion.codebook",

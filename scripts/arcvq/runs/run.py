@@ -2,6 +2,7 @@
 
     runs/<name>/config.yaml          all settings, in the form that --config reads
     runs/<name>/data.txt             a line that describes the data set
+    runs/<name>/starts.jsonl         step, commit and machine of each start
     runs/<name>/checkpoints/step-<n> the state that a resumed run loads
     runs/<name>/metrics.jsonl        numbers by step; tensorboard/ holds the same as events
     runs/<name>/samples/             pictures made during training
@@ -200,6 +201,7 @@ class Run:
             self._resume(newest, of_other_data=before is not None and before != inputs.get("data"))
         if self.is_main and done < self.optim.max_steps:  # only now is it certain that the run can start
             self._files.write_config(self.settings, inputs, self.data)
+            self._files.note_start(done)
             print(self._threads)
         return self.main.wrapped
 

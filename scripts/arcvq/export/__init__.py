@@ -1,0 +1,1 @@
+"""Export a trained run as a folder to give away: weights, a model card, examples."""
