@@ -14,6 +14,7 @@ from arcvq.cli.parser import ScriptParser
 from arcvq.conversion import codebook, convert
 from arcvq.evaluation import command as evaluate
 from arcvq.evaluation import compare_images, schedulers
+from arcvq.export import command as export
 from arcvq.faults import command as faults
 from arcvq.paper import command as reproduce
 from arcvq.paper import figures
@@ -27,6 +28,7 @@ PAGES |= {"sample": (sample.HELP, sample.make_parser), "evaluate": (evaluate.HEL
 # The verbs that make their parser within `main`, and those with few options.
 OTHERS = {
     "quickstart": (quickstart.HELP, quickstart.main),
+    "export": (export.HELP, export.main),
     "convert": (convert.HELP, convert.main),
     "codebook features": (codebook.FEATURES_HELP, codebook.features),
     "codebook reduce": (codebook.REDUCE_HELP, codebook.reduce),

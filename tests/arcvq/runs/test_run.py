@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
+from arcvq.cli.provenance import commit
 from arcvq.runs.changed_parts import ChangedParts
+from arcvq.runs.folder import STARTS
 from arcvq.runs.named_scalars import Terms
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.run import Run
@@ -101,6 +103,14 @@ def test_a_resumed_run_ends_as_one_never_stopped(tmp_path):
         assert torch.equal(a, b)
     for a, b in zip(runs[0].average.tensors, runs[1].average.tensors, strict=True):
         assert torch.equal(a, b)
+
+
+def test_every_start_notes_its_step_and_its_code(tmp_path):
+    for stop in (3, 6, 6):  # the last one has nothing left to train
+        train(run := make(tmp_path, max_steps=stop, other_settings="go_on"))
+    starts = [json.loads(line) for line in (run.folder / STARTS).read_text().splitlines()]
+    assert [start["step"] for start in starts] == [0, 3]
+    assert all(start["commit"] == commit() and start["processes"] == 1 for start in starts)
 
 
 def test_the_rate_times_the_batch(tmp_path):
