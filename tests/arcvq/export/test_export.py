@@ -18,6 +18,7 @@ from arcvq.export.command import as_json, main
 from arcvq.export.known_data import data_facts
 from arcvq.export.public_text import public, public_data_name, public_folder
 from arcvq.runs.folder import STARTS
+from arcvq.sampling.reconstructions import round_trip
 from arcvq.training import ldm
 from pipelines import ArcVQLDMPipeline
 from tokenizer import VQTokenizer
@@ -113,6 +114,25 @@ def test_the_numbers_are_those_of_the_written_folder(card, tmp_path):
     again = json.loads((tmp_path / "reconstruction.json").read_text())
     assert again["numbers"] == evaluation["numbers"] and again["numbers"]["images"] == 360
     assert again["protocol"]["tokenizer"] == evaluation["protocol"]["tokenizer"]
+
+
+def test_an_interrupted_measurement_is_not_made_again(home, tmp_path, monkeypatch):
+    run, output, measured = shutil.copytree(home / "runs/tokenizer", tmp_path / "run"), tmp_path / "out", []
+
+    def fail_at_the_end(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(
+        "arcvq.evaluation.reconstruction.round_trip", lambda *args: measured.append(1) or round_trip(*args)
+    )
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is full"):
+        patch.setattr("arcvq.evaluation.command.write_result", fail_at_the_end)
+        main([str(run), "--output", str(output)])
+    assert measured and sorted(file.name for file in tmp_path.iterdir()) == ["run"]
+
+    measured.clear()
+    main([str(run), "--output", str(output)])
+    assert not measured and json.loads((output / "card.json").read_text())["evaluations"][0]["numbers"]["images"] == 360
 
 
 def test_the_training_is_described_by_its_log(card):
