@@ -15,6 +15,7 @@ COLUMNS = 3
 CURVE_COLUMNS = 2
 DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))  # of the seeds
 PAPER_DASHES = ":"
+GREY = "0.4"
 
 
 def plot_table(
@@ -132,14 +133,15 @@ def plot_histories(
                 any_paper = True
         panel.set_title(metric, fontsize=11)
         panel.set_xlabel("step")
+        panel.set_xlim(left=0)
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.grid(alpha=0.25)
     for panel in panels[len(metrics) :]:
         panel.remove()
     legend = [Line2D([], [], color=colour, label=row) for row, colour in colour_of.items()]
     if len(seeds) > 1:
-        legend += [Line2D([], [], color=UNUSED, linestyle=dashes_of[seed], label=f"seed {seed}") for seed in seeds]
+        legend += [Line2D([], [], color=GREY, linestyle=dashes_of[seed], label=f"seed {seed}") for seed in seeds]
     if any_paper:
-        legend.append(Line2D([], [], color=UNUSED, linestyle=PAPER_DASHES, label="the paper's number"))
+        legend.append(Line2D([], [], color=GREY, linestyle=PAPER_DASHES, label="the paper's number"))
     figure.legend(handles=legend, loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(path, format="png")

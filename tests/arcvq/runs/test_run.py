@@ -14,6 +14,7 @@ from arcvq.runs.changed_parts import ChangedParts
 from arcvq.runs.named_scalars import Terms
 from arcvq.runs.options import OptimConfig, RunConfig
 from arcvq.runs.run import Run
+from arcvq.runs.starts import read_starts
 from tokenizer import VQTokenizer
 from tokenizer.data.bad_images import BadImages
 from tokenizer.data.decoding import ImageError
@@ -101,6 +102,13 @@ def test_a_resumed_run_ends_as_one_never_stopped(tmp_path):
         assert torch.equal(a, b)
     for a, b in zip(runs[0].average.tensors, runs[1].average.tensors, strict=True):
         assert torch.equal(a, b)
+
+
+def test_each_start_that_trains_is_recorded_with_the_step_it_goes_on_from(tmp_path):
+    train(make(tmp_path, max_steps=3))
+    train(make(tmp_path, max_steps=6))
+    train(make(tmp_path, max_steps=6))  # nothing is left
+    assert [start["step"] for start in read_starts(tmp_path / "run")] == [0, 3]
 
 
 def test_the_rate_times_the_batch(tmp_path):
