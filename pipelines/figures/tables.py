@@ -12,6 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from pipelines.figures.grids import UNUSED, USED
 
 COLUMNS = 3
+CURVE_COLUMNS = 2
+DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))  # of the seeds
+PAPER_DASHES = ":"
+GREY = "0.4"
 
 
 def plot_table(
@@ -87,32 +91,57 @@ def plot_table(
 
 
 def plot_histories(
-    histories: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]], metrics: Sequence[str], path: str | Path
+    histories: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]],
+    metrics: Sequence[str],
+    path: str | Path,
+    paper: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
     """Save a PNG with a panel per metric: its value over the steps of each row's training, a thin line per seed.
+
+    A row has its colour in all panels, a seed its dashes. The paper's number is a dotted horizontal line in the colour
+    of its row.
 
     Args:
         histories: histories[row][seed]: entries with a `step` and numbers; some may lack the metric.
         metrics: names of the metrics.
         path: path of the PNG.
+        paper: paper[metric][row]: the paper's number, if any; only rows with a history are drawn.
 
     Raises:
         ValueError: no metric to show.
     """
     if not metrics:
         raise ValueError("metrics is empty; name at least one")
-    figure = Figure(figsize=(1.5 + 4.2 * len(metrics), 4), dpi=160, layout="constrained")
-    panels = figure.subplots(1, len(metrics), squeeze=False).flatten()
-    colours = colormaps["tab20"].colors
-    for panel, metric in zip(panels, metrics, strict=True):
-        for index, seeds in enumerate(histories.values()):
-            for entries in seeds.values():
+    columns = min(CURVE_COLUMNS, len(metrics))
+    lines = math.ceil(len(metrics) / columns)
+    figure = Figure(figsize=(1.5 + 4.2 * columns, 0.5 + 3.5 * lines), dpi=160, layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    colours, seeds = colormaps["tab20"].colors, sorted({seed for of_row in histories.values() for seed in of_row})
+    colour_of = {row: colours[index % len(colours)] for index, row in enumerate(histories)}
+    dashes_of = {seed: DASHES[index % len(DASHES)] for index, seed in enumerate(seeds)}
+    any_paper = False
+    for panel, metric in zip(panels, metrics, strict=False):
+        for row, of_row in histories.items():
+            for seed, entries in of_row.items():
                 points = [(entry["step"], entry[metric]) for entry in entries if metric in entry]
                 if points:
-                    panel.plot(*zip(*points, strict=True), color=colours[index % len(colours)], marker=".", linewidth=1)
+                    style = {"color": colour_of[row], "linestyle": dashes_of[seed]}
+                    panel.plot(*zip(*points, strict=True), marker=".", markersize=3, linewidth=1, **style)
+            published = (paper or {}).get(metric, {}).get(row, math.nan)
+            if math.isfinite(published):
+                panel.axhline(published, color=colour_of[row], linestyle=PAPER_DASHES, linewidth=1)
+                any_paper = True
         panel.set_title(metric, fontsize=11)
         panel.set_xlabel("step")
+        panel.set_xlim(left=0)
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.grid(alpha=0.25)
-    rows = [Line2D([], [], color=colours[index % len(colours)], label=row) for index, row in enumerate(histories)]
-    figure.legend(handles=rows, loc="outside right center", frameon=False, fontsize=9)
+    for panel in panels[len(metrics) :]:
+        panel.remove()
+    legend = [Line2D([], [], color=colour, label=row) for row, colour in colour_of.items()]
+    if len(seeds) > 1:
+        legend += [Line2D([], [], color=GREY, linestyle=dashes_of[seed], label=f"seed {seed}") for seed in seeds]
+    if any_paper:
+        legend.append(Line2D([], [], color=GREY, linestyle=PAPER_DASHES, label="the paper's number"))
+    figure.legend(handles=legend, loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(path, format="png")

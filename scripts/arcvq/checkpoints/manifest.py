@@ -63,6 +63,19 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress(**{name: stored[name] for name in Progress.__dataclass_fields__})
 
 
+def stored_files(checkpoint: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a checkpoint, by name, as the manifest has it. ValueError if it is damaged."""
+    return {name: facts["sha256"] for name, facts in _read(checkpoint)["files"].items()}
+
+
+def read_stored(checkpoint: Path, name: str) -> bytes:
+    """Read a file of a checkpoint as a whole. ValueError if it is not as it was written."""
+    content = (checkpoint / name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != stored_files(checkpoint)[name]:
+        raise ValueError(f"{name} is not as it was written")
+    return content
+
+
 def _read(checkpoint: Path) -> dict[str, Any]:
     """Read the manifest. ValueError if its own hash does not match."""
     stored = json.loads((checkpoint / PROGRESS).read_text())

@@ -22,8 +22,13 @@ _PACKAGES = ("torch", "torchvision", "diffusers", "torch-fidelity")
 def provenance(verb: str, args: Sequence[str] | None, packages: Sequence[str] = ()) -> dict[str, Any]:
     """The command (`args` None: those of the process), the commit and the versions, also of `packages`, of a number."""
     script, *words = verb.split()
+    words += sys.argv[1:] if args is None else args
+    return {"command": shlex.join(["python", f"scripts/{script}.py", *words])} | code_and_device(packages)
+
+
+def code_and_device(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """The commit, the versions, also of `packages`, and the device."""
     return {
-        "command": shlex.join(["python", f"scripts/{script}.py", *words, *(sys.argv[1:] if args is None else args)]),
         "commit": commit(),
         "versions": {package: version(package) for package in (*_PACKAGES, *packages)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else default_device().type,

@@ -161,7 +161,7 @@ def _start(start: Mapping[str, Any]) -> str:
     processes = f"{start['processes']} process{'es' if start['processes'] > 1 else ''}"
     code = f"commit {start['commit']}" if start["commit"] else "outside a checkout"
     return (
-        f"from step {start['step']:,}: {code}, torch {start['torch']}, {processes}, {device}{start['processor']} with "
+        f"from step {start['step']:,}: {code}, torch {start['versions']['torch']}, {processes}, {device}{start['processor']} with "
         f"{start['cores']} cores"
     )
 

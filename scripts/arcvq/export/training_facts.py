@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from arcvq.runs.folder import STARTS
 from arcvq.runs.settings import read_settings
+from arcvq.runs.starts import STARTS, read_starts
 from pipelines.figures.grids import read_metrics
 
 # Options that say where a run lies on its machine, and no more.
@@ -45,7 +45,7 @@ def training_facts(run: Path, settings: dict[str, Any], told: str | None) -> dic
     Raises:
         ValueError: the run folder has `starts.jsonl`, and something else is told.
     """
-    starts = read_metrics(run / STARTS) if (run / STARTS).is_file() else []
+    starts = read_starts(run)
     if starts and told is not None:
         raise ValueError(f"{run / STARTS} says where the run was trained; leave out --trained_on {told!r:.80}")
     optim = settings["optim"]

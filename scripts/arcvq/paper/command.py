@@ -4,6 +4,7 @@ python scripts/reproduce.py table_1 --data mnist --budget 20m
 python scripts/reproduce.py table_12 --data cifar10 --budget full
 python scripts/reproduce.py table_12 --data cifar10 --budget full --parallel 4
 accelerate launch --multi_gpu --num_processes 8 scripts/reproduce.py table_1 --data cifar10 --budget full
+python scripts/reproduce.py table_12 --data cifar10 --budget full --unfinished true
 python scripts/reproduce.py figure_2 runs/mnist-arcvq runs/mnist-vq --data.name mnist
 python scripts/reproduce.py figures runs/mnist-arcvq runs/mnist-vq --data.name mnist
 
@@ -33,6 +34,7 @@ from arcvq.evaluation import command as evaluate
 from arcvq.evaluation.networks import make_metric_networks
 from arcvq.paper import figures
 from arcvq.paper.budget import Budget, steps_of
+from arcvq.paper.given_runs import find_given
 from arcvq.paper.result_table import ResultTable, write_table
 from arcvq.paper.row_runs import RowRuns, train_rows
 from arcvq.paper.rows import (
@@ -59,6 +61,8 @@ HELP = HelpPage(
             "seeds",
             "rows",
             "parallel",
+            "unfinished",
+            "runs",
             "mixed_precision",
             "output_dir",
             "output",
@@ -93,6 +97,12 @@ def make_parser() -> ScriptParser:
     parser.add_argument(
         "--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="of the trainings on mnist and cifar10"
     )
+    as_it_is = (
+        "train nothing; measure the newest checkpoint of each training that is not at its end, also of a running one"
+    )
+    parser.add_argument("--unfinished", type=bool, default=False, help=as_it_is)
+    elsewhere = "runs of arcvq train-tokenizer to take for rows, by config, as {arcvq: runs/cifar10-arcvq-paper}"
+    parser.add_argument("--runs", type=dict[str, str | list[str]] | None, default=None, help=elsewhere)
     parser.add_argument("--output_dir", type=str, default="runs/reproduce", help="folder of the trainings")
     parser.add_argument("--output", type=str | None, default=None, help="folder of the table; None: next to its runs")
     parser.add_class_arguments(MeasureConfig, "measure")
@@ -110,6 +120,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # Without cpu=True accelerate takes each of several processes without a GPU for the only one.
     PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     table, budget = select_rows(config), parse_budget(config)
+    given = find_given(config.runs or {}, [row.config for row in table.rows.values()], config.seeds)
     bench = Path(config.output_dir, f"{config.data}-{budget.text}")
     configs = sorted({row.config for row in TABLES[config.table].rows.values()})
     short = [tokenizer_arguments(config, budget, name) for name in configs]
@@ -119,30 +130,35 @@ def main(args: Sequence[str] | None = None) -> None:
     elif config.data in FULL_STEPS:
         steps = FULL_STEPS[config.data]
 
-    if PartialState().is_main_process:
+    if PartialState().is_main_process and config.unfinished:
+        print(f"nothing is trained; rows are measured as they are: {bench}")
+    elif PartialState().is_main_process:
         each = "as long as their configs say" if steps is None else f"of {steps:,} steps each"
         tokenizers = len({row.config for row in table.rows.values()}) * len(config.seeds)
         print(f"{tokenizers} tokenizers, {each}: {bench}")
     results, failures, commits = ResultTable(list(table.rows), config.seeds), [], set()
     stem = Path(config.output or bench, f"{config.table}-{config.data}")
     runs = {
-        (name, seed): RowRuns(config, budget, steps, bench, row, seed)
+        (name, seed): RowRuns(config, budget, steps, bench, row, seed, given.get((row.config, seed)))
         for seed in config.seeds
         for name, row in table.rows.items()
     }
-    failed = train_rows(list(runs.values()), config.parallel)
+    for row in runs.values():
+        row.note_given()
+    failed = {} if config.unfinished else train_rows(list(runs.values()), config.parallel)
     prepare_process()  # only now, as trainings set their own precision
     for (name, seed), row in runs.items():
         try:
-            found = row.numbers(failed)
+            found = row.numbers_so_far() if config.unfinished else row.numbers(failed)
         except ValueError as error:  # one row that diverges does not stop the others
             if PartialState().num_processes > 1:
                 raise  # the other processes may not have failed, and would wait for this one
             failures.append(f"{name}, seed {seed}: {error}")
             print(f"failed: {failures[-1]}", flush=True)
             continue
-        results.add(name, seed, found.numbers, found.history)
-        commits.add(found.commit)
+        results.add(name, seed, found.numbers, found.history, found.trainings)
+        if found.numbers:
+            commits.add(found.commit)
         if found.samples is not None and seed == config.seeds[0] and PartialState().is_main_process:
             config_name, prior = table.rows[name].config, table.rows[name].prior
             stem.parent.mkdir(parents=True, exist_ok=True)
@@ -207,6 +223,15 @@ def select_rows(config: Namespace) -> Table:
     if config.rows is not None and (unknown := [name for name in config.rows if name not in names]):
         raise ValueError(f"{config.table} has no row {unknown[0]!r}; it has {', '.join(names)}")
     rows = {name: row for name, row in table.rows.items() if config.rows is None or row.config in config.rows}
+    for option, is_set, kinds in (
+        ("unfinished", config.unfinished, ("prior", "codes")),
+        ("runs", config.runs is not None, ("codes",)),
+    ):
+        if is_set and (made := [name for name, row in rows.items() if any(getattr(row, kind) for kind in kinds)]):
+            raise ValueError(
+                f"{option}: row {made[0]!r} of {config.table} is made of a finished tokenizer; leave out --{option}, "
+                "or take a table of tokenizers"
+            )
     if lacking := [row.config for row in rows.values() if not config_file(config.data, row.config).is_file()]:
         files = CONFIGS.glob(f"*/{config_file(config.data, lacking[0]).name}")
         where = ", ".join(sorted({file.parent.name for file in files}))

@@ -1,15 +1,20 @@
 """Write a table of results, our mean and spread over seeds next to the paper's numbers => JSON, markdown, a plot."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from arcvq.paper.result_markdown import markdown
 from arcvq.paper.tables import METRICS, Table
+from arcvq.paper.training_cost import FINISHED, TrainingCost
 from pipelines.figures.tables import plot_histories, plot_table
+
+# Metrics over the steps, by their names in a history.
+CURVES = ("psnr", "usage", "perplexity", "share_on_ball")
 
 # Beginning of a metric's name in a result of `arcvq evaluate`; a protocol or extractor may follow.
 _BEGINNINGS = {"rfid": ("rfid", "frechet_distance"), "fid": ("fid", "frechet_distance")}
@@ -28,15 +33,44 @@ class ResultTable:
     seeds: Sequence[int]
     numbers: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     histories: dict[str, dict[int, list[dict[str, float]]]] = field(default_factory=dict)
+    trainings: dict[str, dict[int, dict[str, TrainingCost]]] = field(default_factory=dict)
 
-    def add(self, row: str, seed: int, numbers: dict[str, float], history: Sequence[dict[str, float]] = ()) -> None:
+    def add(
+        self,
+        row: str,
+        seed: int,
+        numbers: dict[str, float],
+        history: Sequence[dict[str, float]] = (),
+        trainings: Mapping[str, TrainingCost] | None = None,
+    ) -> None:
         """Add the numbers of a row for a seed, by their names in a result of `arcvq evaluate`.
 
-        Each entry of `history` has a `step`, and the metrics of the held-out split at that step.
+        Each entry of `history` has a `step`, and metrics at that step. `trainings` are the row's, by part.
         """
-        self.numbers.setdefault(row, {})[seed] = numbers
+        if numbers:
+            self.numbers.setdefault(row, {})[seed] = numbers
         if history:
             self.histories.setdefault(row, {})[seed] = list(history)
+        if trainings:
+            self.trainings.setdefault(row, {})[seed] = dict(trainings)
+
+    def states(self, row: str) -> dict[int, str]:
+        """Say of each seed whose tokenizer is not finished how far it is."""
+        of_seeds = {seed: parts["tokenizer"].state for seed, parts in self.trainings.get(row, {}).items()}
+        return {seed: state for seed, state in of_seeds.items() if state != FINISHED}
+
+    def is_finished(self, row: str) -> bool:
+        """Whether the row's numbers are those of finished trainings."""
+        return not self.numbers.get(row, {}).keys() <= self.states(row).keys()
+
+    def state_of(self, row: str) -> str:
+        """Describe in a few words how far the trainings of a row are; empty where all are finished."""
+        states = self.states(row)
+        every = len(states) == len(self.trainings.get(row, {}))
+        if every and len(set(states.values())) == 1:
+            return next(iter(states.values()))
+        apart = ", not in the mean" if states.keys() & self.numbers.get(row, {}).keys() and not every else ""
+        return ", ".join(f"seed {seed}: {state}" for seed, state in states.items()) + apart
 
     def name_of(self, metric: str) -> str | None:
         """Return the full name of a metric of METRICS, with its protocol; None where it was not measured."""
@@ -45,9 +79,9 @@ class ResultTable:
         return next((name for name in found if name.replace("[", "-").split("-")[0].split("@")[0] in beginnings), None)
 
     def values(self, row: str, metric: str) -> list[float]:
-        """Return a metric's number for each seed that has it."""
-        name = self.name_of(metric)
-        seeds = self.numbers.get(row, {})
+        """Return a metric's number for each seed that has it: of the finished trainings, if any of the row is."""
+        name, unfinished = self.name_of(metric), self.states(row) if self.is_finished(row) else ()
+        seeds = {seed: numbers for seed, numbers in self.numbers.get(row, {}).items() if seed not in unfinished}
         found = [seeds[seed][name] for seed in self.seeds if name in seeds.get(seed, {})]
         return [value for value in found if not isinstance(value, str)]  # JSON holds infinity as a word
 
@@ -64,7 +98,13 @@ def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, 
             "paper": dict(zip(table.metrics, row.paper[data], strict=True)) if data in row.paper else {},
             "ours": {metric: summary(values) for metric, values in seeds.items() if values},
             "all": results.numbers.get(name, {}),
+            "state": results.state_of(name) or FINISHED,
+            "is_finished": results.is_finished(name),
             "history": results.histories.get(name, {}),
+            "trainings": {
+                seed: {part: asdict(cost) for part, cost in parts.items()}
+                for seed, parts in results.trainings.get(name, {}).items()
+            },
         }
     orders = {metric: in_order(rows, metric) for metric in table.metrics if metric in names}
     result = {"protocol": facts | {"seeds": list(results.seeds), "metrics": names}, "order": orders, "rows": rows}
@@ -74,13 +114,21 @@ def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, 
     write["json"].write_text(json.dumps(result, indent=2) + "\n")
     write["md"].write_text(text, encoding="utf-8")
     labels = {metric: _label(metric, name) for metric, name in names.items()}
-    ours = {label: {row: results.values(row, metric) for row in rows} for metric, label in labels.items()}
-    paper = {label: {row: of["paper"].get(metric) for row, of in rows.items()} for metric, label in labels.items()}
+    shown = {row: ", ".join(part for part in (row, results.state_of(row)) if part) for row in rows}
+    ours = {label: {shown[row]: results.values(row, metric) for row in rows} for metric, label in labels.items()}
+    paper = {
+        label: {shown[row]: of["paper"].get(metric) for row, of in rows.items()} for metric, label in labels.items()
+    }
     if names:
-        plot_table(list(rows), _present(ours), _present(paper), write["png"])
-    if results.histories:
+        plot_table(list(shown.values()), _present(ours), _present(paper), write["png"])
+    else:
+        del write["png"]
+    histories = {shown[row]: seeds for row, seeds in results.histories.items()}
+    entries = [entry for seeds in histories.values() for of_seed in seeds.values() for entry in of_seed]
+    if curves := [metric for metric in CURVES if any(metric in entry for entry in entries)]:
         write["history"] = stem.with_name(f"{stem.name}-history.png")
-        plot_histories(results.histories, [metric for metric in ("psnr", "usage") if metric in names], write["history"])
+        published = {metric: {shown[row]: of["paper"].get(metric) for row, of in rows.items()} for metric in curves}
+        plot_histories(histories, curves, write["history"], _present(published))
     print(text)
     print(f"table: {', '.join(map(str, write.values()))}")
 
@@ -104,8 +152,10 @@ def in_order(rows: dict[str, Any], metric: str) -> dict[str, Any] | None:
     """Count the pairs of rows that have the paper's order here; None where the paper ranks no pair.
 
     A pair is `open`, neither confirmed nor denied, where the numbers of its seeds overlap or a row has a single seed.
+    Rows of trainings that are not at their end are in no pair.
     """
-    both = [row for row in rows.values() if row["paper"].get(metric) is not None and metric in row["ours"]]
+    compared = [row for row in rows.values() if row.get("is_finished", True)]
+    both = [row for row in compared if row["paper"].get(metric) is not None and metric in row["ours"]]
     found = {"as_in_the_paper": 0, "reversed": 0, "open": 0}
     for first, second in combinations(both, 2):
         theirs = first["paper"][metric] - second["paper"][metric]
@@ -121,62 +171,3 @@ def in_order(rows: dict[str, Any], metric: str) -> dict[str, Any] | None:
         else:
             found["open"] += 1
     return found if sum(found.values()) else None
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """Format the table with its protocol."""
-    facts, names = result["protocol"], result["protocol"]["metrics"]
-    trainings = {"tokenizers": facts["training"], **facts["priors"]}
-    training = "; ".join(
-        f"{of}: {', '.join(f'{name} {value}' for name, value in its.items())}" for of, its in trainings.items()
-    )
-    seeds = ", ".join(map(str, facts["seeds"]))
-    heads = [_head(metric, name) for metric, name in names.items()]
-    measured_at = (
-        "" if facts["measured_at"] == [facts["commit"]] else f"; measured at {', '.join(facts['measured_at'])}"
-    )
-    lines = [
-        f"# {facts['table']}, {facts['data']}: {facts['title']}",
-        "",
-        f"Budget {facts['budget']}. {training}; seeds {seeds}. Mean of the seeds, ± half of their spread; the paper's "
-        f"number in brackets. `{facts['command']}`, commit {facts['commit']}{measured_at}.",
-        "",
-        f"| | {' | '.join(heads)} |",
-        "|---|" + "---|" * len(names),
-    ]
-    for name, row in result["rows"].items():
-        lines.append(f"| {name} (`{row['config']}`) | {' | '.join(_cell(metric, row) for metric in names)} |")
-    lines.append("")
-    for metric, order in result["order"].items():
-        if order is not None:
-            counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in order.items())
-            ours = f", here by {names[metric]}" if _is_other(metric, names[metric]) else ""
-            ranked = f"Pairs that the paper ranks by {METRICS[metric][0]}{ours}: {counts}"
-            lines += [f"{ranked} (open: the seeds overlap, or one is alone).", ""]
-    lines += [f"Failed: {failure}" for failure in facts["failures"]]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _head(metric: str, name: str) -> str:
-    """Make a column's heading: metric, better direction, and the paper's metric where it is another one."""
-    if metric not in METRICS:
-        return name
-    paper = f"; the paper's: {METRICS[metric][0]}" if _is_other(metric, name) else ""
-    return f"{name} ({METRICS[metric][1]} is better{paper})"
-
-
-def _is_other(metric: str, name: str) -> bool:
-    """Whether the metric uses other networks than the paper's, Inception and the VGG of LPIPS."""
-    return name.startswith("frechet_distance") or (metric == "lpips" and "vgg" not in name)
-
-
-def _cell(metric: str, row: dict[str, Any]) -> str:
-    ours, paper = row["ours"].get(metric), row["paper"].get(metric)
-    if ours is None:
-        text = "-"
-    else:
-        largest = max(map(abs, ours["seeds"]))
-        digits = 4 if largest < 1 else 2 if largest < 100 else 1
-        spread = f" ± {ours['spread'] / 2:.{digits}f}" if len(ours["seeds"]) > 1 else ""
-        text = f"{ours['mean']:.{digits}f}{spread}"
-    return text if paper is None else f"{text} ({paper:g})"

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from jsonargparse import Namespace
 
+from arcvq.checkpoints.checkpoint import has_checkpoints
 from arcvq.conversion import codebook
 from arcvq.paper.budget import Budget
+from arcvq.paper.given_runs import GivenRun, check_given
 from arcvq.paper.rows import (
     RowNumbers,
     as_arguments,
@@ -20,7 +24,9 @@ from arcvq.paper.rows import (
     save_intervals,
     tokenizer_arguments,
 )
+from arcvq.paper.snapshots import take_snapshot
 from arcvq.paper.tables import Row
+from arcvq.paper.training_cost import cost_of
 from arcvq.paper.trainings import Training, train_missing
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
@@ -38,6 +44,7 @@ class RowRuns:
         bench: the folder of all runs.
         row: the row.
         seed: the seed.
+        given: the tokenizer's run, if one was begun elsewhere.
     """
 
     config: Namespace
@@ -46,6 +53,7 @@ class RowRuns:
     bench: Path
     row: Row
     seed: int
+    given: GivenRun | None = None
 
     @property
     def name(self) -> str:
@@ -54,7 +62,17 @@ class RowRuns:
 
     @property
     def tokenizer(self) -> Training:
-        """The training of the tokenizer."""
+        """The training of the tokenizer, the given one or the table's own."""
+        return self.own_tokenizer if self.given is None else self.given.training
+
+    @cached_property
+    def given_settings(self) -> dict[str, tuple[Any, Any]] | None:
+        """Settings of the given run that are not the table's, see `check_given`; None without a given run."""
+        return None if self.given is None else check_given(self.given.run, self.own_tokenizer)
+
+    @property
+    def own_tokenizer(self) -> Training:
+        """The training of the tokenizer as the table makes it."""
         length = {} if self.steps is None else {"optim.max_steps": self.steps, **save_intervals(self.steps)}
         options = as_arguments(length | run_options(self.bench, self.name, self.seed))
         arguments = [*tokenizer_arguments(self.config, self.budget, self.row.config), *options]
@@ -63,8 +81,8 @@ class RowRuns:
     @property
     def tokenizer_used(self) -> Path:
         """The folder of the tokenizer that is measured, or that the prior takes: the trained or the reduced one."""
-        codes = "" if self.row.codes is None else f"-{self.row.codes}-codes"
-        return self.bench / f"{self.name}{codes}"
+        trained = self.tokenizer.run
+        return trained if self.row.codes is None else trained.with_name(f"{trained.name}-{self.row.codes}-codes")
 
     @property
     def prior(self) -> Training | None:
@@ -81,12 +99,19 @@ class RowRuns:
         script = {"ldm": train_ldm, "pixelcnn": train_pixelcnn}[prior]
         return Training(script, f"train-{prior}", arguments, self.bench / name, "pipeline")
 
+    def note_given(self) -> None:
+        """Compare a given run with the row, and print what it is. Raises ValueError if it is another training."""
+        own_settings = self.given_settings
+        if own_settings is not None and PartialState().is_main_process:
+            own = ", ".join(f"{name} {its} (the row: {row})" for name, (its, row) in own_settings.items())
+            print(f"{self.name} is {self.given.run}{f'; it has {own}' if own else ''}")
+
     def reduce(self) -> None:
         """Make the tokenizer with fewer codes, if the row measures that and it is missing."""
         folder = self.tokenizer_used
         if self.row.codes is not None and not folder.is_dir() and PartialState().is_main_process:
             options = [f"--codebook_size={self.row.codes}", f"--seed={self.seed}", f"--output={folder}"]
-            codebook.main(["reduce", str(self.bench / self.name), *options])
+            codebook.main(["reduce", str(self.tokenizer.run), *options])
         PartialState().wait_for_everyone()
 
     def numbers(self, failed: Mapping[Path, str]) -> RowNumbers:
@@ -102,11 +127,31 @@ class RowRuns:
         for training in (self.tokenizer, prior):
             if training is not None and training.run in failed:
                 raise ValueError(failed[training.run])
+        costs = {"tokenizer": cost_of(self.tokenizer.run, own_settings=self.given_settings)}
         if prior is None:
             measured = ensure_measured(self.config, self.row, self.tokenizer_used)
-            return replace(measured, history=history(self.bench / self.name))
+            return replace(measured, history=history(self.tokenizer.run), trainings=costs)
+        costs |= {self.row.prior: cost_of(prior.run)}
         samples = prior.run / "evaluation" / "generation.png"
-        return replace(ensure_measured(self.config, self.row, prior.run), samples=samples)
+        return replace(ensure_measured(self.config, self.row, prior.run), samples=samples, trainings=costs)
+
+    def numbers_so_far(self) -> RowNumbers:
+        """Return the numbers of the tokenizer as it is: of its result, or of its newest checkpoint; train nothing.
+
+        Raises:
+            ValueError: the folder holds a run of other settings, or its tokenizer cannot be measured.
+        """
+        training = self.tokenizer
+        if training.is_done:
+            training.check()
+            return self.numbers({})
+        if has_checkpoints(training.run):
+            training.check()
+        row = self.own_tokenizer.script.make_parser().parse(self.own_tokenizer.arguments)
+        snapshot = take_snapshot(training.run, row, self.bench / "unfinished")
+        cost = cost_of(training.run, 0 if snapshot is None else snapshot.step, self.given_settings)
+        found = RowNumbers({}, None) if snapshot is None else ensure_measured(self.config, self.row, snapshot.folder)
+        return replace(found, history=history(training.run), trainings={"tokenizer": cost})
 
 
 def train_rows(rows: Sequence[RowRuns], parallel: int) -> dict[Path, str]:

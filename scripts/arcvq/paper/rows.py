@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,15 @@ from arcvq.cli.configs import CONFIGS
 from arcvq.evaluation import command as evaluate
 from arcvq.paper.budget import Budget
 from arcvq.paper.tables import VARIANTS, Row
+from arcvq.paper.training_cost import TrainingCost
 from arcvq.training import tokenizer as train_tokenizer
 from pipelines.figures.grids import read_metrics
 from tokenizer.losses.lpips import PerceptualNet
 
+# Steps after which a long run is evaluated and saved at the latest: minutes on a CPU, which is what a kill costs.
+_LONGEST_INTERVAL = 480
+# Metrics of a run's log that are no numbers of the held-out split, and belong to the curves.
+_OF_THE_CODEBOOK = ("share_on_ball",)
 # Options of all tokenizers of a data set, which override their configs: short trainings, and the paper's.
 SHORT = {"optim.batch_size": 128, "optim.lr": 1e-3, "optim.schedule": "cooldown"}
 FULL = {"optim.batch_size": 1024, "optim.lr": 3e-4, "optim.schedule": "constant"}
@@ -57,15 +62,17 @@ class RowNumbers:
 
     Attributes:
         numbers: metrics by their names in a result of `arcvq evaluate`.
-        commit: commit of the measurement.
-        history: metrics of the held-out split during the tokenizer's training.
+        commit: commit of the measurement; None where nothing was measured.
+        history: metrics during the tokenizer's training, see `history`.
         samples: a picture of samples; None in a row without a prior.
+        trainings: what the trainings have cost, by part: tokenizer, and ldm or pixelcnn.
     """
 
     numbers: dict[str, float]
-    commit: str
+    commit: str | None
     history: Sequence[dict[str, float]] = ()
     samples: Path | None = None
+    trainings: dict[str, TrainingCost] = field(default_factory=dict)
 
 
 def config_file(data: str, name: str) -> Path:
@@ -110,8 +117,8 @@ def run_options(bench: Path, name: str, seed: int) -> dict[str, Any]:
 
 
 def save_intervals(steps: int) -> dict[str, Any]:
-    """Return the intervals by which a run of `steps` steps is evaluated and saved five times."""
-    interval = max(1, -(-steps // 5))
+    """Return the intervals by which a run of `steps` steps is evaluated and saved: five times, or more often."""
+    interval = min(max(1, -(-steps // 5)), _LONGEST_INTERVAL)
     return {"run.sample_every": interval, "run.checkpoint_every": interval}
 
 
@@ -141,15 +148,26 @@ def ensure_measured(config: Namespace, row: Row, run: Path) -> RowNumbers:
 
 
 def history(run: Path) -> list[dict[str, float]]:
-    """Return the metrics of the held-out split during a tokenizer's training: `step`, and numbers by name."""
+    """Return the metrics during a tokenizer's training: `step`, and numbers by name, as far as its log goes.
+
+    The numbers are those of the held-out split, and the share of codes on the ball, of which the log has many more: of
+    these the last up to each evaluation, and the last of all, each at its own step.
+    """
     log, of_split = run / "metrics.jsonl", "test_"
     records = read_metrics(log) if log.is_file() else []
-    names = {name for record in records for name in record if name.startswith(of_split)}
-    return [
-        {"step": record["step"]} | {name.removeprefix(of_split): record[name] for name in names & record.keys()}
-        for record in records
-        if names & record.keys()
-    ]
+    entries: dict[int, dict[str, float]] = {}
+    waiting: dict[int, dict[str, float]] = {}
+    for record in records:
+        step = record["step"]
+        if found := {name: record[name] for name in _OF_THE_CODEBOOK if name in record}:
+            waiting = {step: found}
+        if found := {name.removeprefix(of_split): of for name, of in record.items() if name.startswith(of_split)}:
+            for at, numbers in (*waiting.items(), (step, found)):
+                entries.setdefault(at, {}).update(numbers)
+            waiting = {}
+    for at, numbers in waiting.items():
+        entries.setdefault(at, {}).update(numbers)
+    return [{"step": step} | entries[step] for step in sorted(entries)]
 
 
 def measure_arguments(config: Namespace, task: str) -> list[str]:

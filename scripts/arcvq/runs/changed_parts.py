@@ -3,7 +3,7 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, takewhile
 from pathlib import Path
@@ -44,7 +44,7 @@ class ChangedParts:
         self._scale_left = accelerator.scaler is None and has_scale
         self.anew: dict[str, str] = {}
         # Sharded modules have files of other names; these fit completely, or accelerate refuses them.
-        self._stored = len(list(takewhile(lambda index: (checkpoint / _weights(index)).is_file(), count())))
+        self._stored = _number_of_modules({file.name for file in checkpoint.iterdir()})
         self._sources: list[int | None] = []  # for each module the index of its state in the checkpoint
         for index, module in enumerate(trained[:-1]):
             why = self._misfit(module, index) if self._stored else None
@@ -105,6 +105,21 @@ class ChangedParts:
         name = min(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         shapes = " and ".join(str(sizes.get(name, "none")) for sizes in (before, now))
         return f"the checkpoint's is another ({name} was and is {shapes})"
+
+
+def model_file(files: Collection[str]) -> str:
+    """Return the file of the run's model, the last of its modules, among the files of a checkpoint.
+
+    Raises:
+        ValueError: there is none, as in a checkpoint of a sharded model.
+    """
+    if number := _number_of_modules(files):
+        return _weights(number - 1)
+    raise ValueError(f"it has no {_weights(0)}")
+
+
+def _number_of_modules(files: Collection[str]) -> int:
+    return len(list(takewhile(lambda index: _weights(index) in files, count())))
 
 
 def _lend(file: Path, place: Path) -> None:

@@ -1,24 +1,18 @@
 """The folder of one run: an exclusive lock, the stored settings, checkpoints and exported results."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
 
 from arcvq.checkpoints.checkpoint import RunState, checkpoints, newest_intact, save_checkpoint
 from arcvq.checkpoints.collective import on_main
-from arcvq.cli.provenance import commit, machine
 from arcvq.compute.atomic_files import atomic_file, atomic_folder
 from arcvq.runs.lock import LOCK, FolderLock
 from arcvq.runs.options import RunConfig
 from arcvq.runs.settings import ARTEFACTS, resolve_settings_conflict
-
-# One line for each start of the run: its step, commit and machine.
-STARTS = "starts.jsonl"
 
 
 class RunFolder:
@@ -80,17 +74,6 @@ class RunFolder:
         for name, text in (as_text | {"data.txt": f"{data}\n"}).items():
             with atomic_file(self.path / name) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
-
-    def note_start(self, step: int) -> None:
-        """Add a line to `starts.jsonl`: which code goes on from this step, on what; the main process calls this."""
-        start = {"step": step, "commit": commit(), "torch": torch.__version__, **machine()}
-        start |= {"processes": self._accelerator.num_processes, "device": self._accelerator.device.type}
-        if self._accelerator.device.type == "cuda":
-            start["device"] = torch.cuda.get_device_name()
-        file = self.path / STARTS
-        before = file.read_text(encoding="utf-8") if file.is_file() else ""
-        with atomic_file(file) as unfinished:
-            unfinished.write_text(f"{before}{json.dumps(start)}\n", encoding="utf-8")
 
     def save(self, state: RunState) -> None:
         """Write a checkpoint; every process calls this. OSError if that fails; the older checkpoints are unchanged."""

@@ -2,7 +2,7 @@
 
     runs/<name>/config.yaml          all settings, in the form that --config reads
     runs/<name>/data.txt             a line that describes the data set
-    runs/<name>/starts.jsonl         step, commit and machine of each start
+    runs/<name>/starts.jsonl         the code and the machine of each start
     runs/<name>/checkpoints/step-<n> the state that a resumed run loads
     runs/<name>/metrics.jsonl        numbers by step; tensorboard/ holds the same as events
     runs/<name>/samples/             pictures made during training
@@ -36,6 +36,7 @@ from arcvq.runs.settings import read_settings
 from arcvq.runs.signals import Stopping
 from arcvq.runs.skipped_images import SkippedImages
 from arcvq.runs.skipped_steps import SkippedSteps
+from arcvq.runs.starts import record_start
 from arcvq.runs.trained_module import TrainableModule, first_nonfinite_parameter, on_device
 from tokenizer.data import training_batches
 from tokenizer.functional.noise import ImageNoise
@@ -201,7 +202,7 @@ class Run:
             self._resume(newest, of_other_data=before is not None and before != inputs.get("data"))
         if self.is_main and done < self.optim.max_steps:  # only now is it certain that the run can start
             self._files.write_config(self.settings, inputs, self.data)
-            self._files.note_start(done)
+            record_start(self.folder, self.step, self.accelerator.num_processes)
             print(self._threads)
         return self.main.wrapped
 

@@ -14,12 +14,12 @@ ARTEFACTS = ("tokenizer", "pipeline")
 # Exceptions: max_steps makes a run longer, and a falling schedule then continues as that of the longer run;
 # data.on_bad_image may change because a run that a bad image has ended had not seen one before. Files of weights are
 # identified by their hashes, wherever they lie.
-_MAY_CHANGE = (
+MAY_CHANGE = frozenset((
     "run.output_dir", "run.name", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints",
     "run.max_skipped_steps", "run.threads", "run.other_settings", "collapse.usage_below", "collapse.evaluations",
     "data.num_workers", "data.memory_limit_gib", "data.on_bad_image", "latents.verify", "optim.max_steps",
     "weights.alexnet", "weights.vgg16", "weights.squeezenet", "weights.lpips",
-)  # fmt: skip
+))  # fmt: skip
 
 # Options that older versions did not have, and what was done without them.
 _ADDED = {"run.cuda_graph": False}
@@ -80,17 +80,25 @@ def _differences(file: Path, settings: dict[str, Any]) -> str | None:
     folder = file.parent
     if not has_checkpoints(folder) and not any((folder / name).exists() for name in ARTEFACTS):
         return None
-    before, now = _flat(read_settings(file)), _flat(settings)
+    before = read_settings(file)
     if not before:
         return f"holds a result, and no {file.name} that tells what it is of"
-    before, now = _ADDED | before, _ADDED | now
     changed = [
-        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if name not in _MAY_CHANGE and before.get(name) != now.get(name)
-        if name not in _OF_A_PART or (name in before and name in now)
+        f"{name} was {was!r} and is now {now!r}"
+        for name, (was, now) in differing_settings(before, settings).items()
+        if name not in MAY_CHANGE and (name not in _OF_A_PART or None not in (was, now))
     ]
     return f"holds a run with other settings ({'; '.join(changed)})" if changed else None
+
+
+def differing_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the values before and now of the settings that differ, by dotted name; None where there is no value.
+
+    An option that older versions did not have has the value that it stood for.
+    """
+    first, second = _ADDED | _flat(before), _ADDED | _flat(now)
+    both = {name: (first.get(name), second.get(name)) for name in sorted(first.keys() | second.keys())}
+    return {name: (was, is_now) for name, (was, is_now) in both.items() if was != is_now}
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from arcvq.evaluation.command import main as evaluate
 from arcvq.export.command import as_json, main
 from arcvq.export.known_data import data_facts
 from arcvq.export.public_text import public, public_data_name, public_folder
-from arcvq.runs.folder import STARTS
+from arcvq.runs.starts import STARTS
 from arcvq.sampling.reconstructions import round_trip
 from arcvq.training import ldm
 from pipelines import ArcVQLDMPipeline
@@ -144,7 +144,14 @@ def test_the_training_is_described_by_its_log(card):
 
 def test_starts_are_listed_and_then_nothing_else_is_told(home, tmp_path):
     run = shutil.copytree(home / "runs/tokenizer", tmp_path / "started")
-    start = {"commit": "abc", "torch": "2", "processor": "that one", "cores": 4, "processes": 2, "device": "cpu"}
+    start = {
+        "commit": "abc",
+        "versions": {"torch": "2"},
+        "processor": "that one",
+        "cores": 4,
+        "processes": 2,
+        "device": "cpu",
+    }
     (run / STARTS).write_text("".join(f"{json.dumps({'step': step, **start})}\n" for step in (0, 20)))
     main([str(run), "--output", str(tmp_path / "out")])
     text = (tmp_path / "out" / "README.md").read_text()

@@ -247,6 +247,21 @@ def test_histories_are_a_line_for_each_seed_in_its_rows_colour(figures):
         plot_histories({}, [], "x.png")
 
 
+def test_curves_have_the_papers_number_in_the_rows_colour_and_dashes_of_the_seed(figures):
+    entries = [{"step": 10, "psnr": 1.0, "usage": 0.5, "share_on_ball": 0.1}, {"step": 30, "psnr": 3.0}]
+    histories = {"vq": {0: entries, 1: entries}, "arc": {1: entries}}
+    plot_histories(histories, ["psnr", "usage", "share_on_ball"], "x.png", {"psnr": {"vq": 26.48, "other": 20.0}})
+    psnr, usage, share = figures[0].axes
+    assert share.get_title() == "share_on_ball" and len(usage.lines) == len(share.lines) == 3
+    number = [line for line in psnr.lines if list(line.get_ydata()) == [26.48, 26.48]]
+    assert len(psnr.lines) == 4 and len(number) == 1 and list(number[0].get_xdata()) == [0, 1]  # the whole width
+    first, second, other = (line for line in psnr.lines if line not in number)
+    assert first.get_color() == second.get_color() == number[0].get_color() != other.get_color()
+    assert first.get_linestyle() != second.get_linestyle() == other.get_linestyle() != number[0].get_linestyle()
+    named = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert named == ["vq", "arc", "seed 0", "seed 1", "the paper's number"]
+
+
 @pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # what libraries say of each other
 def test_a_table_is_a_png(tmp_path):
     plot_table(["vq"], {"psnr": {"vq": [1.0, 2.0]}}, {"psnr": {"vq": 3.0}}, tmp_path / "table.png")
