@@ -160,8 +160,9 @@ def _start(start: Mapping[str, Any]) -> str:
     device = "" if start["device"] == "cpu" else f"{start['device']}, "
     processes = f"{start['processes']} process{'es' if start['processes'] > 1 else ''}"
     code = f"commit {start['commit']}" if start["commit"] else "outside a checkout"
+    torch_version = start["versions"]["torch"]
     return (
-        f"from step {start['step']:,}: {code}, torch {start['versions']['torch']}, {processes}, {device}{start['processor']} with "
+        f"from step {start['step']:,}: {code}, torch {torch_version}, {processes}, {device}{start['processor']} with "
         f"{start['cores']} cores"
     )
 

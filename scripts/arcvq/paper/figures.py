@@ -4,6 +4,7 @@ python scripts/reproduce.py figure_1 runs/mnist-arcvq runs/mnist-vq --data.name 
 python scripts/reproduce.py figure_2 runs/mnist-arcvq runs/mnist-vq --data.name mnist     the codes' norms and use
 python scripts/reproduce.py figure_3 runs/mnist-arcvq runs/mnist-vq --data.name mnist     distances between codes
 python scripts/reproduce.py figure_5 runs/mnist-arcvq runs/mnist-vq --data.name mnist     activation maps
+python scripts/reproduce.py figure_images runs/mnist-arcvq runs/mnist-vq --data.name mnist   images, reconstructions
 python scripts/reproduce.py figures runs/mnist-arcvq runs/mnist-vq --data.name mnist          what can be drawn of them
 
 The images are evenly spaced over the held-out split.
@@ -34,8 +35,9 @@ from arcvq.runs.settings import ARTEFACTS
 from arcvq.sampling.reconstructions import PIXELS_AT_ONCE, round_trip
 from pipelines.figures.activations import plot_activations
 from pipelines.figures.distances import plot_distances
+from pipelines.figures.grids import save_class_samples
 from pipelines.figures.tokenizers import NotDrawable, TokenizerTensors, plot_norms, plot_planes
-from pipelines.metrics import to_uint8
+from pipelines.metrics import psnr, to_uint8
 from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
 from tokenizer.data import DataConfig, evaluation_batches
@@ -48,6 +50,7 @@ FIGURES: dict[str, Callable[[Sequence[TokenizerTensors], Path], dict[str, Any]]]
     "figure_3": plot_distances,
 }
 ACTIVATIONS = "figure_5"
+IMAGES = "figure_images"  # none of the paper's
 DEFAULT_IMAGES = 256
 BATCH = 64
 
@@ -75,12 +78,14 @@ class TokenizerOnImages:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the tokenizers on the images, then draw and write the figures."""
     parser = ScriptParser("Draw the paper's figures of trained tokenizers.", page=HELP)
-    parser.add_argument("figure", choices=[*FIGURES, ACTIVATIONS, "figures"], help="figures: those that can be drawn")
+    parser.add_argument(
+        "figure", choices=[*FIGURES, ACTIVATIONS, IMAGES, "figures"], help="figures: those that can be drawn"
+    )
     parser.add_argument("folders", type=str, nargs="+", help="run folders or tokenizer folders")
     parser.add_argument(
         "--num_images", type=int | None, default=None, help=f"held-out images; None: {DEFAULT_IMAGES}, or all there are"
     )
-    parser.add_argument("--shown", type=int, default=6, help=f"images in {ACTIVATIONS}")
+    parser.add_argument("--shown", type=int, default=6, help=f"images in {ACTIVATIONS} and {IMAGES}")
     parser.add_argument("--output", type=str, default="runs/figures", help="folder of the pictures")
     parser.add_class_arguments(DataConfig, "data")
     config = parser.parse(args)
@@ -118,7 +123,7 @@ def main(args: Sequence[str] | None = None) -> None:
     }
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    for figure in (*FIGURES, ACTIVATIONS) if config.figure == "figures" else (config.figure,):
+    for figure in (*FIGURES, ACTIVATIONS, IMAGES) if config.figure == "figures" else (config.figure,):
         picture = output / f"{figure}.png"
         of_figure = {"figure": figure}
         try:
@@ -126,6 +131,9 @@ def main(args: Sequence[str] | None = None) -> None:
                 of_figure["shown"] = [indices[place] for place in shown]
                 parts = [(name, its.latents, its.reconstructions) for name, its in seen.items()]
                 numbers = plot_activations(originals, parts, picture)
+            elif figure == IMAGES:
+                of_figure["shown"] = [indices[place] for place in shown]
+                numbers = save_images(originals, {name: its.reconstructions for name, its in seen.items()}, picture)
             else:
                 numbers = FIGURES[figure]([its.tensors for its in seen.values()], picture)
         except NotDrawable as error:
@@ -136,6 +144,24 @@ def main(args: Sequence[str] | None = None) -> None:
         content = of_figure | facts | {"numbers": numbers}
         picture.with_suffix(".json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
         print(f"{figure}: {picture}, its numbers: {picture.with_suffix('.json')}")
+
+
+def save_images(originals: Tensor, reconstructions: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Save a PNG with a row of images and a row of reconstructions for each tokenizer.
+
+    Args:
+        originals: uint8 (n, C, H, W).
+        reconstructions: of each tokenizer, uint8 (n, C, H, W).
+        path: path of the PNG.
+
+    Returns:
+        `psnr` of each tokenizer on each image, in dB; None where the two are equal.
+    """
+    rows = {"original": originals, **reconstructions}
+    row_of_image = [row for row, images in enumerate(rows.values()) for _ in images]
+    save_class_samples(torch.cat(list(rows.values())), row_of_image, list(rows), path, per_class=len(originals))
+    measured = {name: psnr(originals, made).tolist() for name, made in reconstructions.items()}
+    return {name: {"psnr": [None if math.isinf(db) else db for db in values]} for name, values in measured.items()}
 
 
 def tokenizer_names(folders: Sequence[str]) -> dict[str, str]:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from images import is_png
 from matplotlib.figure import Figure
+from PIL import Image
 from places import ROOT
 
 from arcvq.faults import forked_process
-from arcvq.paper.figures import main, run_tokenizer, tokenizer_names
+from arcvq.paper.figures import main, run_tokenizer, save_images, tokenizer_names
 from pipelines.figures.tokenizers import NotDrawable
 from tokenizer import VQTokenizer
 
@@ -28,7 +29,7 @@ def test_the_script_draws_every_figure_and_writes_what_is_in_it(tmp_path):
     done = forked_process.run([sys.executable, str(ROOT / "scripts" / "reproduce.py"), *arguments], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     figures = {}
-    for name in ("figure_1", "figure_2", "figure_3", "figure_5"):
+    for name in ("figure_1", "figure_2", "figure_3", "figure_5", "figure_images"):
         assert is_png(tmp_path / "out" / f"{name}.png")
         figures[name] = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert figures[name]["numbers"].keys() == figures[name]["tokenizers"].keys() == {"first", "second"}
@@ -91,11 +92,25 @@ def test_the_script_refuses_by_name_and_all_leaves_out_what_cannot_be(saved, mon
     assert len(figures) == 2 and sorted(file.name for file in (saved / "runs" / "figures").glob("*.json")) == [
         "figure_1.json",
         "figure_5.json",
+        "figure_images.json",
     ]
     with pytest.raises(ValueError, match=r"vae: the images of 'digits' have \(channels, size\) \(3, 32\)"):
         main(["figure_1", "vae", "--data.channels", "3", *few])
     with pytest.raises(ValueError, match="shown"):
         main(["figure_5", "vae", "--num_images", "2", "--shown", "3"])
+
+
+def test_images_stand_above_their_reconstructions_which_are_measured_one_by_one(tmp_path):
+    originals = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    made = {"near": originals ^ 1, "same": originals.clone()}
+    numbers = save_images(originals, made, tmp_path / "grid.png")
+    assert numbers["same"]["psnr"] == [None] * 3
+    np.testing.assert_allclose(numbers["near"]["psnr"], 20 * np.log10(255))
+    pixels = np.asarray(Image.open(tmp_path / "grid.png"))
+    for row, images in enumerate([originals, made["near"], made["same"]]):
+        for column, image in enumerate(images):
+            top, right = row * 65, pixels.shape[1] - (2 - column) * 65
+            np.testing.assert_array_equal(pixels[top : top + 64, right - 64 : right], image.permute(1, 2, 0).numpy())
 
 
 def test_tokenizers_are_called_by_their_runs(tmp_path):
