@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from arcvq.paper.tables import METRICS, Table
+from arcvq.paper.variants import own_options
 from pipelines.figures.tables import plot_histories, plot_table
 
 # Beginning of a metric's name in a result of `arcvq evaluate`; a protocol or extractor may follow.
@@ -61,6 +62,7 @@ def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, 
         seeds = {metric: results.values(name, metric) for metric in names}
         rows[name] = {
             "config": row.config,
+            "options": own_options(row.config),
             "paper": dict(zip(table.metrics, row.paper[data], strict=True)) if data in row.paper else {},
             "ours": {metric: summary(values) for metric, values in seeds.items() if values},
             "all": results.numbers.get(name, {}),
@@ -139,14 +141,14 @@ def markdown(result: dict[str, Any]) -> str:
         f"# {facts['table']}, {facts['data']}: {facts['title']}",
         "",
         f"Budget {facts['budget']}. {training}; seeds {seeds}. Mean of the seeds, ± half of their spread; the paper's "
-        f"number in brackets. `{facts['command']}`, commit {facts['commit']}{measured_at}.",
+        f"number in brackets. {_measured_on(facts)}`{facts['command']}`, commit {facts['commit']}{measured_at}.",
         "",
         f"| | {' | '.join(heads)} |",
         "|---|" + "---|" * len(names),
     ]
     for name, row in result["rows"].items():
         lines.append(f"| {name} (`{row['config']}`) | {' | '.join(_cell(metric, row) for metric in names)} |")
-    lines.append("")
+    lines += ["", *_own_options(result["rows"])]
     for metric, order in result["order"].items():
         if order is not None:
             counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in order.items())
@@ -155,6 +157,23 @@ def markdown(result: dict[str, Any]) -> str:
             lines += [f"{ranked} (open: the seeds overlap, or one is alone).", ""]
     lines += [f"Failed: {failure}" for failure in facts["failures"]]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _measured_on(facts: dict[str, Any]) -> str:
+    """Say which images the rows are measured on, where these are not the test split's."""
+    number = facts.get("hold_out", 0)
+    of = "images held out of the training split, which no row trains on; the test split is not read"
+    return f"Measured on {number:,} {of}. " if number else ""
+
+
+def _own_options(rows: dict[str, Any]) -> list[str]:
+    """List the options of the rows that their configs and the other rows do not have."""
+    listed = [
+        f"`{row['config']}`: {', '.join(f'{name} {value}' for name, value in row['options'].items())}"
+        for row in rows.values()
+        if row.get("options")
+    ]
+    return [f"Options of single rows, which come before those above. {'; '.join(listed)}.", ""] if listed else []
 
 
 def _head(metric: str, name: str) -> str:
