@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from quantizer_cases import NAMES, small_tokenizer, total
+from quantizer_cases import CASES, small_tokenizer, total
 from torch.nn.parallel import DistributedDataParallel
 
 STEPS, BATCH = 22, 12
@@ -37,7 +37,7 @@ def main(folder: Path, rank: int, world: int) -> None:
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     results = {}
-    for name in NAMES:
+    for name in CASES:
         results |= train(name, rank, world)
     torch.save(results, folder / f"{world}-{rank}.pt")
     if world > 1:

@@ -6,6 +6,16 @@ from tokenizer import VQTokenizer
 from tokenizer.quantizers import QUANTIZERS, make_quantizer
 
 NAMES = sorted(QUANTIZERS)
+# Options that change what a step does, as quantizers of their own: name and options.
+COMBINATIONS = {
+    "arc_rotation": ("arc", {"estimator": "rotation"}),
+    "arc_averages": ("arc", {"table": "moving_average"}),
+    "arc_kmeans": ("arc", {"init": "kmeans"}),
+    "arc_revival": ("arc", {"revive_below": 0.5}),
+    "arc_all": ("arc", {"estimator": "rotation", "table": "moving_average", "init": "kmeans", "revive_below": 0.5}),
+    "arc_vae_all": ("arc_vae", {"init": "kmeans", "revive_below": 0.5}),
+}
+CASES = [*NAMES, *COMBINATIONS]
 # What a quantizer needs beside its sizes, to be small.
 OPTIONS = {"hvq": {"hidden_channels": 8}, "lc": {"feature_dim": 10}}
 # Options of the network: hvq halves the latents itself, so its network has one strided layer less.
@@ -14,16 +24,23 @@ NETWORKS = {"hvq": {"strided_layers": 1}}
 REFUSED = {("hyperspherical_vae", "one dimension"): "set model.codebook_dim to 2 or more"}
 
 
+def named(name):
+    """The quantizer's name, and its options."""
+    return COMBINATIONS.get(name, (name, OPTIONS.get(name, {})))
+
+
 def small_quantizer(name, codes=12, dim=6, seed=0):
     torch.manual_seed(seed)
-    return make_quantizer(name, codes, dim, OPTIONS.get(name, {}))
+    quantizer, options = named(name)
+    return make_quantizer(quantizer, codes, dim, options)
 
 
 def small_tokenizer(name, seed=0, **sizes):
     torch.manual_seed(seed)
     sizes = {"in_channels": 1, "image_size": 16, "codebook_size": 12, "codebook_dim": 6, "hidden_channels": 8} | sizes
-    options = {"residual_channels": 4} | NETWORKS.get(name, {})
-    return VQTokenizer(quantizer=name, network_options=options, quantizer_options=OPTIONS.get(name, {}), **sizes)
+    network = {"residual_channels": 4} | NETWORKS.get(name, {})
+    quantizer, options = named(name)
+    return VQTokenizer(quantizer=quantizer, network_options=network, quantizer_options=options, **sizes)
 
 
 def total(quantizer, losses):

@@ -23,7 +23,7 @@ from tokenizer.codebook_reduction import reduced_codebook
 from tokenizer.losses.lpips import WeightFiles
 from tokenizer.quantizers import make_quantizer
 
-REDUCED = ("arc", "cosine", "fc", "ibq", "lc", "simvq", "sq", "vaevq", "vq")
+REDUCED = ("arc", "arc_vae", "cosine", "fc", "ibq", "lc", "simvq", "sq", "vaevq", "vq")
 
 
 def make(quantizer, codes=24, dim=3):

@@ -58,8 +58,10 @@ def load_splits(config: DataConfig) -> DataSplits:
 
     The held-out split is `config.test_split`, else test, else validation, evaluation or dev (see `split_names`). If a
     data set has none, every tenth image of `epoch_order(n, 0, 0)` is held out of the train split, the same ones in
-    every run; streamed data sets then have no held-out split. Size and channels not set in the config are those of the
-    train split; classes are those of both splits. A data set without labels has one class, "image".
+    every run; streamed data sets then have no held-out split. With `config.hold_out`, that many images, the first ones
+    of the same order, are held out of the train split, and no other split is read. Size and channels not set in the
+    config are those of the train split; classes are those of both splits. A data set without labels has one class,
+    "image".
 
     Raises:
         DataError: the data set, a split or a column is missing or ambiguous, an image belongs to no split or class, or
@@ -74,6 +76,11 @@ def load_splits(config: DataConfig) -> DataSplits:
     notes, without = list(source.notes), None
     if source.held_out is not None:
         held_out_rows = np.arange(len(source.held_out.rows))
+    elif config.hold_out:
+        config.check_hold_out(number)
+        held_out_rows = np.sort(epoch_order(number, 0, 0).numpy()[: config.hold_out])
+        rows = np.delete(rows, held_out_rows)
+        notes += [f"held out: {config.hold_out} of the {number} images of split train"]
     else:
         held_out_rows = np.sort(epoch_order(number, 0, 0).numpy()[9::10])
         rows = np.delete(rows, held_out_rows)

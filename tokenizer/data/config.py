@@ -38,6 +38,8 @@ class DataConfig:
             next usable one of the data set and its label, and counted.
         test_split: name of the held-out split; validation, valid and val are one name. None: test, else validation,
             else evaluation, else dev.
+        hold_out: number of images of the train split that are held out in place of another split, which then is not
+            read: the same ones, drawn at random, in every run. 0: the held-out split is one of the data set's own.
     """
 
     name: str = "digits"
@@ -55,6 +57,7 @@ class DataConfig:
     shuffle_buffer: int = 10_000
     on_bad_image: Literal["error", "skip"] = "error"
     test_split: str | None = None
+    hold_out: int = 0
 
     def check(self) -> None:
         """Raise DataError for a value out of its range."""
@@ -67,6 +70,7 @@ class DataConfig:
             (self.crop in ("center", "random"), "crop", "center or random"),
             (self.shuffle_buffer >= 1, "shuffle_buffer", "1 (only blocks are shuffled) or more"),
             (self.on_bad_image in ("error", "skip"), "on_bad_image", "error or skip"),
+            (self.hold_out >= 0, "hold_out", "0 (a split of the data set's own) or more"),
             (self.label_values in (None, "ids", "distinct"), "label_values", "ids or distinct"),
             (split_name(self.test_split or "") != "train", "test_split", "a split that is not trained on"),
         ]
@@ -79,8 +83,20 @@ class DataConfig:
         if self.resize_to is not None and self.resize_to != 0 and self.resize_to < self.image_size:
             problem = f"data.resize_to is {self.resize_to}, less than data.image_size {self.image_size}"
             raise DataError(f"{problem}; set it to that or more, or to 0 (no resizing)")
+        if self.hold_out and self.test_split is not None:
+            problem = f"data.hold_out is {self.hold_out} and data.test_split is {self.test_split!r}"
+            raise DataError(f"{problem}: one names training images, the other a split; leave one of them out")
+        if self.hold_out and self.streaming:
+            problem = f"data.hold_out is {self.hold_out}, but shards that are streamed are held out as a whole"
+            raise DataError(f"{problem}; set it to 0, or data.streaming to false")
         if "://" in self.name and not self.streaming:
             raise DataError(f"data.name is the address {self.name!r}; set data.streaming to true to read shards there")
+
+    def check_hold_out(self, number: int) -> None:
+        """Raise DataError if `hold_out` leaves none of a train split's `number` images to train on."""
+        if self.hold_out >= number:
+            problem = f"data.hold_out is {self.hold_out}, and data set {self.name!r} has {number} training images"
+            raise DataError(f"{problem}; set it to fewer")
 
     def framing(self, image_size: int, split: str) -> Framing:
         """Return the framing of a split's images; only the train split is framed at random."""

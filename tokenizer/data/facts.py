@@ -103,10 +103,13 @@ def dataset_info(data: DataConfig) -> DatasetInfo:
         raise DataError(f"the images of {data.name!r} are of many sizes; set data.image_size to the side to use")
     if (channels := data.channels or known.channels) is None:
         raise DataError(f"whether the images of {data.name!r} are grey is not known here; set data.channels to 1 or 3")
-    facts = (data.framing(image_size, "train"), known.num_images, known.num_classes, known.encoded_bytes)
+    data.check_hold_out(known.num_images)
+    number = known.num_images - data.hold_out
+    encoded_bytes = known.encoded_bytes * number // known.num_images
+    facts = (data.framing(image_size, "train"), number, known.num_classes, encoded_bytes)
     classes = f"{known.num_classes} classes" if known.num_classes > 1 else "no classes"
     size = f"{channels} x {image_size} x {image_size}"
-    line = f"data: {known.num_images} train, {classes}, {size}; as published, not looked at"
+    line = f"data: {number} train, {classes}, {size}; as published, not looked at"
     return DatasetInfo(data.name, channels, *facts, measured=False, line=line)
 
 

@@ -52,7 +52,7 @@ class Source:
 
     Attributes:
         train: the train split.
-        held_out: the held-out split; None if the data set has none.
+        held_out: the held-out split; None if the data set has none, or training images are to be held out.
         left_out: unused files and splits.
         notes: further remarks for the user.
     """
@@ -156,11 +156,11 @@ def _of_tables(tables: Mapping[str, datasets.Dataset], config: DataConfig) -> So
 
 
 def _chosen(splits: Collection[str], config: DataConfig) -> str | None:
-    """Choose the held-out split; raise DataError if the data set has no train split."""
+    """Choose the held-out split, None with `hold_out`; raise DataError if the data set has no train split."""
     owner = f"data set {config.name!r}"
     if "train" not in splits:
         raise DataError(f"{owner} has no train split, only {', '.join(splits)}; rename one to train")
-    return held_out_split(splits, config.test_split, owner)
+    return None if config.hold_out else held_out_split(splits, config.test_split, owner)
 
 
 def _what_else(listing: FoundFiles) -> str:

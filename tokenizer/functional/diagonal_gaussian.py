@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tokenizer.functional.noise import ImageNoise
+
 
 class DiagonalGaussian:
     """N(mean, std^2) for each value of the latents, independent of each other.
@@ -22,6 +24,10 @@ class DiagonalGaussian:
         self.logvar = logvar.clamp(-30.0, 20.0)
         self.std = torch.exp(0.5 * self.logvar)
         self.var = torch.exp(self.logvar)
+
+    def sample(self, noise: ImageNoise) -> Tensor:
+        """Draw a sample, (B, D, h, w), with a gradient to mean and deviation."""
+        return self.mean + self.std * noise.normal(self.mean)
 
     def kl(self) -> Tensor:
         """Return the Kullback-Leibler divergence from N(0, 1), summed over each image: (B,)."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from tokenizer.option_checks import check_options, options_of
 from tokenizer.quantizers.arc import ArcQuantizer
+from tokenizer.quantizers.arc_vae import ArcVAEQuantizer
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput
 from tokenizer.quantizers.cosine import CosineQuantizer
 from tokenizer.quantizers.cvq import CVQQuantizer
@@ -23,6 +24,7 @@ from tokenizer.quantizers.vq import VQQuantizer
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "arc": ArcQuantizer,
+    "arc_vae": ArcVAEQuantizer,
     "cosine": CosineQuantizer,
     "cvq": CVQQuantizer,
     "ema": EMAQuantizer,

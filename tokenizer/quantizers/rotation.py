@@ -23,8 +23,12 @@ class RotationQuantizer(VQQuantizer):
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
         output = super().quantize(encoder_output)
-        rows = output.quantized.detach()
-        return replace(output, quantized=straight_through(rows, rotated(encoder_output, rows)))
+        return replace(output, quantized=rotated_through(encoder_output, output.quantized.detach()))
+
+
+def rotated_through(latents: Tensor, rows: Tensor) -> Tensor:
+    """Return the rows exactly, with a gradient to the latents through the map of `rotated`; both (B, D, h, w)."""
+    return straight_through(rows, rotated(latents, rows))
 
 
 def rotated(latents: Tensor, rows: Tensor) -> Tensor:

@@ -43,9 +43,7 @@ class VAEQuantizer(ContinuousQuantizer):
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
         posterior = DiagonalGaussian(encoder_output)
-        quantized = posterior.mean
-        if self.training:
-            quantized = quantized + posterior.std * self.noise(encoder_output).normal(quantized)
+        quantized = posterior.sample(self.noise(encoder_output)) if self.training else posterior.mean
         return QuantizerOutput(quantized, losses={"kl": posterior.kl().mean()})
 
     def loss_weights(self) -> dict[str, float | Tensor]:

@@ -73,21 +73,29 @@ class VAEVQQuantizer(ProjectedQuantizer):
         tokens = tokens_of(posterior.mean)
         codes = self.assign(tokens.detach(), codebook.detach())  # (N,)
         rows = maps_of(embedding(codes, codebook), encoder_output)
-        errors = (rows - posterior.mean) / posterior.std
-        losses = {"coherence": errors.square().mean() / 2}
+        quantized, coherence = coherent(posterior, rows)
+        losses = {"coherence": coherence}
         if self.objective == "paper":
             losses |= {"kl": posterior.kl().mean(), "consistency": consistency(codebook)}
-        target = posterior.mean + posterior.std * errors.detach() + rows
-        sampled = None
-        if self.training:
-            sampled = posterior.mean + posterior.std * self.noise(encoder_output).normal(posterior.mean)
-        quantized, codes = straight_through(rows, target), grid_of(codes, encoder_output)
+        sampled = posterior.sample(self.noise(encoder_output)) if self.training else None
+        codes = grid_of(codes, encoder_output)
         return QuantizerOutput(quantized, codes, losses, self.counts_of(codes), sampled)
 
     def loss_weights(self) -> dict[str, float | Tensor]:
         """Return 1 for coherence and, with the objective `paper`, the other two weights."""
         others = {"kl": self.kl_weight, "consistency": self.consistency_weight}
         return {"coherence": 1.0} | (others if self.objective == "paper" else {})
+
+
+def coherent(posterior: DiagonalGaussian, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise a posterior to rows (B, D, h, w): the rows with their gradient, and the coherence loss, a scalar.
+
+    With eps = (rows - mean) / sigma, the rows get the gradient of mean + sigma sg(eps) + rows, and the loss is the mean
+    of eps^2 / 2 over all values.
+    """
+    errors = (rows - posterior.mean) / posterior.std
+    target = posterior.mean + posterior.std * errors.detach() + rows
+    return straight_through(rows, target), errors.square().mean() / 2
 
 
 def consistency(codebook: Tensor) -> Tensor:

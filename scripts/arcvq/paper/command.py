@@ -48,6 +48,7 @@ from arcvq.paper.rows import (
     training_facts,
 )
 from arcvq.paper.tables import TABLES, Table
+from arcvq.training import tokenizer as train_tokenizer
 from pipelines.metrics.protocols import PROTOCOLS
 from tokenizer.losses.lpips import WeightFiles
 
@@ -56,6 +57,7 @@ HELP = HelpPage(
         *(
             "data",
             "images",
+            "hold_out",
             "budget",
             "prior_budget",
             "seeds",
@@ -87,6 +89,8 @@ def make_parser() -> ScriptParser:
     parser.add_argument("table", choices=list(TABLES), help="those without a number are this project's own")
     parser.add_argument("--data", choices=["mnist", "cifar10", "ffhq", "imagenet"], default="mnist", help="data set")
     parser.add_argument("--images", type=str | None, default=None, help="a local copy of the data set; None: the Hub's")
+    held_out = "training images that all rows are measured on, instead of the test split; 0: the test split"
+    parser.add_argument("--hold_out", type=int, default=0, help=held_out)
     budget = "20m: a time for all trainings together; 5epochs or 1200steps: of each; full: the paper's"
     parser.add_argument("--budget", type=str, default="20m", help=budget)
     parser.add_argument("--prior_budget", type=str, default="2000steps", help="steps of each prior, in table_13")
@@ -120,6 +124,8 @@ def main(args: Sequence[str] | None = None) -> None:
     # Without cpu=True accelerate takes each of several processes without a GPU for the only one.
     PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     table, budget = select_rows(config), parse_budget(config)
+    on = f"-hold_out{config.hold_out}" if config.hold_out else ""
+    bench = Path(config.output_dir, f"{config.data}-{budget.text}{on}")
     given = find_given(config.runs or {}, [row.config for row in table.rows.values()], config.seeds)
     bench = Path(config.output_dir, f"{config.data}-{budget.text}")
     configs = sorted({row.config for row in TABLES[config.table].rows.values()})
@@ -137,7 +143,7 @@ def main(args: Sequence[str] | None = None) -> None:
         tokenizers = len({row.config for row in table.rows.values()}) * len(config.seeds)
         print(f"{tokenizers} tokenizers, {each}: {bench}")
     results, failures, commits = ResultTable(list(table.rows), config.seeds), [], set()
-    stem = Path(config.output or bench, f"{config.table}-{config.data}")
+    stem = Path(config.output or bench, f"{config.table}-{config.data}{on}")
     runs = {
         (name, seed): RowRuns(config, budget, steps, bench, row, seed, given.get((row.config, seed)))
         for seed in config.seeds
@@ -168,6 +174,7 @@ def main(args: Sequence[str] | None = None) -> None:
             "table": config.table,
             "title": table.title,
             "data": config.data,
+            "hold_out": config.hold_out,
             "budget": budget.text,
             "steps": steps,
             "training": training_facts(config, budget, steps),
@@ -190,6 +197,10 @@ def parse_budget(config: Namespace) -> Budget:
         raise ValueError(f"mixed_precision is that of the configs of {config.data}; leave it out")
     if prior.steps is None and not prior.is_full:
         raise ValueError(f"prior_budget is a number of steps, as 2000steps, or full, got {prior.text!r}")
+    if config.hold_out:
+        parser = train_tokenizer.make_parser()
+        for name in {row.config for row in TABLES[config.table].rows.values()}:
+            parser.parse(tokenizer_arguments(config, budget, name)).data.check()
     if config.parallel < 1:
         raise ValueError(f"parallel must be at least 1, got {config.parallel}")
     if config.parallel > 1 and PartialState().num_processes > 1:

@@ -22,7 +22,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"# {facts['table']}, {facts['data']}: {facts['title']}",
         "",
         f"Budget {facts['budget']}. {training}; seeds {seeds}. Mean of the seeds, ± half of their spread; the paper's "
-        f"number in brackets. `{facts['command']}`, commit {facts['commit']}{measured_at}.",
+        f"number in brackets. {_measured_on(facts)}`{facts['command']}`, commit {facts['commit']}{measured_at}.",
         "",
         f"| | {' | '.join(heads)} |",
         "|---|" + "---|" * len(names),
@@ -30,7 +30,7 @@ def markdown(result: dict[str, Any]) -> str:
     for name, row in result["rows"].items():
         state = "" if row["state"] == FINISHED else f", {row['state']}"
         lines.append(f"| {name} (`{row['config']}`){state} | {' | '.join(_cell(metric, row) for metric in names)} |")
-    lines += ["", *_trainings(result["rows"])]
+    lines += ["", *_own_options(result["rows"]), *_trainings(result["rows"])]
     for metric, order in result["order"].items():
         if order is not None:
             counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in order.items())
@@ -39,6 +39,23 @@ def markdown(result: dict[str, Any]) -> str:
             lines += [f"{ranked} (open: the seeds overlap, or one is alone).", ""]
     lines += [f"Failed: {failure}" for failure in facts["failures"]]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _measured_on(facts: dict[str, Any]) -> str:
+    """Say which images the rows are measured on, where these are not the test split's."""
+    number = facts.get("hold_out", 0)
+    of = "images held out of the training split, which no row trains on; the test split is not read"
+    return f"Measured on {number:,} {of}. " if number else ""
+
+
+def _own_options(rows: dict[str, Any]) -> list[str]:
+    """List the options of the rows that their configs and the other rows do not have."""
+    listed = [
+        f"`{row['config']}`: {', '.join(f'{name} {value}' for name, value in row['options'].items())}"
+        for row in rows.values()
+        if row.get("options")
+    ]
+    return [f"Options of single rows, which come before those above. {'; '.join(listed)}.", ""] if listed else []
 
 
 def _head(metric: str, name: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from arcvq.paper.result_markdown import markdown
 from arcvq.paper.tables import METRICS, Table
 from arcvq.paper.training_cost import FINISHED, TrainingCost
+from arcvq.paper.variants import own_options
 from pipelines.figures.tables import plot_histories, plot_table
 
 # Metrics over the steps, by their names in a history.
@@ -95,6 +96,7 @@ def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, 
         seeds = {metric: results.values(name, metric) for metric in names}
         rows[name] = {
             "config": row.config,
+            "options": own_options(row.config),
             "paper": dict(zip(table.metrics, row.paper[data], strict=True)) if data in row.paper else {},
             "ours": {metric: summary(values) for metric, values in seeds.items() if values},
             "all": results.numbers.get(name, {}),

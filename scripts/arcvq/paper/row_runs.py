@@ -17,6 +17,7 @@ from arcvq.paper.rows import (
     RowNumbers,
     as_arguments,
     config_file,
+    data_options,
     ensure_measured,
     history,
     prior_options,
@@ -94,7 +95,7 @@ class RowRuns:
         options = prior_options(config, prior) | run_options(self.bench, name, self.seed)
         options |= {"tokenizer": self.tokenizer_used}
         options |= {} if steps is None else save_intervals(steps)
-        options |= {} if config.images is None else {"data.name": config.images}
+        options |= data_options(config)
         arguments = [f"--config={config_file(config.data, prior)}", *as_arguments(options)]
         script = {"ldm": train_ldm, "pixelcnn": train_pixelcnn}[prior]
         return Training(script, f"train-{prior}", arguments, self.bench / name, "pipeline")

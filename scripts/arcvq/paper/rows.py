@@ -12,8 +12,9 @@ from jsonargparse import Namespace
 from arcvq.cli.configs import CONFIGS
 from arcvq.evaluation import command as evaluate
 from arcvq.paper.budget import Budget
-from arcvq.paper.tables import VARIANTS, Row
+from arcvq.paper.tables import Row
 from arcvq.paper.training_cost import TrainingCost
+from arcvq.paper.variants import VARIANTS, own_options
 from arcvq.training import tokenizer as train_tokenizer
 from pipelines.figures.grids import read_metrics
 from tokenizer.losses.lpips import PerceptualNet
@@ -97,13 +98,16 @@ def prior_options(config: Namespace, prior: str) -> dict[str, Any]:
 def tokenizer_arguments(config: Namespace, budget: Budget, name: str) -> list[str]:
     """Return the command line of a tokenizer's training without its length, seed and run folder."""
     options = dict(common_options(config, budget))
-    if name in VARIANTS:
-        options["model.quantizer_options"] = VARIANTS[name].quantizer_options
-    if config.images is not None:
-        options["data.name"] = config.images
+    options |= data_options(config) | own_options(name)
     options |= {f"weights.{weights}": file for weights, file in asdict(config.weights).items() if file is not None}
     options.pop("weights.inception", None)
     return [f"--config={config_file(config.data, name)}", *as_arguments(options)]
+
+
+def data_options(config: Namespace) -> dict[str, Any]:
+    """Return the options of all trainings and measurements that say which images they take."""
+    options = {} if config.images is None else {"data.name": config.images}
+    return options | ({"data.hold_out": config.hold_out} if config.hold_out else {})
 
 
 def as_arguments(options: dict[str, Any]) -> list[str]:
@@ -132,7 +136,7 @@ def ensure_measured(config: Namespace, row: Row, run: Path) -> RowNumbers:
     task = task_of(row)
     images = train_tokenizer.make_parser().parse([f"--config={config_file(config.data, row.config)}"]).data
     options = {f"data.{name}": value for name, value in asdict(images).items() if value is not None}
-    options |= {} if config.images is None else {"data.name": config.images}
+    options |= data_options(config)
     arguments = [*as_arguments(options), *measure_arguments(config, task)]
     if row.prior == "ldm" and config.measure.num_inference_steps is not None:
         arguments.append(f"--sampling.num_inference_steps={config.measure.num_inference_steps}")

@@ -6,7 +6,6 @@ metrics; None where the paper has none.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 Numbers = Sequence[float | None]
 
@@ -26,43 +25,11 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A config with other quantizer options than its file has.
-
-    Attributes:
-        config: name of the file.
-        quantizer_options: model.quantizer_options of the training.
-    """
-
-    config: str
-    quantizer_options: dict[str, Any]
-
-
-VARIANTS = {
-    # Unit initialisation, cosine look-up and the growing ball, without the arc loss. Table 6 calls this row BBNR; the
-    # paper does not say whether it looks up by cosine.
-    "arcvq_ball": Variant("arcvq", {"arc_initial": 0.0}),
-    "arcvq_loss": Variant("arcvq", {"ball": "none"}),
-    "arcvq_fixed": Variant("arcvq", {"ball": "fixed"}),  # radius 1 in every step
-    "arcvq_top1": Variant("arcvq", {"top_k": 1}),  # positives of each code
-    "arcvq_top8": Variant("arcvq", {"top_k": 8}),
-    "arcvq_margin0.5": Variant("arcvq", {"margin": 0.5}),
-    "arcvq_margin1.0": Variant("arcvq", {"margin": 1.0}),
-    "arcvq_scale5": Variant("arcvq", {"scale": 5.0}),
-    "arcvq_scale20": Variant("arcvq", {"scale": 20.0}),
-    # Another initial codebook: uniform is VQ-VAE's U(-1/K, 1/K), unit is ArcVQ's directions of length 1.
-    "arcvq_uniform": Variant("arcvq", {"init": "uniform"}),
-    "cosine_unit": Variant("cosine", {"init": "unit"}),  # ArcVQ without ball and arc loss
-    "vq_unit": Variant("vq", {"init": "unit"}),
-}
-
-
-@dataclass(frozen=True)
 class Row:
     """A row of a table.
 
     Attributes:
-        config: name of the tokenizer, a config of the data set or one of VARIANTS; its runs and results bear it.
+        config: name of the tokenizer, a config of the data set or one of `variants`; its runs and results bear it.
         paper: the paper's numbers by data set; no entry for a data set that the paper does not have in this row.
         prior: ldm or pixelcnn, trained on the tokenizer; None measures the tokenizer itself.
         codes: size to which k-means reduces the codebook before the measurement; None keeps it.
@@ -258,6 +225,21 @@ TABLES = {
             "cosine, uniform, ball, arc loss": Row("arcvq_uniform"),
         },
     ),
+    "plus": Table(
+        "what is added to ArcVQ-VAE at the same network and K, one part at a time; no table of the paper",
+        _RECONSTRUCTION,
+        {
+            "ArcVQ-VAE": Row("arcvq_constant"),
+            "+ falling rate": Row("arcvq_cooldown"),
+            "+ averaged weights": Row("arcvq_averaged"),
+            "+ k-means of the first batch": Row("arcvq_kmeans"),
+            "+ moving-average table": Row("arcvq_moving_average"),
+            "+ rotation trick": Row("arcvq_rotation"),
+            "+ variational latents": Row("arc_vae_constant"),
+            "+ revival of unused codes": Row("arcvq_revival"),
+            "CVQ-VAE": Row("cvq_constant"),
+        },
+    ),
     "downstream": Table(
         "what the arc loss, and with it the usage, buys a prior; no table of the paper",
         ("fid",),
@@ -286,6 +268,7 @@ TABLES = {
             "IBQ": Row("ibq"),
             "VAEVQ": Row("vaevq"),
             "ArcVQ-VAE": Row("arcvq"),
+            "ArcVQ-VAE, variational latents": Row("arc_vae"),
         },
     ),
 }

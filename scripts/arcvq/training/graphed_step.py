@@ -75,4 +75,6 @@ def graph_hindrance(run: Run, tokenizer: VQTokenizer, is_adversarial: bool) -> s
         return f"quantizer {name!r} draws random numbers in a step; those without are {', '.join(QUANTIZERS)}"
     if getattr(tokenizer.bottleneck, "revive_below", 0):
         return "model.quantizer_options.revive_below draws random tokens"
+    if getattr(tokenizer.bottleneck, "first_batch", False):
+        return "model.quantizer_options.init kmeans draws random tokens"
     return None

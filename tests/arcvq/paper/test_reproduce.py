@@ -7,6 +7,7 @@ import pytest
 from images import write_mnist_size
 from places import GOLDEN
 
+from arcvq.evaluation import command as evaluate
 from arcvq.faults import forked_process
 from arcvq.paper import budget as budgets
 from arcvq.paper import command as reproduce
@@ -16,7 +17,8 @@ from arcvq.paper.budget import Budget, steps_of
 from arcvq.paper.result_table import ResultTable, in_order, markdown, summary, write_table
 from arcvq.paper.row_runs import RowRuns
 from arcvq.paper.rows import RowNumbers, config_file, tokenizer_arguments
-from arcvq.paper.tables import METRICS, TABLES, VARIANTS, Row, Table
+from arcvq.paper.tables import METRICS, TABLES, Row, Table
+from arcvq.paper.variants import VARIANTS
 from arcvq.runs.settings import check_settings
 from arcvq.training import tokenizer as train_tokenizer
 from tokenizer.quantizers import make_quantizer
@@ -75,18 +77,63 @@ def test_every_row_has_a_config_where_the_paper_has_a_number():
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_is_its_config_with_its_own_quantizer_options_and_nothing_else(name, data):
+def test_a_variant_is_its_config_with_its_own_options_and_nothing_else(name, data):
     parser, budget = train_tokenizer.make_parser(), Budget.parse("1step")
     table = reproduce.make_parser().parse(["table_1", "--data", data])
     base = parser.settings(parser.parse(tokenizer_arguments(table, budget, VARIANTS[name].config)))
     variant = parser.settings(parser.parse(tokenizer_arguments(table, budget, name)))
-    options = variant["model"].pop("quantizer_options")
+    options = variant["model"].pop("quantizer_options", {})
+    own = VARIANTS[name].options
+    for section, option in (key.split(".") for key in own if "." in key):
+        assert variant[section].pop(option) == own[f"{section}.{option}"]
+        base[section].pop(option)
+    for option in (key for key in own if "." not in key):
+        assert variant.pop(option) == own[option] != base.pop(option, None)
     assert variant == base  # the files of these configs set no quantizer options
     assert options == VARIANTS[name].quantizer_options
     changed = make_quantizer(base["model"]["quantizer"], 512, 64, options)
     default = make_quantizer(base["model"]["quantizer"], 512, 64, {})
-    if "init" not in options:
-        assert all(getattr(changed, option) != getattr(default, option) for option in options)
+    assert all(
+        getattr(changed, option) != getattr(default, option) for option in options if option not in ("init", "table")
+    )
+
+
+def test_the_option_of_a_row_comes_before_that_of_all_rows():
+    parser, budget = train_tokenizer.make_parser(), Budget.parse("1step")
+    table = reproduce.make_parser().parse(["plus", "--data", "mnist"])
+    rows = {name: row.config for name, row in TABLES["plus"].rows.items()}
+    found = {name: parser.parse(tokenizer_arguments(table, budget, config)) for name, config in rows.items()}
+    assert table_rows.common_options(table, budget)["optim.schedule"] == "cooldown"
+    falling = found.pop("+ falling rate")
+    assert falling.optim.schedule == "cooldown" and {of.optim.schedule for of in found.values()} == {"constant"}
+    assert found["+ averaged weights"].ema_decay == 0.999
+    assert {of.optim.lr for of in found.values()} == {falling.optim.lr} == {1e-3}
+
+
+def test_rows_are_trained_and_measured_with_the_same_images_held_out_and_apart_from_other_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    called = made_up_trainings(monkeypatch, "none-")
+    reproduce.main(["plus", "--data", "mnist", "--budget", "1step", "--hold_out", "70", "--rows", "[arcvq_rotation]"])
+    assert len(called) == 4
+    stem = Path("runs/reproduce/mnist-1step-hold_out70/plus-mnist-hold_out70")
+    found = json.loads(stem.with_suffix(".json").read_text())
+    assert found["protocol"]["hold_out"] == 70
+    row = found["rows"]["+ rotation trick"]
+    assert row["options"] == {"optim.schedule": "constant", "model.quantizer_options": {"estimator": "rotation"}}
+    text = stem.with_suffix(".md").read_text()
+    assert "Measured on 70 images held out of the training split" in text
+    assert "`arcvq_rotation`: optim.schedule constant, model.quantizer_options {'estimator': 'rotation'}" in text
+
+
+def test_the_held_out_images_reach_tokenizer_prior_and_measurement(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(table_rows, "evaluate", SimpleNamespace(make_parser=evaluate.make_parser, main=asked.append))
+    config = reproduce.make_parser().parse(["table_13", "--data", "mnist", "--hold_out", "70"])
+    runs = RowRuns(config, Budget.parse("1step"), 1, tmp_path, TABLES["table_13"].rows["PixelCNN, ArcVQ-VAE"], 3)
+    with pytest.raises(FileNotFoundError):  # nothing is measured
+        table_rows.ensure_measured(config, Row("arcvq"), tmp_path)
+    for arguments in (runs.tokenizer.arguments, runs.prior.arguments, asked[0]):
+        assert [word for word in arguments if "hold_out" in word] == ["--data.hold_out=70"]
 
 
 def test_a_variants_run_bears_the_variants_name(tmp_path):
@@ -389,6 +436,8 @@ def test_a_files_place_is_not_the_trainings(tmp_path):
         (["table_1", "--seeds", "[1, 1]"], "seeds are different numbers"),
         (["table_1", "--budget", "soon"], "got 'soon'"),
         (["table_13", "--budget", "1step", "--prior_budget", "20m"], "prior_budget is a number of steps"),
+        (["table_1", "--budget", "1step", "--hold_out", "-1"], "data.hold_out is -1"),
+        (["table_2", "--data", "imagenet", "--budget", "full", "--hold_out", "5"], "data.test_split is 'validation'"),
         (["table_1", "--budget", "1step", "--parallel", "0"], "parallel must be at least 1, got 0"),
         (["table_1", "--parallel", "4"], "one training after the other; with --parallel 4 take --budget 5epochs"),
         (["table_2", "--data", "imagenet", "--budget", "full", "--mixed_precision", "fp16"], "that of the configs of"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from quantizer_cases import small_tokenizer
+from quantizer_cases import CASES, small_tokenizer
 from torch import nn
 
 from arcvq.runs.ema import Average
@@ -12,7 +12,6 @@ from arcvq.runs.run import Run
 from arcvq.training.adversary import AdversarialConfig, Adversary
 from arcvq.training.tokenizer_step import TokenizerUpdate
 from tokenizer import VQTokenizer
-from tokenizer.quantizers import QUANTIZERS
 
 SCALE = 1024.0
 clipping = pytest.mark.parametrize("max_grad_norm", [None, 0.01])
@@ -110,7 +109,7 @@ def optimizer_state(run):
     return [value.clone() for state in run.main.optimizer.state.values() for value in state.values()]
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", CASES)
 def test_a_skipped_step_leaves_every_quantizer_as_it_is(start, name):
     """Whatever it learns beside the optimiser: tables that are means, counters, dead codes."""
     run = start(False)
@@ -128,8 +127,20 @@ def test_a_skipped_step_leaves_every_quantizer_as_it_is(start, name):
     assert all(value.isfinite().all() for value in state(run).values())
 
 
+def test_a_table_that_the_first_update_makes_is_made_by_the_first_that_is_not_skipped(start):
+    run = start(False)
+    torch.manual_seed(0)
+    run.model = small_tokenizer("arc_kmeans")
+    run.main, run.average = run.add_module(run.model, "model"), Average(run.model, 0.9)
+    table = run.model.codebook.detach().clone()
+    assert not update(run, squared(float("nan")))[0].updated and torch.equal(run.model.codebook, table)
+    assert update(run, squared())[0].updated
+    assert ((run.model.codebook - table).norm(dim=1) > 0.1).all()  # farther than a step of the optimiser goes
+    assert (run.model.codebook.norm(dim=1) < 0.9).all()  # where the tokens are, far inside the ball
+
+
 def test_nan_in_the_latents_reaches_neither_weights_nor_tables(start):
-    for name in QUANTIZERS:
+    for name in CASES:
         run = start(False)
         torch.manual_seed(0)
         run.model = small_tokenizer(name)

@@ -65,6 +65,7 @@ def test_a_captured_training_is_the_same(tmp_path, monkeypatch, name):
         ({"is_adversarial": True}, "discriminator"),
         ({"quantizer": "vae"}, "'vae'"),
         ({"quantizer": "ema", "quantizer_options": {"revive_below": 0.1}}, "revive_below"),
+        ({"quantizer": "arc", "quantizer_options": {"init": "kmeans"}}, "init kmeans"),
         ({"network": "vqgan", "network_options": {"channel_multipliers": (1, 2)}}, "'vqgan'"),
         ({}, None),
     ],

@@ -138,6 +138,25 @@ def test_folder_of_class_folders_holds_out_every_tenth_image(tmp_path):
             assert item["labels"] == ["cat", "dog"].index(names[row][:3])
 
 
+def test_training_images_are_held_out_in_place_of_the_test_split(tmp_path):
+    images = write(
+        tmp_path, [f"{part}/{animal}/{i}.png" for part in ("train", "test") for animal in "ab" for i in "0123"]
+    )
+    train, held_out = load(tmp_path, hold_out=3), load(tmp_path, "test", hold_out=3)
+    names = sorted(name for name in images if name.startswith("train"))
+    chosen = sorted(epoch_order(8, 0, 0)[:3].tolist())
+    for split, rows in ((train, [row for row in range(8) if row not in chosen]), (held_out, chosen)):
+        assert split.labels.tolist() == [row // 4 for row in rows]
+        for item, row in zip(split, rows, strict=True):
+            assert np.array_equal(pixels(item), np.asarray(images[names[row]]))
+
+
+def test_as_many_images_as_there_are_cannot_be_held_out(tmp_path):
+    write(tmp_path, [f"{i}.png" for i in range(4)])
+    assert len(load(tmp_path, hold_out=3)) == 1
+    assert "has 4 training images; set it to fewer" in message(lambda: load(tmp_path, hold_out=4))
+
+
 def test_flat_folder_is_one_class(tmp_path):
     write(tmp_path, [f"{i:02}.png" for i in range(10)])
     train, test = load(tmp_path), load(tmp_path, "test")
@@ -404,6 +423,9 @@ def test_crops_and_flips_are_those_of_one_process(augmented, world_size, num_wor
         ({"resize_to": 6}, "set data.image_size"),
         ({"crop": "middle"}, "data.crop is middle; set it to center or random"),
         ({"test_split": "train"}, "data.test_split is train"),
+        ({"hold_out": -1}, "data.hold_out is -1; set it to 0"),
+        ({"hold_out": 5, "test_split": "test"}, "data.hold_out is 5 and data.test_split is 'test'"),
+        ({"hold_out": 5, "streaming": True}, "shards that are streamed are held out as a whole; set it to 0"),
         ({"test_split": "dev"}, "data.test_split 'dev' is missing: data set 'digits' has the splits train, test"),
     ],
 )

@@ -52,6 +52,13 @@ def test_what_is_not_here_is_known_by_its_name_without_the_hub(
     assert not facts.measured and facts.encoded_bytes > 200 * images
 
 
+def test_images_that_are_held_out_are_not_trained_on():
+    whole, part = (dataset_info(DataConfig("mnist", hold_out=number)) for number in (0, 6000))
+    assert (len(whole), len(part)) == (60_000, 54_000) and part.encoded_bytes == whole.encoded_bytes * 9 // 10
+    with pytest.raises(DataError, match="has 60000 training images"):
+        dataset_info(DataConfig("mnist", hold_out=60_000))
+
+
 def test_memory_is_held_as_the_config_says():
     whole = 60_000 * 28 * 28
     assert bytes_held(dataset_info(DataConfig("mnist")), DataConfig("mnist")) == whole

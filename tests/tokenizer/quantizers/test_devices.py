@@ -5,11 +5,12 @@ import torch
 from fake_cuda import FakeCuda
 from launches import Launches
 from no_float64 import DEVICE, NoFloat64
-from quantizer_cases import NAMES, small_quantizer, total
+from quantizer_cases import CASES as EVERY
+from quantizer_cases import small_quantizer, total
 
 from tokenizer.quantizers import make_quantizer
 
-CASES = [(name, {}) for name in NAMES] + [
+CASES = [(name, {}) for name in EVERY] + [
     ("cvq", {"anchor": "random"}),
     ("cvq", {"anchor": "probrandom"}),
     ("cvq", {"contrastive_weight": 0.5}),

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from places import HELPERS
-from quantizer_cases import NAMES, REFUSED, small_quantizer, small_tokenizer, total
+from quantizer_cases import CASES, REFUSED, small_quantizer, small_tokenizer, total
 
 from arcvq.faults import forked_process
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
@@ -17,11 +17,10 @@ from priors.pixelcnn import code_grid
 from priors.unet import make_unet
 from tokenizer import VQTokenizer
 from tokenizer.functional.usage import usage
-from tokenizer.quantizers import QUANTIZERS
 
 WORKER = HELPERS / "every_quantizer_worker.py"
 
-every = pytest.mark.parametrize("name", NAMES)
+every = pytest.mark.parametrize("name", CASES)
 
 
 def images(count=4, seed=1):
@@ -237,7 +236,7 @@ def test_processes_with_equal_global_batch_train_as_one(tmp_path):
     for worker in workers:
         assert worker.wait(300) == 0, worker.output()
     alone, *together = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
-    assert sorted({key.split(" ")[0] for key in alone}) == sorted(QUANTIZERS)
+    assert sorted({key.split(" ")[0] for key in alone}) == sorted(CASES)
     wrong = {}
     for found in together:
         assert found.keys() == alone.keys()

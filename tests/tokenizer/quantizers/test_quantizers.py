@@ -222,12 +222,12 @@ def test_the_step_is_saved(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nothing", {}, "unknown quantizer 'nothing'; there are arc, cosine, "),
+        ("nothing", {}, "unknown quantizer 'nothing'; there are arc, arc_vae, cosine, "),
         ("vq", {"margin": 0.1}, "'vq' has no option 'margin'; it has beta, legacy_beta, init$"),
         (
             "arc",
             {"gamma": 0.1},
-            "no option 'gamma'; it has beta, legacy_beta, scale, margin, top_k, .*gather, init$",
+            "no option 'gamma'; it has beta, legacy_beta, scale, margin, top_k, .*revive_below, average_decay$",
         ),
         ("arc", {"codebook_size": 3}, "no option 'codebook_size'"),
         ("arc", {"top_k": 3.0}, "arc.top_k must be of type int, got 3.0"),
