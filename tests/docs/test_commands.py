@@ -22,7 +22,7 @@ from tokenizer.quantizers import make_quantizer
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 # What a block of commands may hold besides the project's own.
-OTHERS = ("pip install ", "pip wheel ", "source ", "git tag ", "git push ", "arcvq --help")
+OTHERS = ("pip install ", "pip wheel ", "source ", "git clone ", "git tag ", "git push ", "arcvq --help")
 # Pages whose Python blocks run as they stand, in a folder with small models of both stages.
 RUN = ("README.md", "quantizers.md")
 

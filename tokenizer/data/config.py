@@ -13,8 +13,9 @@ class DataConfig:
     """Which images to read, and in which form.
 
     Args:
-        name: digits, mnist, cifar10, a data set's id on the Hub, a folder of images, a folder of parquet files, or the
-            location of shards to stream: a folder, or an address such as hf://datasets/ILSVRC/imagenet-1k/data.
+        name: digits, mnist, cifar10, clothing, a data set's id on the Hub, a folder of images, a folder of parquet
+            files, or the location of shards to stream: a folder, or an address such as
+            hf://datasets/ILSVRC/imagenet-1k/data.
         image_size: side S of the square images; larger ones are resized and cropped. None: the first image's own size.
         channels: 1 (grey) or 3 (RGB). None: 1 if all images are grey (of many images, a sample is checked).
         image_column: the column with the images. None: the only image column.
@@ -62,7 +63,7 @@ class DataConfig:
     def check(self) -> None:
         """Raise DataError for a value out of its range."""
         wrong = [
-            (bool(self.name), "name", "digits, mnist, cifar10, a folder, or a data set on the Hub"),
+            (bool(self.name), "name", "digits, mnist, cifar10, clothing, a folder, or a data set on the Hub"),
             (self.image_size is None or self.image_size >= 1, "image_size", "1 or more"),
             (self.channels in (None, 1, 3), "channels", "1 (grey) or 3 (RGB)"),
             (self.num_workers >= 0, "num_workers", "0 (the main process decodes) or more"),

@@ -8,18 +8,22 @@ import datasets
 import numpy as np
 import PIL.Image
 
+from tokenizer.data.archives import ARCHIVES, archive_splits
 from tokenizer.data.config import DataConfig
 from tokenizer.data.decoding import BICUBIC, DataError, reason_of
 from tokenizer.data.folders.files import FoundFiles, find_files
 from tokenizer.data.folders.overlap import refuse_overlap, refuse_shared_files
 from tokenizer.data.folders.parquet import load_parquet, number_of_rows, parquet_labels
-from tokenizer.data.folders.splits import folder_splits
+from tokenizer.data.folders.splits import FolderSplit, folder_splits
 from tokenizer.data.folders.tables import image_table
 from tokenizer.data.labels import LabelPart, label_part
 from tokenizer.data.left_out import LeftOut, listed
 from tokenizer.data.split_names import held_out_split, shards_by_split, split_name
 
 HUB_IDS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+
+# Names that are never taken for folders.
+NAMED = ("digits", *HUB_IDS, *ARCHIVES)
 
 # Endings of archives, which the user has to unpack.
 _ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar")
@@ -64,7 +68,7 @@ class Source:
 
 
 def load_source(config: DataConfig) -> Source:
-    """Find a data set and read its splits; digits, mnist and cifar10 are never taken for folders.
+    """Find a data set and read its splits; those of `NAMED` are never taken for folders.
 
     Raises:
         DataError: the data set does not exist, cannot be read, or has no train split.
@@ -72,6 +76,9 @@ def load_source(config: DataConfig) -> Source:
     name = config.name
     if name == "digits":
         return _of_tables(digit_tables(), config)
+    if name in ARCHIVES:
+        listing, splits = archive_splits(name)
+        return _of_images(listing, splits, f"data set {name!r}", config)
     folder = Path(name).expanduser()
     if name and name not in HUB_IDS and folder.is_dir():
         return _of_folder(folder.absolute(), config)
@@ -80,13 +87,13 @@ def load_source(config: DataConfig) -> Source:
     if name not in HUB_IDS and name.count("/") != 1:
         # `datasets` would take a single word for one of its formats, or for a data set of that name in its cache.
         raise DataError(
-            f"data set {name!r} is neither digits, mnist, cifar10 nor a folder here; set data.name to one of them, or "
+            f"data set {name!r} is neither {', '.join(NAMED)} nor a folder here; set data.name to one of them, or "
             "to a data set on the Hub, as owner/name"
         )
     try:
         tables = datasets.load_dataset(HUB_IDS.get(name, name))
     except Exception as error:  # builders and the Hub client raise errors of many unrelated classes
-        kind = "" if name in HUB_IDS else "is neither digits, mnist, cifar10 nor a folder here, and "
+        kind = "" if name in HUB_IDS else f"is neither {', '.join(NAMED)} nor a folder here, and "
         remedy = "set data.name to a folder or to a data set within reach"
         raise DataError(
             f"data set {name!r} {kind}could not be loaded from the Hub: {reason_of(error)}; {remedy}"
@@ -110,14 +117,13 @@ def _of_folder(folder: Path, config: DataConfig) -> Source:
             f"{listing.parquet[0]}; move one of the two kinds out of it"
         )
     if listing.images:
-        return _of_images(listing, owner, config)
+        return _of_images(listing, folder_splits(listing, owner, config.test_split), owner, config)
     if listing.parquet:
         return _of_parquet(folder, listing, owner, config)
     raise DataError(f"{owner} cannot be loaded as images or parquet: {_what_else(listing)}")
 
 
-def _of_images(listing: FoundFiles, owner: str, config: DataConfig) -> Source:
-    splits = folder_splits(listing, owner, config.test_split)
+def _of_images(listing: FoundFiles, splits: dict[str, FolderSplit], owner: str, config: DataConfig) -> Source:
     held_out = _chosen(splits, config)
     other = splits[held_out].images if held_out else None
     refuse_overlap(splits["train"].images, other, owner)

@@ -585,7 +585,7 @@ def test_images_that_are_too_small_or_of_unknown_range(tmp_path):
 @pytest.mark.parametrize(
     ("config", "parts"),
     [
-        (DataConfig(name="no-such-set"), ["'no-such-set'", "neither digits, mnist, cifar10", "Hub"]),
+        (DataConfig(name="no-such-set"), ["'no-such-set'", "neither digits, mnist, cifar10, clothing", "Hub"]),
         (DataConfig(name="someone/no-such-set"), ["'someone/no-such-set'", "Hub"]),
         (DataConfig(name="./no-such-folder"), ["'./no-such-folder'", "folder"]),
         (DataConfig(name="~/no-such-folder"), ["'~/no-such-folder'", "folder"]),

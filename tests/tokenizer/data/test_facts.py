@@ -41,6 +41,7 @@ def test_the_digits_are_here():
         ("hf://datasets/ILSVRC/imagenet-1k/data", {"image_size": 64, "streaming": True}, 1_281_167, 1000, 3, 64),
         ("elsewhere/ffhq", {"image_size": 256}, 60_000, 1, 3, 256),
         ("data/not/here/BSDS_500", {"image_size": 64}, 400, 1, 3, 64),
+        ("clothing", {"image_size": 64}, 3_409, 10, 3, 64),
     ],
 )
 def test_what_is_not_here_is_known_by_its_name_without_the_hub(

@@ -13,7 +13,7 @@ from tokenizer.data.config import DataConfig
 from tokenizer.data.decoding import DataError
 from tokenizer.data.kinds import image_kind
 from tokenizer.data.labels import check_ids, distinct_names
-from tokenizer.data.sources import HUB_IDS
+from tokenizer.data.sources import NAMED
 from tokenizer.data.split_names import held_out_split
 from tokenizer.data.splits import DataSplits
 from tokenizer.data.streaming.images import INDEX_THREADS, StreamedImages
@@ -28,7 +28,7 @@ def load_streamed(config: DataConfig) -> DataSplits:
     Raises:
         DataError: as `load_splits`; or a shard cannot be read, or names other classes than the other shards.
     """
-    if config.name == "digits" or config.name in HUB_IDS:
+    if config.name in NAMED:
         remedy = "set data.streaming to false, or data.name to a folder or an address of parquet or tar files"
         raise DataError(f"data set {config.name!r} cannot be streamed; {remedy}")
     files, left_out = find_shards(config.name, (".parquet", ".tar"), config.test_split)
