@@ -45,7 +45,11 @@ def check_command(job: Job) -> Work:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             return _parsed(module, verb.is_training, args)
     except SystemExit as end:
-        reason = said.getvalue().strip().removeprefix("error: ") if end.code else "--help is no work"
+        reason = (
+            said.getvalue().strip().removeprefix("error: ")
+            if end.code
+            else "its command only prints; leave out --help or --print_config"
+        )
         raise ValueError(f"job {job.name}: {reason}") from end
     except ValueError as error:
         raise ValueError(f"job {job.name}: {error}") from error
@@ -63,7 +67,8 @@ def _parsed(module: ModuleType, is_training: bool, args: list[str]) -> Work:
     """Parse and check options. Raises ValueError or SystemExit if the verb refuses them."""
     if is_training:
         config = make_parser(module).parse(args)
-        config.pop("dry_run")
+        if config.pop("dry_run") is not None:
+            raise ValueError("--dry_run only prints; leave it out")
         module.check(config)
         return Work(Path(config.run.output_dir, config.run.name), config.optim.max_steps)
     if not hasattr(module, "make_parser"):

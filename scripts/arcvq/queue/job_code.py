@@ -73,7 +73,8 @@ class JobCode:
     def _announce(self) -> None:
         """Say what the jobs that begin now run."""
         if self._checkouts is None:
-            print(f"note: this package is in no git checkout: jobs run the installed one, {self._versions['arcvq']}")
+            version = self._versions.get("arcvq", "of an unknown version")
+            print(f"note: this package is in no git checkout: jobs run arcvq {version} as it is")
             return
         self._checkouts.open(self._commit)  # now, as long as the commit is certainly there
         print(f"jobs that begin now run commit {self._commit[:12]}")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -54,7 +55,7 @@ class ChildProcess:
 
     @property
     def error(self) -> str:
-        """Why the process ended: its error, or the last line of the log.
+        """Why the process ended: its error, the signal that has ended it, or the last line of the log.
 
         Another command's training of the same run, which is why this one was refused, may write progress after the
         error.
@@ -64,6 +65,8 @@ class ChildProcess:
             said = file.read().decode(errors="replace")
         if errors := re.findall(r"\berror: ([^\r\n]+)", said):
             return errors[-1]
+        if (number := -self.process.returncode) > 0:  # as from the kernel where memory runs out
+            return f"ended by {signal.Signals(number).name}"
         return (said.strip().splitlines() or [f"ended with status {self.process.returncode}"])[-1]
 
 

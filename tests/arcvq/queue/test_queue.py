@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from places import ROOT
-from small_runs import SMALL
+from small_runs import SMALL, run
 
 from arcvq.checkpoints.checkpoint import has_checkpoints
 
@@ -21,9 +21,9 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("git") is None, reason="there is no git"),
 ]
 PATIENCE = 600
-STEPS = 400
+STEPS = 100
 WEIGHTS = {"tokenizer": "tokenizer/diffusion_pytorch_model.safetensors", "prior": "pipeline/prior"}
-OFTEN = "--run.log_every 5 --run.checkpoint_every 20 --optim.batch_size 16"
+OFTEN = "--run.log_every 1 --run.checkpoint_every 10 --optim.batch_size 16"
 TOKENIZER = f"train-tokenizer {' '.join(SMALL['tokenizer'])} {OFTEN} --optim.max_steps {STEPS} --run.name"
 PRIOR = f"train-pixelcnn {' '.join(SMALL['pixelcnn'])} {OFTEN} --optim.max_steps 10 --run.name"
 QUEUE = f"""
@@ -31,6 +31,7 @@ prior: {{command: "{PRIOR} prior --tokenizer runs/one", after: [one]}}
 one: {{command: "{TOKENIZER} one"}}
 two: {{command: "{TOKENIZER} two --run.seed 1"}}
 """
+ENDLESS = f"long: {{command: '{TOKENIZER} long --optim.max_steps 1000000'}}"
 
 
 def git(project, *words):
@@ -54,11 +55,11 @@ def project(tmp_path):
     return folder
 
 
-def start(project, *options, cwd=None):
+def start(project, *options):
     path = os.pathsep.join([str(project), str(project / "scripts")])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     command = [sys.executable, "-m", "arcvq", "queue", "runs/queue.yaml", *options]
-    return subprocess.Popen(command, cwd=cwd or project, env=os.environ | {"PYTHONPATH": path}, **pipes)
+    return subprocess.Popen(command, cwd=project, env=os.environ | {"PYTHONPATH": path}, **pipes)
 
 
 def finish(process, status=0):
@@ -82,27 +83,19 @@ def weights(runs):
 
 
 def test_a_queue_that_is_stopped_killed_and_overtaken_by_commits_makes_what_trainings_alone_make(project, tmp_path):
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    path = os.pathsep.join([str(ROOT), str(ROOT / "scripts")])
     for command in (f"{TOKENIZER} one", f"{TOKENIZER} two --run.seed 1", f"{PRIOR} prior --tokenizer runs/one"):
-        variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-m", "arcvq", *command.split()], cwd=alone, env=variables, check=False)
-        assert done.returncode == 0
+        verb, *options = command.split()
+        run(verb.replace("-", "_"), *options, "--run.threads", 1, cwd=tmp_path)
     runs = project / "runs"
 
     # Stopped by a signal.
     queue = start(project, "--jobs", "2")
     wait_until(lambda: has_checkpoints(runs / "one") and has_checkpoints(runs / "two"), queue)
     children = psutil.Process(queue.pid).children(recursive=True)
-    second = finish(start(project), status=2)
-    assert f"in use by process {queue.pid}" in second and "--state" in second
-    assert "running" in finish(start(project, "--status"))
     queue.send_signal(signal.SIGTERM)
     finish(queue, 128 + signal.SIGTERM)
     assert not [child for child in children if child.is_running()]
-    shown = finish(start(project, "--status"))
-    assert shown.count(f"/{STEPS}") == 2 and "running" not in shown and not (runs / "one" / "tokenizer").exists()
+    assert not (runs / "one" / "tokenizer").exists()
     assert "is saved; the same command goes on" in (runs / "queue" / "queue" / "one.log").read_text()
 
     # The code changes, in a commit, so that no training of it works any more.
@@ -125,6 +118,22 @@ def test_a_queue_that_is_stopped_killed_and_overtaken_by_commits_makes_what_trai
     assert "failed: prior: the new code" in printed and "failed: one" not in printed and "failed: two" not in printed
     git(project, "revert", "--no-edit", "HEAD")
     assert "prior  done" in finish(start(project, "--renew", "[prior]"))
-    assert weights(runs) == weights(alone / "runs")
+    assert weights(runs) == weights(tmp_path / "runs")
     assert not list((runs / "queue" / "queue" / "checkouts").glob("*"))
     assert finish(start(project, "--status")).count("done") == 3
+
+
+def test_a_second_queue_of_the_file_is_refused_and_the_status_starts_nothing(project):
+    (project / "runs" / "queue.yaml").write_text(ENDLESS)
+    assert "waiting" in finish(start(project, "--status")) and not (project / "runs" / "queue").exists()
+    queue = start(project)
+    wait_until(lambda: has_checkpoints(project / "runs" / "long"), queue)
+    (child,) = psutil.Process(queue.pid).children()
+    second = finish(start(project), status=2)
+    assert f"in use by process {queue.pid}" in second and "--state" in second
+    shown = finish(start(project, "--status"))
+    assert "running" in shown and int(shown.split("/1000000")[0].split()[-1]) >= 10
+    queue.kill()
+    finish(queue, -signal.SIGKILL)
+    assert psutil.wait_procs([child], timeout=PATIENCE)[1] == []
+    assert "stopped" in finish(start(project, "--status"))

@@ -24,6 +24,12 @@ def test_the_reason_is_the_error_and_not_the_progress_of_another_command(tmp_pat
     assert training.error == "run is in use"
 
 
+@pytest.mark.posix
+def test_a_process_that_was_killed_names_the_signal(tmp_path):
+    (tmp_path / "log").write_text("90 %")
+    assert ChildProcess(SimpleNamespace(returncode=-9), tmp_path / "log").error == "ended by SIGKILL"
+
+
 def test_its_packages_come_before_those_of_the_folder_it_works_in(tmp_path, monkeypatch):
     """As where the present folder is a checkout of a later commit."""
     write_stub(tmp_path / "asked", "print('asked')")
