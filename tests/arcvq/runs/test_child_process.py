@@ -31,13 +31,14 @@ def test_a_process_that_was_killed_names_the_signal(tmp_path):
 
 
 def test_its_packages_come_before_those_of_the_folder_it_works_in(tmp_path, monkeypatch):
-    """As where the present folder is a checkout of a later commit."""
-    write_stub(tmp_path / "asked", "print('asked')")
+    """As where the present folder is a checkout of a later commit; for the processes that it starts as well."""
+    again = "len(sys.argv) > 1 and subprocess.run([sys.executable, '-m', 'arcvq'])"
+    write_stub(tmp_path / "asked", f"import subprocess, sys; print('asked', flush=True); {again}")
     write_stub(tmp_path / "present", "print('present')")
     monkeypatch.chdir(tmp_path / "present")
     child = ChildProcess.start(["verb"], tmp_path / "log", 1, packages=[str(tmp_path / "asked")])
     assert child.process.wait(60) == 0
-    assert (tmp_path / "log").read_text() == "asked\n"
+    assert (tmp_path / "log").read_text() == "asked\nasked\n"
 
 
 @pytest.mark.posix
