@@ -52,6 +52,7 @@ VERBS = {
         words={"features": "images => a frozen codebook for quantizer lc", "reduce": "a tokenizer => fewer codes"},
     ),
     "reproduce": Verb("arcvq.paper.command", "the paper's tables and figures, each row trained and measured"),
+    "queue": Verb("arcvq.queue.command", "commands of days at low priority, each resumed until it is done"),
     "benchmark": Verb(
         "arcvq.benchmarks.command",
         "speed and memory next to named peers => a table and a JSON file",

@@ -14,12 +14,16 @@ def _find() -> Path:
 
 CONFIGS = _find()
 
+# Folders of accelerate's launcher and of `arcvq queue`.
+_OTHERS = ("accelerate", "queue")
 
-def find_config(name: str) -> Path:
+
+def find_config(name: str, names: list[str] | None = None) -> Path:
     """Find a config: a path that exists is that path, else the name is looked up below CONFIGS.
 
     Args:
         name: a path, or a name as mnist/arcvq.yaml, configs/mnist/arcvq.yaml or mnist/arcvq.
+        names: the configs that it may be; None: those of verbs.
 
     Raises:
         ValueError: neither a file nor a config of this name exists; the error lists the names that are close.
@@ -27,7 +31,7 @@ def find_config(name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    names = config_names()
+    names = config_names() if names is None else names
     wanted = name.removeprefix("./").removeprefix("configs/").removesuffix(".yaml") + ".yaml"
     if wanted in names:
         return CONFIGS / wanted
@@ -38,10 +42,16 @@ def find_config(name: str) -> Path:
     raise ValueError(f"{name} is not there, or no file, and no config of this name is installed; {meant}")
 
 
-def config_names() -> list[str]:
-    """List the configs of verbs by name, as mnist/arcvq.yaml; those of accelerate's launcher are others."""
+def config_names(folder: str | None = None) -> list[str]:
+    """List configs by name, as mnist/arcvq.yaml.
+
+    Args:
+        folder: the folder of those that are no options of a verb, `accelerate` or `queue`; None: all others.
+    """
     names = (file.relative_to(CONFIGS).as_posix() for file in CONFIGS.glob("*/*.yaml"))
-    return sorted(name for name in names if not name.startswith("accelerate/"))
+    if folder is not None:
+        return sorted(name for name in names if name.startswith(f"{folder}/"))
+    return sorted(name for name in names if name.partition("/")[0] not in _OTHERS)
 
 
 def _folders(names: list[str]) -> set[str]:

@@ -127,7 +127,6 @@ def main(args: Sequence[str] | None = None) -> None:
     on = f"-hold_out{config.hold_out}" if config.hold_out else ""
     bench = Path(config.output_dir, f"{config.data}-{budget.text}{on}")
     given = find_given(config.runs or {}, [row.config for row in table.rows.values()], config.seeds)
-    bench = Path(config.output_dir, f"{config.data}-{budget.text}")
     configs = sorted({row.config for row in TABLES[config.table].rows.values()})
     short = [tokenizer_arguments(config, budget, name) for name in configs]
     steps = None

@@ -28,12 +28,16 @@ class FolderLock:
     The lock is the kernel's lock of a file, which also works between machines that share the file system. It is a POSIX
     lock (lockf): the processes that load data would inherit one of flock, and keep it for a while after a kill.
 
+    Args:
+        folder: the folder.
+        choice: the option that names another folder.
+
     Raises:
         ValueError: another process holds the lock.
         OSError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, choice: str = "--run.name"):
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / LOCK).open("a+")
@@ -47,7 +51,7 @@ class FolderLock:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             raise ValueError(
-                f"{folder} is in use by {self._holder()}; wait for it, end it, or choose another --run.name"
+                f"{folder} is in use by {self._holder()}; wait for it, end it, or choose another {choice}"
             ) from error
 
     def write_owner(self) -> None:

@@ -48,6 +48,20 @@ class RunLog:
         self._events.close()
 
 
+def last_step(run: Path) -> int:
+    """Return the last step in a run folder's log of numbers; 0 before the first."""
+    log = run / "metrics.jsonl"
+    if not log.is_file():
+        return 0
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 2**14))
+        lines = file.read().split(b"\n")[:-1]  # the last part is empty, or a line that is being written
+    try:
+        return json.loads(lines[-1])["step"]
+    except (IndexError, ValueError, KeyError):
+        return 0
+
+
 class Means:
     """Means of the finite values of scalars since they were last read. Sums stay on the device until then.
 

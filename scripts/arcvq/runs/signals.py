@@ -4,10 +4,13 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 
 # Schedulers send these some time before they kill a job; Windows has the first alone.
 SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# These, and the Ctrl-C of a terminal.
+ALL_SIGNALS = (*SIGNALS, signal.SIGINT)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -15,16 +18,20 @@ _PR_SET_PDEATHSIG = 1
 class Stopping:
     """Context in which these signals are recorded instead of ending the process.
 
+    Args:
+        signals: the signals.
+
     Attributes:
         signal: the last signal; None before the first.
     """
 
-    def __init__(self):
+    def __init__(self, signals: Sequence[signal.Signals] = SIGNALS):
+        self._signals = signals
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Stopping":
-        self._before = {number: signal.signal(number, self._record) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._record) for number in self._signals}
         _end_with_the_launcher()
         return self
 

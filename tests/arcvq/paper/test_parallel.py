@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,7 +14,7 @@ from images import write_mnist_size
 from places import PYTHONPATH
 
 from arcvq.checkpoints.checkpoint import has_checkpoints
-from arcvq.paper.parallel import RunningTraining, last_step, run_beside_each_other
+from arcvq.paper.parallel import run_beside_each_other
 
 WEIGHTS = "tokenizer/diffusion_pytorch_model.safetensors"
 ROWS = ("vq", "arcvq_fixed")
@@ -29,26 +28,6 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path, capfd):
     assert failed[tmp_path / "bench/a"].startswith("unknown verb 'nix'")
     assert (tmp_path / "bench/b.log").read_text().startswith("arcvq ")
     assert "a.log" in capfd.readouterr().out
-
-
-def test_the_reason_is_the_error_and_not_the_progress_of_another_command(tmp_path):
-    log = tmp_path / "run.log"
-    log.write_text("error: of before\n")
-    training = RunningTraining(tmp_path / "run", SimpleNamespace(returncode=2), log, log.stat().st_size)
-    assert training.error == "ended with status 2"
-    with log.open("a") as file:
-        file.write("\rdecoding: 3 %error: run is in use\n\rdecoding: 9 %")
-    assert training.error == "run is in use"
-
-
-def test_the_step_is_that_of_the_last_whole_line(tmp_path):
-    assert last_step(tmp_path) == 0
-    log = tmp_path / "metrics.jsonl"
-    log.write_text("".join(json.dumps({"step": step, "padding": 50 * "x"}) + "\n" for step in range(1000)))
-    assert last_step(tmp_path) == 999
-    with log.open("a") as lines:
-        lines.write('{"step": 10')
-    assert last_step(tmp_path) == 999
 
 
 def command(images, output_dir, steps, parallel):

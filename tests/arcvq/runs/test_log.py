@@ -5,7 +5,7 @@ from math import isfinite
 import torch
 
 from arcvq.runs import log as run_log
-from arcvq.runs.log import LoaderClock, Means, RunLog
+from arcvq.runs.log import LoaderClock, Means, RunLog, last_step
 from arcvq.runs.named_scalars import Terms
 
 
@@ -66,3 +66,13 @@ def test_a_resumed_log_goes_on_after_the_last_checkpoint(tmp_path):
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 9.0)]
+
+
+def test_the_step_is_that_of_the_last_whole_line(tmp_path):
+    assert last_step(tmp_path) == 0
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps({"step": step, "padding": 50 * "x"}) + "\n" for step in range(1000)))
+    assert last_step(tmp_path) == 999
+    with log.open("a") as lines:
+        lines.write('{"step": 10')
+    assert last_step(tmp_path) == 999

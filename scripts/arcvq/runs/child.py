@@ -1,6 +1,8 @@
 """Run `arcvq VERB ...` in a process that ends, as by SIGTERM, when the one that has started it is gone.
 
-python -m arcvq.paper.child PARENT VERB ...
+python child.py PARENT NICE VERB ...
+
+It is started by its path and imports nothing of the project: the verb may be that of another checkout, on PYTHONPATH.
 """
 
 import os
@@ -24,11 +26,13 @@ def end_with(parent: psutil.Process) -> None:
 
 
 def main() -> None:
-    """Watch the parent, and run the verb."""
-    parent = int(sys.argv.pop(1))
+    """Watch the parent, lower the priority by NICE, and run the verb."""
+    parent, nice = int(sys.argv.pop(1)), int(sys.argv.pop(1))
     if not psutil.pid_exists(parent):
         return
     threading.Thread(target=end_with, args=(psutil.Process(parent),), daemon=True).start()
+    if hasattr(os, "nice"):  # Windows has none
+        os.nice(nice)
     runpy.run_module("arcvq", run_name="__main__")
 
 
