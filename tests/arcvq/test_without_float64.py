@@ -99,7 +99,9 @@ def test_an_evaluation_gives_the_numbers_of_a_cpu_and_says_what_it_computed_ther
             result = output / f"{task}-digits-classifier.json"
             results.append(written(evaluate.main, result, *options, f"--output={output}"))
     on_cpu, on_device = results
-    assert on_device["numbers"] == pytest.approx(on_cpu["numbers"], rel=1e-9)
+    # Batches of other sizes are rounded otherwise by some processors, in float32 far above float64's rounding.
+    tolerance = 1e-6 if "float32" in case else 1e-9
+    assert on_device["numbers"] == pytest.approx(on_cpu["numbers"], rel=tolerance)
     assert "float64" in on_device["protocol"]["on_cpu"] and "on_cpu" not in on_cpu["protocol"]
 
 

@@ -300,7 +300,7 @@ def assert_one_line(done, text):
     [
         (("train_tokenizer", "--optim.max_step", 3), "--optim.max_steps"),
         (("train_tokenizer", "--optim.lr", "fast"), "optim.lr"),
-        (("train_tokenizer", "--model.quantizer", "arcs"), "unknown quantizer 'arcs'; there are arc, cosine"),
+        (("train_tokenizer", "--model.quantizer", "arcs"), "unknown quantizer 'arcs'; there are arc, "),
         (("train_tokenizer", "--model.quantizer_options.margni", 1), "'margni'; it has beta"),
         (("train_tokenizer", "--data.name", "./no/such/folder"), "no/such/folder"),
         (("train_tokenizer", "--data.name", "no-such-set"), "no-such-set"),

@@ -202,7 +202,7 @@ def test_a_half_precision_load_keeps_the_bottleneck_in_float32(dtype, tmp_path):
     ("options", "message"),
     [
         ({"network": "transformer"}, f"unknown network 'transformer'; there are {', '.join(NETWORKS)}"),
-        ({"quantizer": "nothing"}, "unknown quantizer 'nothing'; there are arc, cosine, "),
+        ({"quantizer": "nothing"}, "unknown quantizer 'nothing'; there are arc, "),
         ({"image_size": 30}, "multiple of 4, got 30"),
         ({"image_size": 0}, "multiple of 4, got 0"),
         ({"in_channels": 0}, "at least 1"),
