@@ -57,6 +57,9 @@ def result(bench):
     timed = ("images_per_second", "loader_share")
     numbers = [[{k: v for k, v in json.loads(line).items() if k not in timed} for line in log] for log in logs]
     rows = json.loads((bench / "table_12-mnist.json").read_text())["rows"]
+    for row in rows.values():
+        cost = row["trainings"]["0"]["tokenizer"]
+        assert cost.pop("hours") > 0 and Path(cost.pop("run")).parent.name == bench.name
     files = {file.relative_to(bench) for file in bench.rglob("*") if file.is_file() and "tensorboard" not in file.parts}
     return weights, numbers, rows, {file for file in files if file.suffix != ".log"}
 
