@@ -8,10 +8,11 @@ from torch.nn.functional import embedding
 from tokenizer.functional.diagonal_gaussian import DiagonalGaussian
 from tokenizer.quantizers.arc import ArcInit, ArcQuantizer
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
+from tokenizer.quantizers.gaussian import GaussianLatents
 from tokenizer.quantizers.vaevq import coherent
 
 
-class ArcVAEQuantizer(ArcQuantizer):
+class ArcVAEQuantizer(GaussianLatents, ArcQuantizer):
     """Code of largest cosine to the latent's mean; in training the images are also decoded from a sample.
 
         k = argmax_k cos(mean, e_k); eps = (e_k - mean) / sigma; after each update e <- project_to_ball(e, exp(alpha t))
@@ -67,15 +68,6 @@ class ArcVAEQuantizer(ArcQuantizer):
             average_decay=average_decay,
         )
         self.kl_weight = kl_weight
-
-    @property
-    def encoder_channels(self) -> int:
-        """2 D: means, then log variances."""
-        return 2 * self.codebook_dim
-
-    def latents(self, encoder_output: Tensor) -> Tensor:
-        """Extract the means."""
-        return encoder_output[:, : self.codebook_dim]
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
         posterior = DiagonalGaussian(encoder_output)

@@ -5,9 +5,10 @@ from torch import Tensor
 from tokenizer.functional.diagonal_gaussian import DiagonalGaussian
 from tokenizer.quantizers.base import QuantizerOutput
 from tokenizer.quantizers.continuous import ContinuousQuantizer
+from tokenizer.quantizers.gaussian import GaussianLatents
 
 
-class VAEQuantizer(ContinuousQuantizer):
+class VAEQuantizer(GaussianLatents, ContinuousQuantizer):
     """A normal posterior of each latent, with an encoded mean and log variance (clamped to [-30, 20]).
 
         quantized = mean + sigma noise in training, else mean
@@ -27,15 +28,6 @@ class VAEQuantizer(ContinuousQuantizer):
     def __init__(self, codebook_size: int, codebook_dim: int, kl_weight: float = 1.0):
         super().__init__(codebook_size, codebook_dim)
         self.kl_weight = kl_weight
-
-    @property
-    def encoder_channels(self) -> int:
-        """2 D: means, then log variances."""
-        return 2 * self.codebook_dim
-
-    def latents(self, encoder_output: Tensor) -> Tensor:
-        """Extract the means."""
-        return encoder_output[:, : self.codebook_dim]
 
     def quantize_latents(self, latents: Tensor) -> Tensor:
         """Return the latents unchanged."""

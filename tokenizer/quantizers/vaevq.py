@@ -9,10 +9,11 @@ from tokenizer.functional.diagonal_gaussian import DiagonalGaussian
 from tokenizer.functional.root_trace import root_trace, takes_eigenvalues
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, maps_of, tokens_of
+from tokenizer.quantizers.gaussian import GaussianLatents
 from tokenizer.quantizers.projected import ProjectedQuantizer
 
 
-class VAEVQQuantizer(ProjectedQuantizer):
+class VAEVQQuantizer(GaussianLatents, ProjectedQuantizer):
     """The row nearest in l2 to the latent's mean; in training the images are also decoded from a sample.
 
         e = W t + b of frozen rows t; k = argmin_k ||mean - e_k||; eps = (e_k - mean) / sigma
@@ -57,15 +58,6 @@ class VAEVQQuantizer(ProjectedQuantizer):
         self.objective = objective
         self.kl_weight = kl_weight
         self.consistency_weight = consistency_weight
-
-    @property
-    def encoder_channels(self) -> int:
-        """2 D: means, then log variances."""
-        return 2 * self.codebook_dim
-
-    def latents(self, encoder_output: Tensor) -> Tensor:
-        """Extract the means."""
-        return encoder_output[:, : self.codebook_dim]
 
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
         posterior = DiagonalGaussian(encoder_output)

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from arcvq.checkpoints.checkpoint import RunState, load_checkpoint, note_processes
 from arcvq.checkpoints.manifest import Progress, step_of
+from arcvq.compute.bf16 import slow_bf16
 from arcvq.compute.resumable import LONGEST_WAIT
 from arcvq.compute.threads import choose_threads
 from arcvq.runs.changed_parts import ChangedParts
@@ -204,6 +205,8 @@ class Run:
             self._files.write_config(self.settings, inputs, self.data)
             record_start(self.folder, self.step, self.accelerator.num_processes)
             print(self._threads)
+            if slow := slow_bf16(self.accelerator.mixed_precision, self.device):
+                print(f"note: {slow}")
         return self.main.wrapped
 
     def add_module(self, module: nn.Module, name: str) -> TrainableModule:
