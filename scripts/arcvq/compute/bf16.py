@@ -19,6 +19,6 @@ def slow_bf16(precision: str, device: torch.device) -> str | None:
     if precision != "bf16" or device.type != "cpu" or not x86 or capability not in _WITHOUT_KERNELS:
         return None
     return (
-        f"run.mixed_precision bf16: this processor ({capability}) has no instructions for it, and a step takes ten times "
-        "as long as in float32; set run.mixed_precision no"
+        f"run.mixed_precision bf16: this processor ({capability}) has no instructions for it, and a step takes ten "
+        "times as long as in float32; set run.mixed_precision no"
     )

@@ -1,4 +1,4 @@
-"""What is known of the project's data sets: the id on the Hub, and the licence of the images."""
+"""Look up the id on the Hub and the licence of the images of the project's data sets."""
 
 from dataclasses import dataclass
 

@@ -67,7 +67,7 @@ def _head(metric: str, name: str) -> str:
 
 
 def _is_other(metric: str, name: str) -> bool:
-    """Whether the metric uses other networks than the paper's, Inception and the VGG of LPIPS."""
+    """Tell whether the metric uses other networks than the paper's, Inception and the VGG of LPIPS."""
     return name.startswith("frechet_distance") or (metric == "lpips" and "vgg" not in name)
 
 

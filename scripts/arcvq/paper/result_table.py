@@ -61,7 +61,7 @@ class ResultTable:
         return {seed: state for seed, state in of_seeds.items() if state != FINISHED}
 
     def is_finished(self, row: str) -> bool:
-        """Whether the row's numbers are those of finished trainings."""
+        """Tell whether the row's numbers are those of finished trainings."""
         return not self.numbers.get(row, {}).keys() <= self.states(row).keys()
 
     def state_of(self, row: str) -> str:

@@ -21,7 +21,7 @@ HOURS = (
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What a training has cost so far.
+    """Progress and cost of a training.
 
     Attributes:
         run: its run folder.

@@ -16,7 +16,7 @@ from arcvq.verbs import VERBS
 
 @dataclass(frozen=True)
 class Work:
-    """What a command does, as far as a queue looks at it.
+    """Inputs and outputs of a command of a queue.
 
     Attributes:
         run: the run folder of a training; None for other verbs.
