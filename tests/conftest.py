@@ -17,6 +17,7 @@ os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from accelerate.state import AcceleratorState  # noqa: E402
 
 from pipelines.metrics.digits import digit_classifier  # noqa: E402
 
@@ -69,6 +70,7 @@ def fixed_seed():
     np.random.seed(0)  # noqa: NPY002 (other libraries read the global state)
     yield
     torch.set_num_threads(1)  # a script that a test has called takes all cores, and kernels round by their threads
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the first training
     torch._dynamo.reset()  # or what one test has compiled counts towards another's limit of recompilations
 
 
