@@ -229,4 +229,5 @@ def _by(shape: list[int]) -> str:
 
 def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
     lines = [head, ("---", "---"), *rows.items()]
-    return "\n".join(f"| {name} | {value} |" for name, value in lines)
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {name} | {value} |" for name, value in cells)

@@ -313,6 +313,19 @@ def test_what_is_no_run_is_refused():
     assert "'models/digits-ldm' is an exported folder" in refused("models/digits-ldm")
 
 
+def test_a_damaged_run_is_refused_with_the_file(home, tmp_path):
+    run = shutil.copytree(home / "runs/tokenizer", tmp_path / "cut")
+    (run / "tokenizer" / WEIGHTS).write_bytes((run / "tokenizer" / WEIGHTS).read_bytes()[:100])
+    assert f"{WEIGHTS} is damaged" in refused(str(run))
+    (run / "config.yaml").write_text("data: {name: digits}\n")
+    assert "config.yaml" in (error := refused(str(run))) and "no section optim" in error
+
+
+def test_a_bar_in_a_text_divides_no_cell_of_a_table(home, tmp_path):
+    main(["runs/tokenizer", "--output", str(tmp_path / "out"), "--trained_on", "commit a | laptop"])
+    assert "| commit a \\| laptop |" in (tmp_path / "out/README.md").read_text()
+
+
 def test_a_run_without_the_line_on_its_images_says_how_to_get_it(home, tmp_path):
     run = shutil.copytree(home / "runs/tokenizer", tmp_path / "old")
     (run / "data.txt").unlink()
