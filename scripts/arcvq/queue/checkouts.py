@@ -81,7 +81,11 @@ class Checkouts:
             self._remove(checkout)
             checkout.parent.mkdir(parents=True, exist_ok=True)
             # --force: git still knows of a checkout whose folder was removed by hand.
-            _git(self._project, "worktree", "add", "--quiet", "--force", "--detach", str(checkout), commit)
+            try:
+                _git(self._project, "worktree", "add", "--quiet", "--force", "--detach", str(checkout), commit)
+            except OSError as error:  # git does not say that a disk is full
+                free = shutil.disk_usage(self._folder).free / 1e6
+                raise OSError(f"{error}; {free:.0f} MB are free in {self._folder}") from error
         return checkout
 
     def keep(self, commits: Iterable[str]) -> None:

@@ -111,6 +111,14 @@ def test_the_error_of_git_is_the_first_as_that_of_a_full_disk(checkouts, monkeyp
         checkouts.head()
 
 
+def test_where_no_checkout_can_be_made_the_free_space_is_said(project, checkouts, tmp_path):
+    git(project, "config", "core.hooksPath", str(tmp_path))
+    (tmp_path / "post-checkout").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "post-checkout").chmod(0o755)
+    with pytest.raises(OSError, match=r"git worktree failed .* MB are free in .*state"):
+        checkouts.open(checkouts.head())
+
+
 def test_new_files_of_the_code_are_changes_and_others_are_not(project, checkouts):
     (project / ".gitignore").write_text("*.log\n")
     for name in ("scripts/new.py", "configs/mnist/new.yaml", "scripts/a.log", "notes.txt"):
