@@ -143,14 +143,14 @@ class Worker:
             self._save()
 
     def _save(self) -> None:
-        """Save the state. Where it cannot be, as on a full disk, the jobs go on: theirs may be another one."""
+        """Save the state. Where it cannot be, as on a full disk, the queue goes on: its jobs may write to another one."""
         try:
             self._state.save()
             self._unsaved = None
         except OSError as error:
             if str(error) != self._unsaved:  # once
                 self._unsaved = str(error)
-                self._display.say(f"note: the state is not saved, and the jobs go on: {error}")
+                self._display.say(f"note: the state is not saved, and the queue goes on: {error}")
 
 
 def newest_step(job: JobState) -> int:
