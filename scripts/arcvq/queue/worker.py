@@ -143,7 +143,7 @@ class Worker:
             self._save()
 
     def _save(self) -> None:
-        """Save the state. Where it cannot be, as on a full disk, the queue goes on: its jobs may write to another one."""
+        """Save the state. Where it cannot be, as on a full disk, the queue goes on: jobs may write elsewhere."""
         try:
             self._state.save()
             self._unsaved = None
