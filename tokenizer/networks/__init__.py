@@ -42,11 +42,15 @@ def make_network(name: str, sizes: NetworkSizes, options: dict[str, Any]) -> Net
     Raises:
         ValueError: an unknown name or option, or an option of the wrong type; a size that cannot work.
     """
+    check_network(name, options)
+    return _load(name)(sizes, **options)
+
+
+def check_network(name: str, options: dict[str, Any]) -> None:
+    """Raise ValueError for an unknown name or option, or an option of the wrong type."""
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")
-    make = _load(name)
-    check_options("network", name, options, options_of(make, sizes=1))
-    return make(sizes, **options)
+    check_options("network", name, options, options_of(_load(name), sizes=1))
 
 
 def network_options() -> set[str]:
@@ -60,4 +64,13 @@ def _load(name: str) -> Callable[..., Network]:
     return getattr(importlib.import_module(module), function)
 
 
-__all__ = ["NETWORKS", "Decoder", "Encoder", "Network", "NetworkSizes", "make_network", "network_options"]
+__all__ = [
+    "NETWORKS",
+    "Decoder",
+    "Encoder",
+    "Network",
+    "NetworkSizes",
+    "check_network",
+    "make_network",
+    "network_options",
+]

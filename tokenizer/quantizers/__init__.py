@@ -55,10 +55,15 @@ def make_quantizer(name: str, codebook_size: int, codebook_dim: int, options: di
     Raises:
         ValueError: an unknown name or option, or an option of the wrong type or below 0; the error names it.
     """
+    check_quantizer(name, options)
+    return QUANTIZERS[name](codebook_size, codebook_dim, **options)
+
+
+def check_quantizer(name: str, options: dict[str, Any]) -> None:
+    """Raise ValueError for an unknown name or option, or an option of the wrong type or below 0."""
     if name not in QUANTIZERS:
         raise ValueError(f"unknown quantizer {name!r}; there are {', '.join(QUANTIZERS)}")
     check_options("quantizer", name, options, options_of(QUANTIZERS[name], sizes=2))
-    return QUANTIZERS[name](codebook_size, codebook_dim, **options)
 
 
 def quantizer_options() -> set[str]:
@@ -66,4 +71,4 @@ def quantizer_options() -> set[str]:
     return {option for quantizer in QUANTIZERS.values() for option in options_of(quantizer, sizes=2)}
 
 
-__all__ = ["QUANTIZERS", "Quantizer", "QuantizerOutput", "make_quantizer", "quantizer_options"]
+__all__ = ["QUANTIZERS", "Quantizer", "QuantizerOutput", "check_quantizer", "make_quantizer", "quantizer_options"]

@@ -21,6 +21,10 @@ from arcvq.cli.script import fail
 _UNEXPECTED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
+# Values of a flag on the command line.
+_TRUTHS = ("true", "false", "yes", "no")
+
+
 class ScriptParser(ArgumentParser):
     """A parser with --config, whose errors are one line that names the value and the valid options.
 
@@ -72,7 +76,7 @@ class ScriptParser(ArgumentParser):
             sys.exit()
         errors = OptionErrors(self._actions, self.names_within)
         try:
-            args = self._config_first(args)
+            args = self._config_first(self._with_flags(args))
             configs = self._read_files(args, errors)
             if wrong := errors.unknown_word(args):
                 raise ValueError(wrong)
@@ -164,6 +168,20 @@ class ScriptParser(ArgumentParser):
                 continue
             if type(None) not in get_args(hint):
                 raise ValueError(f"{action.dest} must not be null; remove it to keep its default, {action.default!r}")
+
+    def _with_flags(self, args: Sequence[str]) -> list[str]:
+        """Write out the value of a flag before a word that is none, as in --status FILE."""
+        flags = {
+            name
+            for action in self._actions
+            if action.nargs == "?" and getattr(action, "_typehint", None) is bool
+            for name in action.option_strings
+        }
+        followed = zip(args, [*args, "true"][1:], strict=True)
+        return [
+            f"{word}=true" if word in flags and following.lower() not in _TRUTHS else word
+            for word, following in followed
+        ]
 
     def _config_first(self, args: list[str]) -> list[str]:
         """Put --config before all other arguments, so that an option always overrides the file, and find the files.

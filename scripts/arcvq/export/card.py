@@ -7,7 +7,6 @@ from huggingface_hub import ModelCardData
 
 from arcvq.evaluation.result import summarise
 
-_LICENCE = "apache-2.0"
 _TOKENIZER_USE = """\
 import torch
 from arcvq import VQTokenizer
@@ -59,7 +58,7 @@ def _head(card: Mapping[str, Any]) -> str:
     """Write the YAML that the Hub reads."""
     is_tokenizer = card["kind"] == "tokenizer"
     data = ModelCardData(
-        license=_LICENCE,
+        license=card["licence"],
         library_name="diffusers",
         pipeline_tag="image-feature-extraction" if is_tokenizer else "unconditional-image-generation",
         tags=["arcvq", "vq-vae", "image-tokenizer" if is_tokenizer else "class-conditional"],
@@ -213,7 +212,8 @@ def _limits(card: Mapping[str, Any]) -> str:
 def _licence(card: Mapping[str, Any]) -> str:
     """State the licences of the weights and of the data."""
     licence = card["data"]["licence"] or "not known to the authors of this card"
-    return f"Weights and card: Apache 2.0. Images of {card['data']['name']}: {licence}."
+    own = "Apache 2.0" if card["licence"] == "apache-2.0" else card["licence"]
+    return f"Weights and card: {own}. Images of {card['data']['name']}: {licence}."
 
 
 def _data(card: Mapping[str, Any]) -> str:
@@ -229,4 +229,5 @@ def _by(shape: list[int]) -> str:
 
 def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
     lines = [head, ("---", "---"), *rows.items()]
-    return "\n".join(f"| {name} | {value} |" for name, value in lines)
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {name} | {value} |" for name, value in cells)

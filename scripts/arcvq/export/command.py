@@ -10,6 +10,7 @@ where it was when the command is started again. The folder appears when it is co
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -27,13 +28,14 @@ from arcvq.compute.process import prepare_process
 from arcvq.evaluation.options import GENERATION
 from arcvq.export.card import render_card
 from arcvq.export.examples import write_reconstructions, write_samples
-from arcvq.export.known_data import data_facts
+from arcvq.export.known_data import data_facts, is_known
 from arcvq.export.measurements import Measurement, parse_measurements
 from arcvq.export.public_text import public, public_data_name, public_folder
 from arcvq.export.training_facts import finished_settings, public_settings, training_facts
 from arcvq.export.weights import copy_model, weights_hashes
 from arcvq.runs.results import check_images, find_pipeline, find_tokenizer, load_pipeline, load_tokenizer
 from tokenizer.data import DataConfig
+from tokenizer.data.sources import NAMED
 from tokenizer.loading.result_folders import RESULTS, class_in
 
 VERBS = {
@@ -73,6 +75,9 @@ def make_parser() -> ScriptParser:
         "reconstruction of a tokenizer, generation of a pipeline",
     )
     parser.add_argument("--data", type=str | None, default=None, help="the run's data set, if it lies elsewhere now")
+    parser.add_argument(
+        "--licence", type=str, default="apache-2.0", help="licence of the weights and the card, by its id on the Hub"
+    )
     parser.add_argument("--data_id", type=str | None, default=None, help="id of the data set on the Hub")
     parser.add_argument("--data_licence", type=str | None, default=None, help="licence of the images")
     parser.add_argument(
@@ -92,6 +97,8 @@ def main(args: Sequence[str] | None = None) -> None:
         raise ValueError(f"{config.output!r} exists and is not an empty folder; name another")
     if not output.name:
         raise ValueError(f"--output {config.output!r} is no name of a folder; name one, as models/NAME")
+    if (run / "card.json").is_file():
+        raise ValueError(f"{config.run!r} is an exported folder, as it has a card; copy it, or name the run it is of")
     kind, model = find_result(run)
     settings = finished_settings(run)
     training = training_facts(run, settings, config.trained_on)
@@ -99,24 +106,33 @@ def main(args: Sequence[str] | None = None) -> None:
     measurements = parse_measurements(config.evaluate, kind, data)
     if prepare_process().num_processes > 1:
         raise ValueError("arcvq export takes one process; start it without accelerate launch")
-    facts = data_facts(public_data_name(data.name), config.data_id, config.data_licence)
+    line = described_data(run)
+    name = public_data_name(data.name)
+    if name in NAMED and not is_known(data.name, name, line, data.hold_out):
+        print(f"note: the images in {data.name!r} are not those of {name}, so the card calls them own-{name}")
+        name = f"own-{name}"  # under the other name its commands would read other images
+    facts = data_facts(name, config.data_id, config.data_licence)
     print(f"data: {facts.name}, on the Hub: {facts.hub_id}, licence: {facts.licence or 'not known'}")
+    print(f"weights and card: licence {config.licence}; --licence names another")
     folder = public_folder(output)
     card: dict[str, Any] = {"name": output.name, "kind": kind, "folder": folder}
     card["class"] = class_in(model / RESULTS[kind])
-    card["data"] = asdict(facts) | {"line": (run / "data.txt").read_text(encoding="utf-8").strip()}
-    card["training"] = {"command": f"arcvq {VERBS[card['class']]} --config {folder}/config.yaml"} | training
+    card["licence"] = config.licence
+    card["data"] = asdict(facts) | {"line": line}
+    command = ["arcvq", VERBS[card["class"]], "--config", f"{folder}/config.yaml"]
+    card["training"] = {"command": shlex.join(command)} | training
     with atomic_folder(output) as unfinished:
         card["weights"] = copy_model(model, unfinished, config.dtype)
         card["weights"]["sha256"] = weights_hashes(unfinished)
         card |= write_examples(kind, unfinished, data, training["inputs"].get("data"))
-        shown = public_settings(settings, facts.name, folder)
-        (unfinished / "config.yaml").write_text(yaml.safe_dump(public(shown), sort_keys=False), encoding="utf-8")
         places = [run / "evaluation" / output.name / str(index) for index in range(len(measurements))]
         card["evaluations"] = [
             measured(measurement, unfinished, place, folder, facts.name)
             for measurement, place in zip(measurements, places, strict=True)
         ]
+        # Only now: an evaluation would read in it that the folder was trained on data of another name.
+        shown = public_settings(settings, facts.name, folder)
+        (unfinished / "config.yaml").write_text(yaml.safe_dump(public(shown), sort_keys=False), encoding="utf-8")
         if kind == "pipeline":
             tasks = [measurement.task for measurement in measurements]
             shutil.copyfile(places[tasks.index(GENERATION)] / "generation.png", unfinished / "examples.png")
@@ -132,6 +148,14 @@ def as_json(card: dict[str, Any]) -> str:
     """Write nested values as JSON, with each list of numbers, as a row of codes, in a line."""
     text = json.dumps(card, indent=1)
     return re.sub(r"\[[-\d.,\s]+\]", lambda numbers: "[" + " ".join(numbers[0][1:-1].split()) + "]", text) + "\n"
+
+
+def described_data(run: Path) -> str:
+    """Read the line that describes the images of a run. Raises ValueError where there is none."""
+    file = run / "data.txt"
+    if not file.is_file():
+        raise ValueError(f"{file} is not there, which a training writes; start the training again to have it written")
+    return file.read_text(encoding="utf-8").strip()
 
 
 def find_result(run: Path) -> tuple[str, Path]:

@@ -63,7 +63,10 @@ def parse_measurements(texts: Sequence[str] | None, kind: str, data: DataConfig)
     """
     measured = []
     for text in [TASKS[kind][0]] if texts is None else texts:
-        task, *words = shlex.split(text) or [""]
+        try:
+            task, *words = shlex.split(text) or [""]
+        except ValueError as error:
+            raise ValueError(f"--evaluate {text!r:.80}: {error}; close the quotation") from error
         if task not in TASKS[kind]:
             raise ValueError(
                 f"--evaluate {text!r:.80} begins with none of {', '.join(TASKS[kind])}, tasks for a {kind}"

@@ -9,18 +9,27 @@ from tokenizer.data.sources import HUB_IDS
 # A path ends at a space, a quote or a bracket, and may follow an option and its =.
 _WORD = re.compile(r"""[^\s'"`=,;()\[\]{}]+""")
 _LOCAL = re.compile(r"(file:|[A-Za-z]:[\\/]|~|/|\\\\|\.\.[\\/]).+", re.DOTALL)
+# A text that is a path and nothing else, or an option with one, may have all these characters.
+_WHOLE = re.compile(r"(--[\w.]+=)?((?:file:|[A-Za-z]:[\\/]|~[\\/]|/|\\\\|\.\.[\\/])\S.*)")
+# Name and password in an address, and its query, which may have a token.
+_SECRETS = re.compile(r"""(\w+://)(?:[^\s/@'"]+@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
 
 
 def public(value: Any) -> Any:
     """Replace local paths in all texts of nested values by their last part; relative paths inside stay as they are.
 
-    Local is what begins with /, ~, ../, a drive or file:. Names and addresses of the Hub and of servers are kept.
+    Local is what begins with /, ~, ../, a drive or file:. Names and addresses of the Hub and of servers are kept,
+    without a password or a query.
     """
     if isinstance(value, dict):
         return {public(name): public(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [public(item) for item in value]
-    return _WORD.sub(lambda word: _last_part(word[0]), value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if whole := _WHOLE.fullmatch(value):
+        return f"{whole[1] or ''}{_last_part(whole[2])}"
+    return _WORD.sub(lambda word: _last_part(word[0]), _SECRETS.sub(r"\1\2", value))
 
 
 def public_data_name(name: str) -> str:
@@ -28,7 +37,7 @@ def public_data_name(name: str) -> str:
     is_folder = name != "digits" and name not in HUB_IDS and Path(name).expanduser().is_dir()
     if is_folder or _LOCAL.fullmatch(name):
         return PureWindowsPath(Path(name).expanduser().absolute()).name  # takes / and \ alike
-    return name
+    return public(name)
 
 
 def public_folder(output: Path) -> str:

@@ -20,6 +20,8 @@ def finished_settings(run: Path) -> dict[str, Any]:
     settings = read_settings(run / "config.yaml")
     if not settings:
         raise ValueError(f"{str(run)!r} is no run folder, as it has no config.yaml; name what a training has written")
+    if missing := [name for name in ("data", "optim", "run") if not isinstance(settings.get(name), dict)]:
+        raise ValueError(f"{run / 'config.yaml'} is not as a training writes it: it has no section {missing[0]}")
     log = run / "metrics.jsonl"
     done = max((record["step"] for record in read_metrics(log)), default=0) if log.is_file() else 0
     if done != settings["optim"]["max_steps"]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def copy_model(source: Path, target: Path, dtype: str) -> dict[str, Any]:
         facts about the weights: dtype, number of values, bytes.
 
     Raises:
-        ValueError: a weight is too large for the dtype, or not finite.
+        ValueError: a weight is too large for the dtype, or not finite; a file is damaged.
     """
     values = size = 0
     for folder in model_folders(source):
@@ -51,7 +52,11 @@ def copy_model(source: Path, target: Path, dtype: str) -> dict[str, Any]:
                 (written / file.name).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         file = folder / f"{WEIGHTS}.safetensors"
         if file.is_file():
-            tensors = {name: _cast(name, tensor, dtype, file) for name, tensor in load_file(file).items()}
+            try:
+                stored = load_file(file)
+            except SafetensorError as error:
+                raise ValueError(f"{file} is damaged ({error}); take it from a copy of the run") from error
+            tensors = {name: _cast(name, tensor, dtype, file) for name, tensor in stored.items()}
             save_file(tensors, written / file.name, metadata={"format": "pt"})
             values += sum(tensor.numel() for tensor in tensors.values())
             size += (written / file.name).stat().st_size

@@ -37,7 +37,10 @@ def check_command(job: Job) -> Work:
     verbs = [verb for verb in VERBS if verb != "queue"]
     if name not in verbs:
         close = difflib.get_close_matches(name, verbs, n=1) or verbs
-        raise ValueError(f"job {job.name}: unknown verb {name!r:.80}; take {', '.join(close)}")
+        raise ValueError(
+            f"job {job.name}: unknown verb {job.words[0]!r:.80}; a command begins with a verb of arcvq, without a "
+            f"launcher or variables before it; take {', '.join(close)}"
+        )
     verb, args = VERBS[name], list(job.words[1:])
     module = importlib.import_module(verb.others[args.pop(0)] if args and args[0] in verb.others else verb.module)
     said = io.StringIO()

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,11 @@ from arcvq.cli.configs import CONFIGS, config_names
 
 # What a training's numbers, or its checkpoints, depend on.
 _PACKAGES = ("arcvq", "torch", "torchvision", "diffusers", "accelerate", "transformers", "numpy", "safetensors")
+
+# A checkout's folder is named by its commit.
+_NAME = re.compile("[0-9a-f]{12}")
+# Where a new file belongs to the code, though it is in no commit.
+_CODE = ("scripts", "tokenizer", "priors", "pipelines", "configs")
 
 
 def find_project() -> Path | None:
@@ -54,8 +60,10 @@ class Checkouts:
         return _git(self._project, "rev-parse", "HEAD").strip()
 
     def changed_files(self) -> list[str]:
-        """List the tracked files with changes that are in no commit."""
-        return _git(self._project, "diff", "HEAD", "--name-only").split("\n")[:-1]
+        """List the tracked files with changes that are in no commit, and new files of the code."""
+        changed = _git(self._project, "diff", "HEAD", "--name-only")
+        new = _git(self._project, "ls-files", "--others", "--exclude-standard", "--", *_CODE)
+        return f"{changed}{new}".split("\n")[:-1]
 
     def open(self, commit: str) -> Path:
         """Return the checkout of a commit; make it, or make it anew where it is not whole.
@@ -65,17 +73,27 @@ class Checkouts:
         """
         checkout = self._path(commit)
         if not self._is_whole(checkout, commit):
+            if not self._has(commit):
+                raise OSError(
+                    f"commit {commit[:12]} is no longer in {self._project}; fetch it, or go on with the present one "
+                    "by --renew"
+                )
             self._remove(checkout)
             checkout.parent.mkdir(parents=True, exist_ok=True)
             # --force: git still knows of a checkout whose folder was removed by hand.
-            _git(self._project, "worktree", "add", "--quiet", "--force", "--detach", str(checkout), commit)
+            try:
+                _git(self._project, "worktree", "add", "--quiet", "--force", "--detach", str(checkout), commit)
+            except OSError as error:  # git does not say that a disk is full
+                free = shutil.disk_usage(self._folder).free / 1e6
+                raise OSError(f"{error}; {free:.0f} MB are free in {self._folder}") from error
         return checkout
 
     def keep(self, commits: Iterable[str]) -> None:
         """Remove the checkouts of all other commits."""
         kept = {self._path(commit) for commit in commits}
         for checkout in self._folder.glob("*"):
-            if checkout not in kept:
+            # What else is in there, where --state is a folder with other things, is the user's.
+            if checkout not in kept and _NAME.fullmatch(checkout.name):
                 self._remove(checkout)
 
     def packages(self, checkout: Path) -> list[str]:
@@ -111,6 +129,12 @@ class Checkouts:
         inside = checkout / file.relative_to(self._project) if file.is_relative_to(self._project) else file
         return str(inside if inside.is_file() else file)
 
+    def _has(self, commit: str) -> bool:
+        try:
+            return bool(_git(self._project, "rev-parse", "--verify", f"{commit}^{{commit}}"))
+        except OSError:
+            return False
+
     def _path(self, commit: str) -> Path:
         return self._folder / commit[:12]
 
@@ -141,6 +165,8 @@ def _git(at: Path, *words: str) -> str:
     command = ["git", "-C", str(at), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, stdin=subprocess.DEVNULL)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        # The first error is the cause, as a full disk, and the last one what came of it.
+        reason = next((line for line in lines if line.startswith(("error: ", "fatal: "))), lines[-1])
         raise OSError(f"git {words[0]} failed in {at}: {reason}")
     return done.stdout

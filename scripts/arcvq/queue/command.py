@@ -20,7 +20,7 @@ from arcvq.queue.job_code import JobCode
 from arcvq.queue.queue_file import Job, find_queue, read_jobs
 from arcvq.queue.state import QueueState, identity, is_running
 from arcvq.queue.table import table
-from arcvq.queue.worker import Worker
+from arcvq.queue.worker import Worker, newest_step
 from arcvq.runs.child_process import ChildProcess
 from arcvq.runs.lock import FolderLock
 from arcvq.runs.log import last_step
@@ -111,6 +111,7 @@ def prepare(jobs: Sequence[Job], state: QueueState, renew: Sequence[str]) -> Non
             )
         of.state, of.command, of.commit, of.versions = "waiting", job.command, None, {}
         of.run, of.steps = None if work.run is None else str(work.run), work.steps
+        of.step = newest_step(of)
     check_folders([(job.name, state.of(job.name).run) for job in jobs])
 
 

@@ -89,4 +89,7 @@ def _job(file: Path, name: str, entry: Any) -> Job:
         words = shlex.split(command)
     except ValueError as error:
         raise ValueError(f"job {name}: command {command!r:.80}: {error}; close the quotation") from error
-    return Job(name, tuple(words[1:] if words[:1] == ["arcvq"] else words), tuple(after))
+    words = words[1:] if words[0] == "arcvq" else words
+    if not words:
+        raise ValueError(f"job {name}: command must be a verb with its options, got {command!r:.80}")
+    return Job(name, tuple(words), tuple(after))

@@ -98,14 +98,24 @@ class QueueState:
             unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     @property
+    def elsewhere(self) -> str | None:
+        """The other machine on which its process was started; this one cannot tell whether it still runs there."""
+        host = None if self.process is None else self.process["host"]
+        return None if host == socket.gethostname() else host
+
+    @property
     def is_worked_off(self) -> bool:
         """Whether its process runs, as far as this machine can tell."""
         return is_running(self.process)
 
 
 def identity(number: int) -> dict[str, Any]:
-    """Describe a running process so that no later one of the same number is taken for it."""
-    return {"number": number, "host": socket.gethostname(), "words": psutil.Process(number).cmdline()[1:]}
+    """Describe a process so that no later one of the same number is taken for it."""
+    try:
+        words = psutil.Process(number).cmdline()[1:]
+    except psutil.Error:  # it has ended at once
+        words = []
+    return {"number": number, "host": socket.gethostname(), "words": words}
 
 
 def is_running(process: dict[str, Any] | None) -> bool:

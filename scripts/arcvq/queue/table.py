@@ -74,7 +74,9 @@ def _row(job: Job, state: QueueState) -> tuple[str, str, str, str, str]:
     """The cells of a job."""
     of = state.of(job.name)
     shown, remark = of.state, ""
-    if of.state == "running" and not state.is_worked_off:
+    if of.state == "running" and state.elsewhere:
+        remark = f"on {state.elsewhere}, unless its queue was killed there"
+    elif of.state == "running" and not state.is_worked_off:
         shown, remark = "stopped", "the same command goes on"
     elif of.state == "running" and of.expected_end:
         remark = f"expected end {of.expected_end}"

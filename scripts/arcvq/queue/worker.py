@@ -60,6 +60,7 @@ class Worker:
         self._running: dict[str, _Running] = {}
         self._display = Display()
         self._saved: datetime | None = None
+        self._unsaved: str | None = None  # why
 
     def work(self) -> None:
         """Return when no job can go on, or after a signal."""
@@ -76,7 +77,7 @@ class Worker:
             end_all([one.child for one in self._running.values()])
             for name, one in self._running.items():
                 self._note(name, "waiting" if one.child.process.returncode else "done")
-            self._state.save()
+            self._save()
 
     def _start(self) -> None:
         """Start the first waiting jobs for which there is room."""
@@ -92,13 +93,13 @@ class Worker:
             except (OSError, ValueError) as error:
                 of.state, of.error = "failed", str(error)
                 self._display.say(f"failed: {name}: {error}")
-                self._state.save()
+                self._save()
                 continue
             now = _now()
             self._running[name] = _Running(child, now, of.hours, saved)
             of.state, of.error, of.process = "running", None, identity(child.process.pid)
             of.attempts, of.begun = of.attempts + 1, of.begun or now.isoformat(" ", "minutes")
-            self._state.save()
+            self._save()
             self._display.say(f"started: {name}" + (f", from step {saved}" if saved else ""))
 
     def _collect(self) -> None:
@@ -116,7 +117,7 @@ class Worker:
                 of.error = one.child.error
                 self._display.say(f"failed: {name}: {of.error}; its output is in {one.child.log}")
             del self._running[name]
-            self._state.save()
+            self._save()
 
     def _note(self, name: str, state: str) -> None:
         """Note the end of a job's process."""
@@ -139,7 +140,17 @@ class Worker:
         self._display.show({name: self._state.jobs[name] for name in self._running}, now)
         if self._saved is None or now - self._saved >= _SAVE_EVERY:
             self._saved = now
+            self._save()
+
+    def _save(self) -> None:
+        """Save the state. Where it cannot be, as on a full disk, the queue goes on: jobs may write elsewhere."""
+        try:
             self._state.save()
+            self._unsaved = None
+        except OSError as error:
+            if str(error) != self._unsaved:  # once
+                self._unsaved = str(error)
+                self._display.say(f"note: the state is not saved, and the queue goes on: {error}")
 
 
 def newest_step(job: JobState) -> int:

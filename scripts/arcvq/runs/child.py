@@ -5,6 +5,7 @@ python child.py PARENT NICE VERB ...
 It is started by its path and imports nothing of the project: the verb may be that of another checkout, on PYTHONPATH.
 """
 
+import contextlib
 import os
 import runpy
 import signal
@@ -20,8 +21,9 @@ _LOOK = 1.0
 
 def end_with(parent: psutil.Process) -> None:
     """Wait for the end of a process, and send SIGTERM to this one: a training saves its step and ends."""
-    while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(_LOOK)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end between two of these calls
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_LOOK)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

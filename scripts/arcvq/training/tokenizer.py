@@ -40,8 +40,8 @@ from tokenizer.data.in_memory import pixel_variance
 from tokenizer.data.subsets import evenly_spaced_images
 from tokenizer.functional.usage import perplexity, usage
 from tokenizer.losses.lpips import WeightFiles
-from tokenizer.networks import NETWORKS, network_options
-from tokenizer.quantizers import QUANTIZERS, quantizer_options
+from tokenizer.networks import NETWORKS, check_network, network_options
+from tokenizer.quantizers import QUANTIZERS, check_quantizer, quantizer_options
 
 # Held-out images for the numbers and pictures of a training; arcvq evaluate takes all of them.
 PREVIEW_IMAGES = 512
@@ -148,6 +148,8 @@ def check(config: Namespace) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ValueError("FSDP shards the UNet of arcvq train-ldm; launch this with configs/accelerate/eight_gpus.yaml")
     check_run(config)
+    check_network(config.model.network, config.model.network_options or {})
+    check_quantizer(config.model.quantizer, config.model.quantizer_options or {})
     config.loss.check()
     config.adversarial.check(config.optim.max_steps)
     config.collapse.check()

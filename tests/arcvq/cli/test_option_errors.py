@@ -15,6 +15,7 @@ from arcvq.evaluation import command as evaluate
 from arcvq.faults import command as faults
 from arcvq.faults import forked_process
 from arcvq.planning.train_or_plan import train_or_plan
+from arcvq.queue import command as queue
 from arcvq.sampling import command as sample
 from arcvq.training import ldm as train_ldm
 from arcvq.training import pixelcnn as train_pixelcnn
@@ -214,3 +215,19 @@ def test_a_script_in_its_own_process_says_it_in_one_line(tmp_path):
     done = forked_process.run(command, tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "--sampling.guidance_scale" in done.stderr and "--format" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["q.yaml"], False),
+        (["q.yaml", "--status"], True),
+        (["--status", "q.yaml"], True),
+        (["--status", "false", "q.yaml"], False),
+        (["--status=false", "q.yaml"], False),
+        (["--status", "--jobs", "1", "q.yaml"], True),
+    ],
+)
+def test_a_flag_takes_no_other_word_for_its_value(words, status):
+    config = queue.make_parser().parse(words)
+    assert (config.file, config.status) == ("q.yaml", status)

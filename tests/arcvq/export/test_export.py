@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from arcvq.evaluation.command import main as evaluate
 from arcvq.export.command import as_json, main
-from arcvq.export.known_data import data_facts
+from arcvq.export.known_data import data_facts, is_known
 from arcvq.export.public_text import public, public_data_name, public_folder
 from arcvq.runs.starts import STARTS
 from arcvq.sampling.reconstructions import round_trip
@@ -173,15 +174,37 @@ def test_config_yaml_repeats_the_training_on_the_folder_s_own_tokenizer(home):
 
 @pytest.fixture
 def secret_run(tmp_path):
-    """A run on a folder of images, whose settings and options name places of its machine."""
-    images = tmp_path / "secret" / "things"
+    return make_secret_run(tmp_path, "things")
+
+
+def make_secret_run(tmp_path, name):
+    """Writes a run on a folder of images, whose settings and options name places of its machine."""
+    images = tmp_path / "secret" / name
     for split, number in (("train", 12), ("test", 9)):
         (images / split).mkdir(parents=True)
         for index in range(number):
             pixels = np.random.default_rng(index).integers(0, 256, (32, 32), dtype=np.uint8)
             Image.fromarray(pixels).save(images / split / f"{index}.png")
-    run = write_run(tmp_path / "secret" / "run", "tokenizer", f"--data.name={images}", "--data.image_size=32")
+    places = [f"--data.name={images}", f"--weights.vgg16={tmp_path}/a secret folder/vgg.pth"]
+    run = write_run(tmp_path / "secret" / "run", "tokenizer", "--data.image_size=32", *places)
     return run, images
+
+
+def test_a_folder_called_as_a_known_data_set_has_neither_its_licence_nor_its_place(tmp_path, capsys):
+    run, _ = make_secret_run(tmp_path, "mnist")
+    main([str(run), "--output", str(tmp_path / "out"), "--licence", "cc-by-nc-4.0"])
+    card, text = (json.loads((tmp_path / "out/card.json").read_text()), (tmp_path / "out/README.md").read_text())
+    assert (card["data"]["name"], card["data"]["hub_id"], card["data"]["licence"]) == ("own-mnist", None, None)
+    assert "--data.name=own-mnist" in card["evaluations"][0]["protocol"]["command"] and "MIT" not in text
+    assert "license: cc-by-nc-4.0" in text and "Weights and card: cc-by-nc-4.0" in text and "pache" not in text
+    said = capsys.readouterr().out
+    assert "not those of mnist" in said and "licence cc-by-nc-4.0" in said and "was trained on 'own-mnist'" not in said
+
+
+def test_the_commands_of_a_folder_with_a_space_are_those_of_a_shell(home, tmp_path):
+    main(["runs/tokenizer", "--output", str(tmp_path / "my model")])
+    command = json.loads((tmp_path / "my model/card.json").read_text())["training"]["command"]
+    assert shlex.split(command) == ["arcvq", "train-tokenizer", "--config", "my model/config.yaml"]
 
 
 def test_no_place_of_the_machine_is_told(secret_run, tmp_path, monkeypatch):
@@ -219,6 +242,12 @@ def test_no_place_of_the_machine_is_told(secret_run, tmp_path, monkeypatch):
         ("runs/cache", "runs/cache"),
         ("uoft-cs/cifar10", "uoft-cs/cifar10"),
         ("hf://datasets/owner/name/data", "hf://datasets/owner/name/data"),
+        ("/home/John Doe/a, b/it's (1).pth", "it's (1).pth"),
+        ("--weights.vgg16=/home/John Doe/vgg.pth", "--weights.vgg16=vgg.pth"),
+        ("~3 hours / 2 cores", "~3 hours / 2 cores"),
+        ("https://me:secret@host/data?token=secret", "https://host/data"),
+        ("see s3://key:secret@bucket/x, and more", "see s3://bucket/x, and more"),
+        ("hf://datasets/owner/name@main/data", "hf://datasets/owner/name@main/data"),
         ("1 / 2, 3 x 32 x 32 ... +/- 1", "1 / 2, 3 x 32 x 32 ... +/- 1"),
     ],
 )
@@ -233,6 +262,7 @@ def test_a_data_set_is_named_by_its_folder_or_as_it_was_given(tmp_path, monkeypa
         *("mine", "data", "mine", "gone"),
     ]
     assert [public_data_name(name) for name in ("cifar10", "owner/name")] == ["cifar10", "owner/name"]
+    assert public_data_name("https://me:secret@host/data?token=secret") == "https://host/data"
 
 
 def test_a_folder_is_named_as_others_will_have_it(tmp_path):
@@ -245,6 +275,22 @@ def test_a_licence_is_not_that_of_another_data_set():
     assert data_facts("mnist", "other/mnist", None) == type(data_facts("x", None, None))("mnist", "other/mnist", None)
     assert data_facts("owner/name", None, "CC0").hub_id == "owner/name"
     assert data_facts("mine", None, None).hub_id is data_facts("mine", None, None).licence is None
+
+
+@pytest.mark.parametrize(
+    ("given", "line", "hold_out", "known"),
+    [
+        ("mnist", "data: 12 train, 9 held out", 0, True),  # never a folder
+        ("/data/mnist", "data: 60000 train, 10000 held out, 10 classes", 0, True),
+        ("/data/mnist", "data: 59000 train, 1000 held out, 10 classes", 1000, True),
+        ("/data/mnist", "data: 60000 train, 1000 held out, 10 classes", 1000, False),
+        ("/data/mnist", "data: 60000 train, 9 held out", 0, False),
+        ("/data/mnist", "data: streamed", 0, False),
+    ],
+)
+def test_a_folder_is_a_known_data_set_if_it_has_as_many_images(given, line, hold_out, known):
+    assert is_known(given, "mnist", line, hold_out) == known
+    assert not is_known("/data/mine", "mine", line, hold_out)
 
 
 def test_rows_of_codes_stand_in_a_line_and_are_read_back():
@@ -264,6 +310,26 @@ def test_a_run_that_is_not_finished_is_refused(home, tmp_path):
 def test_what_is_no_run_is_refused():
     assert "config.yaml" in refused("runs/tokenizer/tokenizer")
     assert "'runs/nothing' is not there" in refused("runs/nothing")
+    assert "'models/digits-ldm' is an exported folder" in refused("models/digits-ldm")
+
+
+def test_a_damaged_run_is_refused_with_the_file(home, tmp_path):
+    run = shutil.copytree(home / "runs/tokenizer", tmp_path / "cut")
+    (run / "tokenizer" / WEIGHTS).write_bytes((run / "tokenizer" / WEIGHTS).read_bytes()[:100])
+    assert f"{WEIGHTS} is damaged" in refused(str(run))
+    (run / "config.yaml").write_text("data: {name: digits}\n")
+    assert "config.yaml" in (error := refused(str(run))) and "no section optim" in error
+
+
+def test_a_bar_in_a_text_divides_no_cell_of_a_table(home, tmp_path):
+    main(["runs/tokenizer", "--output", str(tmp_path / "out"), "--trained_on", "commit a | laptop"])
+    assert "| commit a \\| laptop |" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_run_without_the_line_on_its_images_says_how_to_get_it(home, tmp_path):
+    run = shutil.copytree(home / "runs/tokenizer", tmp_path / "old")
+    (run / "data.txt").unlink()
+    assert "data.txt" in (error := refused(str(run))) and "start the training again" in error
 
 
 def test_an_output_that_holds_something_is_untouched(home):
@@ -279,6 +345,7 @@ def test_an_output_that_holds_something_is_untouched(home):
         ("tokenizer", "generation", "reconstruction"),
         ("ldm", "reconstruction", "generation"),
         ("tokenizer", "", "reconstruction"),
+        ("tokenizer", "reconstruction 'x", "close the quotation"),
         ("tokenizer", "reconstruction --output elsewhere", "--output"),
         ("tokenizer", "reconstruction --data.name mnist", "--data.name"),
         ("tokenizer", "reconstruction --protocol adm", "adm"),

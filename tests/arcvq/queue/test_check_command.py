@@ -25,6 +25,11 @@ def test_a_training_has_a_run_folder_and_steps(capsys):
     [
         ("train-tokeniser", ["'train-tokeniser'", "train-tokenizer"]),
         ("queue queue.yaml", ["unknown verb 'queue'"]),
+        ("accelerate launch -m arcvq train-ldm", ["'accelerate'", "without a launcher"]),
+        ("OMP_NUM_THREADS=1 arcvq train-ldm", ["'OMP_NUM_THREADS=1'", "variables"]),
+        ("train-tokenizer --model.quantizer arx", ["'arx'", "arc,"]),
+        ("train-tokenizer --model.quantizer_options.margn 1", ["margn", "margin"]),
+        ("train-tokenizer --model.network con", ["'con'", "conv"]),
         ("train-ldm --optim.learning_rate 1", ["--optim.learning_rate", " lr,"]),
         ("train-ldm --optim.max_steps many", ["--optim.max_steps", "'many'"]),
         ("train-ldm --optim.max_steps 0", ["optim.max_steps", "got 0"]),

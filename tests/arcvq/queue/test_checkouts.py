@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from stub_package import write_stub
@@ -86,10 +87,43 @@ def test_checkouts_that_nobody_needs_are_removed_and_git_forgets_them(project, c
     assert str(kept) in listed and str(removed) not in listed
 
 
-def test_a_commit_that_is_not_there_is_an_error_in_one_line(checkouts):
-    with pytest.raises(OSError, match="git worktree failed") as error:
+def test_what_is_no_checkout_is_never_removed(checkouts, tmp_path):
+    """The folder of the state may be one of the user's."""
+    for name in ("thesis", "deadbeef"):
+        (tmp_path / "state" / name).mkdir(parents=True)
+        (tmp_path / "state" / name / "chapter").write_text("the only copy")
+    (tmp_path / "state" / "notes.txt").write_text("mine")
+    checkouts.open(checkouts.head())
+    checkouts.keep([])
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["deadbeef", "notes.txt", "thesis"]
+
+
+def test_a_commit_that_is_not_there_is_an_error_in_one_line_that_says_what_to_do(checkouts):
+    with pytest.raises(OSError, match=r"commit 000000000000 is no longer in .*--renew") as error:
         checkouts.open("0" * 40)
     assert "\n" not in str(error.value)
+
+
+def test_the_error_of_git_is_the_first_as_that_of_a_full_disk(checkouts, monkeypatch):
+    said = "hint: so\nerror: unable to write file a: No space left on device\nfatal: Could not reset index file\n"
+    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr=said))
+    with pytest.raises(OSError, match="No space left on device"):
+        checkouts.head()
+
+
+def test_where_no_checkout_can_be_made_the_free_space_is_said(project, checkouts, tmp_path):
+    git(project, "config", "core.hooksPath", str(tmp_path))
+    (tmp_path / "post-checkout").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "post-checkout").chmod(0o755)
+    with pytest.raises(OSError, match=r"git worktree failed .* MB are free in .*state"):
+        checkouts.open(checkouts.head())
+
+
+def test_new_files_of_the_code_are_changes_and_others_are_not(project, checkouts):
+    (project / ".gitignore").write_text("*.log\n")
+    for name in ("scripts/new.py", "configs/mnist/new.yaml", "scripts/a.log", "notes.txt"):
+        (project / name).write_text("")
+    assert checkouts.changed_files() == ["configs/mnist/new.yaml", "scripts/new.py"]
 
 
 def test_a_config_of_the_project_is_that_of_the_checkout(project, checkouts, tmp_path, monkeypatch):

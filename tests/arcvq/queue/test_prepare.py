@@ -30,10 +30,11 @@ def test_a_job_that_is_renewed_or_has_another_command_is_checked_and_takes_the_p
     with pytest.raises(ValueError, match="job old: there is no option --an_option_of_before"):
         prepare([OLD], QueueState(tmp_path, {"old": begun("failed")}), ["old"])
     other = Job("old", NEW.words)
-    state = QueueState(tmp_path, {"old": begun("done", hours=3.0)})
+    state = QueueState(tmp_path, {"old": begun("done", hours=3.0, step=5)})
     prepare([other], state, [])
     of = state.of("old")
     assert (of.state, of.command, of.commit, of.versions, of.steps) == ("waiting", other.command, None, {}, 9)
+    assert of.step == 0  # of the run folder that it has now
     assert of.hours == 3.0 and "its command has changed" in capsys.readouterr().out
 
 

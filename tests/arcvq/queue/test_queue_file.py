@@ -40,6 +40,7 @@ def test_jobs_are_in_the_files_order_with_the_words_of_a_shell(tmp_path):
         ("a: {command: sample, afer: [b]}", ["job a", "'afer'", "after"]),
         ("a: {command: [sample]}", ["job a", "['sample']"]),
         ("a: {after: []}", ["job a", "None"]),
+        ("a: {command: arcvq}", ["job a", "verb", "'arcvq'"]),
         ("a: {command: 'sample \"'}", ["job a", "quotation"]),
         ("a: {command: sample, after: b}", ["job a", "'b'", "list"]),
         ("first: {command: sample}\nb: {command: sample, after: [frist]}", ["job b", "'frist'", "take first"]),

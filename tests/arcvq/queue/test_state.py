@@ -32,3 +32,4 @@ def test_a_process_is_told_from_a_later_one_of_its_number():
         assert not is_running(known | {"host": "another"})
         process.kill()
     assert not is_running(known) and not is_running(None)
+    assert not is_running(identity(process.pid))  # a job that has ended at once is described, too

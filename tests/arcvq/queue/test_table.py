@@ -36,6 +36,12 @@ def test_what_ran_when_its_queue_was_killed_is_stopped(tmp_path):
     assert rows(state)[0][:3] == ["a", "stopped", "3/9"] and "2030" not in table(JOBS, state)
 
 
+def test_what_runs_on_another_machine_is_not_called_stopped(tmp_path):
+    state = QueueState(tmp_path, process=identity(os.getpid()) | {"host": "another"})
+    state.jobs["a"] = JobState("running", attempts=1, step=3, steps=9)
+    assert rows(state)[0][:3] == ["a", "running", "3/9"] and "on another, unless" in table(JOBS, state)
+
+
 def test_without_a_terminal_a_running_job_has_a_line_a_minute(capsys):
     display, begin = Display(), datetime(2030, 1, 1)
     for second in range(0, 150, 5):

@@ -131,6 +131,19 @@ def test_a_job_that_was_done_when_the_signal_came_is_done(place):
     assert states == {"a": "done"}
 
 
+def test_a_state_that_cannot_be_saved_stops_no_job_and_is_said_once(place, monkeypatch, capsys):
+    def fail(_):
+        raise OSError("no room")
+
+    state = QueueState(place, {"a": JobState(), "b": JobState()})
+    with monkeypatch.context() as patch:
+        patch.setattr(QueueState, "save", fail)
+        jobs = [Job(name, (NOTE.format(name),)) for name in "ab"]
+        launch = lambda job: ChildProcess.start(job.words, place / "log", 1, packages=[str(place / "packages")])  # noqa: E731
+        Worker(jobs, state, launch, 1, Stopping()).work()
+    assert lines(place / "done") == ["a", "b"] and capsys.readouterr().out.count("no room") == 1
+
+
 def test_the_newest_step_is_that_of_whole_checkpoints(tmp_path):
     assert newest_step(JobState()) == newest_step(JobState(run=str(tmp_path))) == 0
     for step in (20, 100):

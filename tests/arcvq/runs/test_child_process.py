@@ -1,6 +1,7 @@
 """Commands in processes of their own: where their code comes from, what they say, and how they end."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 from places import PYTHONPATH
 from stub_package import write_stub
 
+from arcvq.runs import child
 from arcvq.runs.child_process import ChildProcess
 
 
@@ -47,6 +49,21 @@ def test_it_has_the_threads_and_the_priority_that_were_asked_for(tmp_path):
     child = ChildProcess.start(["a", "b"], tmp_path / "log", 3, packages=[str(tmp_path)], nice=19)
     assert child.process.wait(60) == 0
     assert (tmp_path / "log").read_text() == "['a', 'b'] 3 19\n"
+
+
+@pytest.mark.posix
+def test_a_parent_that_ends_between_two_looks_is_seen(monkeypatch):
+    class Parent:
+        def is_running(self):
+            return True
+
+        def status(self):
+            raise psutil.NoSuchProcess(1)
+
+    sent = []
+    monkeypatch.setattr(child.os, "kill", lambda *signal: sent.append(signal))
+    child.end_with(Parent())
+    assert sent == [(os.getpid(), signal.SIGTERM)]
 
 
 PARENT = """
