@@ -1,5 +1,7 @@
 """Every quantizer at a small size, for tests that hold for all of them."""
 
+import copy
+
 import torch
 
 from tokenizer import VQTokenizer
@@ -47,3 +49,26 @@ def total(quantizer, losses):
     """The quantizer's loss."""
     weights = quantizer.loss_weights()
     return sum((weights[name] * loss for name, loss in losses.items()), start=torch.zeros(()))
+
+
+def check_goes_on_as_saved(quantizer, restored, batches):
+    """A quantizer into which another's state is loaded after two batches ends with the other's tensors."""
+    for latents in batches[:2]:
+        quantizer.after_update(latents, quantizer(latents).codes)
+    restored.load_state_dict(copy.deepcopy(quantizer.state_dict()))
+    for each in (quantizer, restored):
+        for latents in batches[2:]:
+            each.after_update(latents, each(latents).codes)
+    assert all(torch.equal(value, quantizer.state_dict()[key]) for key, value in restored.state_dict().items())
+
+
+def check_gradients_of_what_is_decoded(out, mu, sigma, rows, gradients):
+    """They are those of mu + sigma sg(eps) + (q - sg q), all (N, D); `gradients` of a scalar, by the inputs."""
+    batch, dim, *grid = out.quantized.shape
+    weight = torch.randn(batch, *grid, dim, dtype=torch.float64)
+    defined = mu + sigma * ((rows - mu) / sigma).detach() + (rows - rows.detach())
+    expected = gradients((defined * weight.reshape(-1, dim)).sum())
+    found = gradients((out.quantized * weight.permute(0, 3, 1, 2)).sum())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.norm() > 0.1
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from no_float64 import DEVICE, NoFloat64
+from quantizer_cases import check_goes_on_as_saved
 from torch.nn.functional import cosine_similarity
 
 from tokenizer.angular_margin import arc_loss
@@ -174,15 +175,7 @@ def test_k_means_finds_the_directions_that_the_tokens_have():
 
 @pytest.mark.parametrize("options", [{"table": "moving_average"}, {"revive_below": 1.5}, {"init": "kmeans"}])
 def test_a_saved_quantizer_goes_on_as_it_would_have(options):
-    quantizer, restored = (make(**options) for _ in range(2))
-    batches = [batch() for _ in range(4)]
-    for latents in batches[:2]:
-        quantizer.after_update(latents, quantizer(latents).codes)
-    restored.load_state_dict(copy.deepcopy(quantizer.state_dict()))
-    for each in (quantizer, restored):
-        for latents in batches[2:]:
-            each.after_update(latents, each(latents).codes)
-    assert all(torch.equal(value, quantizer.state_dict()[key]) for key, value in restored.state_dict().items())
+    check_goes_on_as_saved(make(**options), make(**options), [batch() for _ in range(4)])
 
 
 def test_a_batch_must_be_able_to_hit_each_code_often_enough():

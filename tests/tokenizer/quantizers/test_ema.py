@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from quantizer_cases import check_goes_on_as_saved
 
 from tokenizer.functional.noise import ImageNoise
 from tokenizer.quantizers import make_quantizer
@@ -176,15 +177,7 @@ def test_a_revival_draws_from_nobody_elses_generator(name):
 
 
 def test_a_saved_quantizer_goes_on_as_it_would_have(name):
-    quantizer, restored = (make(name, revive_below=2.0) for _ in range(2))
-    batches = [batch() for _ in range(4)]
-    for latents in batches[:2]:
-        quantizer.after_update(latents, quantizer(latents).codes)
-    restored.load_state_dict(copy.deepcopy(quantizer.state_dict()))
-    for each in (quantizer, restored):
-        for latents in batches[2:]:
-            each.after_update(latents, each(latents).codes)
-    assert all(torch.equal(value, quantizer.state_dict()[key]) for key, value in restored.state_dict().items())
+    check_goes_on_as_saved(make(name, revive_below=2.0), make(name, revive_below=2.0), [batch() for _ in range(4)])
 
 
 @pytest.mark.parametrize(("codes", "dim", "images"), [(2, 1, 1), (100_000, 3, 2)])

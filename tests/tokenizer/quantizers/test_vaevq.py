@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from quantizer_cases import check_gradients_of_what_is_decoded
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from tokenizer.quantizers import make_quantizer
@@ -49,14 +50,7 @@ def test_the_gradients_of_what_is_decoded_equal_the_definition():
     quantizer, encoder_output = make(), make_encoder_output()
     out = quantizer(encoder_output)
     mu, sigma, rows, _ = written_out(quantizer, encoder_output)
-    weight = torch.randn(2, 4, 5, 3, dtype=torch.float64)
-    # mu + sigma sg(eps) + (q - sg q)
-    defined = mu + sigma * ((rows - mu) / sigma).detach() + (rows - rows.detach())
-    expected = gradients((defined * weight.reshape(-1, 3)).sum(), quantizer, encoder_output)
-    found = gradients((out.quantized * weight.permute(0, 3, 1, 2)).sum(), quantizer, encoder_output)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert theirs.norm() > 0.1
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    check_gradients_of_what_is_decoded(out, mu, sigma, rows, lambda value: gradients(value, quantizer, encoder_output))
 
 
 def test_the_losses_and_their_gradients_equal_the_definitions():
