@@ -10,6 +10,7 @@ from tokenizer.quantizers.cosine import CosineQuantizer
 from tokenizer.quantizers.cvq import CVQQuantizer
 from tokenizer.quantizers.ema import EMAQuantizer
 from tokenizer.quantizers.fc import FCQuantizer
+from tokenizer.quantizers.fsq import FSQQuantizer
 from tokenizer.quantizers.hvq import HVQQuantizer
 from tokenizer.quantizers.hyperspherical_vae import HypersphericalVAEQuantizer
 from tokenizer.quantizers.ibq import IBQQuantizer
@@ -29,6 +30,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "cvq": CVQQuantizer,
     "ema": EMAQuantizer,
     "fc": FCQuantizer,
+    "fsq": FSQQuantizer,
     "hvq": HVQQuantizer,
     "hyperspherical_vae": HypersphericalVAEQuantizer,
     "ibq": IBQQuantizer,

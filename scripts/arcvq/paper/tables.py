@@ -266,6 +266,7 @@ TABLES = {
             "linear codebook": Row("lc"),
             "SimVQ": Row("simvq"),
             "IBQ": Row("ibq"),
+            "FSQ": Row("fsq"),
             "VAEVQ": Row("vaevq"),
             "ArcVQ-VAE": Row("arcvq"),
             "ArcVQ-VAE, variational latents": Row("arc_vae"),

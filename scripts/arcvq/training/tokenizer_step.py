@@ -214,9 +214,9 @@ class TokenizerUpdate:
         return quantized, loss
 
     def _quantizer_loss(self, losses: dict[str, Tensor]) -> Tensor:
-        """Add up the quantizer's losses by their weights, a scalar."""
+        """Add up the quantizer's losses by their weights, a scalar; without losses a 0 that has a gradient."""
         weights = self._tokenizer.bottleneck.loss_weights()
-        none = torch.zeros((), device=self._accelerator.device)
+        none = torch.zeros((), device=self._accelerator.device, requires_grad=not losses)
         return sum((weights[name] * loss for name, loss in losses.items()), start=none)
 
     def _save_last_layer_input(self, last_layer: nn.Module, inputs: tuple[Tensor]) -> None:
