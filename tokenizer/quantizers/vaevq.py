@@ -16,15 +16,15 @@ from tokenizer.quantizers.projected import ProjectedQuantizer
 class VAEVQQuantizer(GaussianLatents, ProjectedQuantizer):
     """The row nearest in l2 to the latent's mean; in training the images are also decoded from a sample.
 
-        e = W t + b of frozen rows t; k = argmin_k ||mean - e_k||; eps = (e_k - mean) / sigma
+        e = W t + b of rows t; k = argmin_k ||mean - e_k||; eps = (e_k - mean) / sigma
         quantized = e_k, with the gradient of mean + sigma sg(eps) + e_k; sampled = mean + sigma noise
         losses: mean of eps^2 / 2 (coherence) + kl_weight KL(N(mean, sigma^2) || N(0, I)) + consistency_weight
             consistency
 
     The encoder gives the mean and the log variance (clamped to [-30, 20]) of each latent. The table is drawn from N(0,
     1 / D): the paper's "Linear(table), table ~ N(0, D^-1/2)" is read with D^-1/2 as the standard deviation, and with a
-    bias; only the linear map learns. `coherence` is a mean over all channels; `kl` is summed over an image and averaged
-    over the images; `consistency` is the function of that name in this module.
+    bias. The linear map learns, and in the public code the table too. `coherence` is a mean over all channels; `kl` is
+    summed over an image and averaged over the images; `consistency` is the function of that name in this module.
 
     sigma is at least e^-15, where eps^2 is up to 1e13 times the squared distance: in float32 it and its gradients are
     finite for distances up to 1e12. A log variance outside the range gets no gradient.
@@ -36,6 +36,7 @@ class VAEVQQuantizer(GaussianLatents, ProjectedQuantizer):
             the decoder keeps sigma from growing.
         kl_weight: weight of `kl`.
         consistency_weight: weight of `consistency`.
+        train_table: whether the rows t learn too; None: only with the objective `released`, as in the public code.
 
     Raises:
         ValueError: a single code with the objective `paper`, because its rows have no covariance.
@@ -48,8 +49,10 @@ class VAEVQQuantizer(GaussianLatents, ProjectedQuantizer):
         objective: Literal["paper", "released"] = "paper",
         kl_weight: float = 1e-6,
         consistency_weight: float = 1e-6,
+        train_table: bool | None = None,
     ):
         super().__init__(codebook_size, codebook_dim, codebook_dim, bias=True)
+        self.table.requires_grad_(objective == "released" if train_table is None else train_table)
         if objective == "paper" and codebook_size < 2:
             raise ValueError(
                 f"quantizer 'vaevq' takes the covariance of its codes, got {codebook_size} code; raise "

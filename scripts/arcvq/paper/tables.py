@@ -92,7 +92,7 @@ TABLES = {
             "RQ-VAE": Row("rqvae", {"imagenet": (None, 1.83)}),
             "CVQ-VAE, 16 x 16": Row("cvqvae_f16", {"imagenet": (1.0, 1.57)}),
             "CVQ-VAE, 32 x 32": Row("cvqvae_f8", {"imagenet": (1.0, 1.2)}),
-            "VQGAN-LC, 16 x 16": Row("vqgan_lc_f16", {"imagenet": (0.99, 1.29)}),
+            "VQGAN-LC, 32 x 32": Row("vqgan_lc_f8", {"imagenet": (0.99, 1.29)}),
             "ArcVQ-VAE, 16 x 16": Row("arcvq_f16", {"imagenet": (0.99, 1.63)}),
             "ArcVQ-VAE, 32 x 32": Row("arcvq_f8", {"imagenet": (0.88, 0.95)}),
         },

@@ -130,6 +130,21 @@ def test_evaluation_draws_nothing_and_agrees_with_encode_and_lookup():
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "trains"),
+    [({}, False), ({"objective": "released"}, True), ({"objective": "released", "train_table": False}, False)],
+)
+def test_the_table_learns_as_in_the_public_code(options, trains):
+    quantizer, encoder_output = make(**options), make_encoder_output()
+    assert quantizer.table.requires_grad == trains
+    if trains:
+        mu, sigma, rows, codes = written_out(quantizer, encoder_output)
+        wanted = torch.autograd.grad(((rows - mu) / sigma).square().mean() / 2, quantizer.table)[0]
+        found = torch.autograd.grad(quantizer(encoder_output).losses["coherence"], quantizer.table)[0]
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+        assert (found.norm(dim=1) > 0).nonzero().flatten().tolist() == codes.unique().tolist()
+
+
 def test_the_released_objective_is_coherence_alone():
     quantizer, encoder_output = make(objective="released"), make_encoder_output()
     assert set(quantizer(encoder_output).losses) == set(quantizer.loss_weights()) == {"coherence"}
