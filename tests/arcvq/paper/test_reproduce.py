@@ -433,6 +433,7 @@ def test_a_files_place_is_not_the_trainings(tmp_path):
     [
         (["table_2", "--data", "mnist"], "table_2 is not one of mnist: take --data imagenet"),
         (["table_1", "--rows", "[arc]"], "table_1 has no row 'arc'; it has arcvq, cvq, hvq, sq, vaevq, vq"),
+        (["table_1", "--rows", "[]"], "rows names no row of table_1; it has arcvq, cvq,"),
         (["table_1", "--seeds", "[1, 1]"], "seeds are different numbers"),
         (["table_1", "--budget", "soon"], "got 'soon'"),
         (["table_13", "--budget", "1step", "--prior_budget", "20m"], "prior_budget is a number of steps"),

@@ -161,6 +161,20 @@ def test_finished_and_unfinished_numbers_never_mix(tmp_path):
     assert found["order"]["psnr"] == {"as_in_the_paper": 0, "reversed": 0, "open": 1}  # A and C alone
 
 
+def test_a_table_without_a_number_is_a_table(monkeypatch, tmp_path):
+    make_rows_tiny(monkeypatch, tmp_path)
+    reproduce.main(table("--unfinished", "true"))
+    text = (BENCH / "table_12-mnist.md").read_text()
+    assert "measured at" not in text
+    begin = text.splitlines().index("| nothing is measured yet |")
+    assert text.splitlines()[begin + 1 : begin + 5] == [
+        "|---|",
+        "| VQ-VAE (`vq`), not begun |",
+        "| ArcVQ-VAE (`arcvq`), not begun |",
+        "",
+    ]
+
+
 def test_a_row_of_finished_parts_has_no_unfinished_one():
     with pytest.raises(ValueError, match="unfinished: row 'PixelCNN, VQ-VAE' of table_13 is made of a finished"):
         reproduce.main(["table_13", "--data", "mnist", "--budget", "4steps", "--unfinished", "true"])
