@@ -12,6 +12,7 @@ from pipelines.figures.grids import read_metrics
 
 FINISHED, NOT_BEGUN = "finished", "not begun"
 NO_CHECKPOINT = "begun, no whole checkpoint"
+FAILED = "failed"  # of a row without a number
 NOT_RECORDED = "not recorded"
 # What the hours are, for whoever reads a table.
 HOURS = (

@@ -28,7 +28,7 @@ def check_images(tokenizer: VQTokenizer, images: ImageDataset | StreamedImages) 
 
 
 def note_other_data(folder: str, data: DataConfig) -> None:
-    """Print a note if the run that wrote `folder` was trained on another data set, or on images that `data` holds out."""
+    """Print a note if the run that wrote `folder` was trained on another data set, or on images held out in `data`."""
     for path in (Path(folder), Path(folder).parent):
         settings = read_settings(path / "config.yaml")
         if isinstance(settings.get("data"), dict):

@@ -12,8 +12,8 @@ from arcvq.cli.provenance import code_and_device, machine
 from arcvq.compute.atomic_files import atomic_file
 
 STARTS = "starts.jsonl"
-# What tables read of each start, besides its step.
-_READ = ("commit", "processor", "threads")
+# What tables and model cards read of each start, besides its step.
+_READ = ("commit", "versions", "device", "processor", "cores", "threads", "processes")
 
 
 def record_start(folder: Path, step: int, processes: int) -> None:

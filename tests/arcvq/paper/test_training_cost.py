@@ -23,7 +23,8 @@ def run(tmp_path):
 
 
 def start(step, commit="a", processor="fast", threads=2):
-    return {"step": step, "commit": commit, "processor": processor, "threads": threads}
+    machine = {"processor": processor, "threads": threads, "cores": 2, "processes": 1, "device": "cpu"}
+    return {"step": step, "commit": commit, "versions": {}, **machine}
 
 
 def test_hours_are_those_of_the_logged_steps_each_at_its_own_speed(run):

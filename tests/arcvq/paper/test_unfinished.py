@@ -139,13 +139,13 @@ def test_finished_and_unfinished_numbers_never_mix(tmp_path):
         "not begun": TrainingCost("c", "not begun"),
     }
     table = Table(
-        "title", ("psnr",), {name: Row(name, {"mnist": (20.0 + index,)}) for index, name in enumerate("ABCD")}
+        "title", ("psnr",), {name: Row(name, {"mnist": (20.0 + index,)}) for index, name in enumerate("ABCDE")}
     )
     results = ResultTable(list(table.rows), [0, 1])
     for row, seeds in {"A": ("finished", "at 5"), "B": ("at 5", "at 5"), "C": ("finished", "finished")}.items():
         for seed, state in enumerate(seeds):
             results.add(row, seed, {"psnr": 10.0 + seed + ord(row)}, trainings={"tokenizer": cost[state]})
-    results.add("D", 0, {}, trainings={"tokenizer": cost["not begun"]})
+    results.add("D", 0, {}, trainings={"tokenizer": cost["not begun"]})  # nothing of E, which has failed
     facts = {"table": "t", "data": "mnist", "title": "", "budget": "", "training": {}, "priors": {}}
     facts |= {"measured_at": [], "command": "", "commit": "", "failures": []}
     write_table(results, table, "mnist", facts, tmp_path / "t")
@@ -157,6 +157,7 @@ def test_finished_and_unfinished_numbers_never_mix(tmp_path):
         "B": "step 5 of 9",
         "C": "finished",
         "D": "not begun",
+        "E": "failed",
     }
     assert found["order"]["psnr"] == {"as_in_the_paper": 0, "reversed": 0, "open": 1}  # A and C alone
 
