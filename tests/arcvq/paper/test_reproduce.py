@@ -247,7 +247,7 @@ def test_a_table_says_mean_spread_paper_and_protocol(tmp_path):
     text = (tmp_path / "new/table.0.md").read_text()
     assert markdown(found) == text
     assert "| A (`a`) | 19.50 ± 0.50 (20) | 5.00 ± 0.00 (3) | 0.5000 ± 0.0000 |" in text
-    assert "| B (`b`) | 38.00 | 10.00 | - |" in text and "| C (`c`) | - | - | - |" in text
+    assert "| B (`b`) | 38.00 | 10.00 | - |" in text and "| C (`c`), failed | - | - | - |" in text
     assert "frechet_distance[alexnet,official_jpeg] (smaller is better; the paper's: rFID)" in text
     assert "commit abc; measured at abc, def." in text
     assert "Budget 3steps. tokenizers: lr 1; ldm: lr 2; seeds 0, 1." in text
