@@ -106,7 +106,7 @@ def load_splits(config: DataConfig) -> DataSplits:
             framing=config.framing(kind.image_size, split),
             channels=kind.channels,
             name=config.name,
-            split=split,
+            split=f"hold-out-{config.hold_out}" if config.hold_out and split == "test" else split,
             bad_images=BadImages(len(table_rows)) if config.on_bad_image == "skip" else None,
         )
 

@@ -19,10 +19,12 @@ class Archive:
     Attributes:
         repository: address of the repository.
         commit: full hash of the commit that is read.
+        images: number of images in all three.
     """
 
     repository: str
     commit: str
+    images: int
 
     @property
     def address(self) -> str:
@@ -41,7 +43,7 @@ class Archive:
 
 ARCHIVES = {
     "clothing": Archive(
-        "https://github.com/alexeygrigorev/clothing-dataset-small", "11961516512414bf9f6c150a832cfd21b54a6b54"
+        "https://github.com/alexeygrigorev/clothing-dataset-small", "11961516512414bf9f6c150a832cfd21b54a6b54", 3_781
     )
 }
 
@@ -57,19 +59,25 @@ def archive_splits(name: str) -> tuple[FoundFiles, dict[str, FolderSplit]]:
         order that they have in the folder of `Archive.by_hand`.
 
     Raises:
-        DataError: the archive cannot be downloaded or unpacked.
+        DataError: the archive cannot be downloaded or unpacked, or files of it are missing in the cache.
     """
     archive = ARCHIVES[name]
     try:
         # Without ETag: the files of a commit do not change, and what is in the cache needs no network.
         downloads = DownloadManager(download_config=DownloadConfig(use_etag=False))
-        (folder,) = _unpacked(Path(downloads.download(archive.address))).iterdir()
+        folder = _unpacked(Path(downloads.download(archive.address)))
     except Exception as error:  # clients, archives and disks raise errors of many unrelated classes
         raise DataError(
             f"data set {name!r} could not be loaded from {archive.address}: {reason_of(error)}; fetch it by hand with "
             f"{archive.by_hand}, and set data.name to that folder"
         ) from error
-    listing = find_files(folder)
+    top = next((part for part in sorted(folder.iterdir()) if part.is_dir()), folder)
+    listing = find_files(top)
+    if len(listing.images) != archive.images:  # such as where a cleaner of temporary files has been
+        raise DataError(
+            f"{folder} holds {len(listing.images)} images of data set {name!r}, which has {archive.images}; remove it, "
+            "and what lies beside it under the same name, to have it downloaded anew"
+        )
     splits = folder_splits(listing, f"data set {name!r}")
     splits["train"] = _joined(splits["train"], splits.pop("validation"))
     return listing, splits
@@ -84,7 +92,9 @@ def _unpacked(file: Path) -> Path:
         try:
             with zipfile.ZipFile(file) as archive:
                 archive.extractall(Path(part) / "files")
-        except zipfile.BadZipFile:
+        except OSError:  # of the disk
+            raise
+        except Exception:  # besides BadZipFile zlib.error, NotImplementedError and others, by what is damaged
             file.unlink()  # such as the page of a proxy, which the next start would find again
             raise
         try:

@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
     PartialState()
     use_all_cores()
     images = announced_splits(config.data).held_out
-    check_count(config.num_images, len(images), f"images in the test split of {images.name}")
+    check_count(config.num_images, len(images), f"images in the {images.split} split of {images.name}")
     source = DataSetImages(images, config.num_images)
     originals = torch.stack(list(tqdm(source, desc="images"))).expand(-1, 3, -1, -1)
     distorted = torch.stack([decode_jpeg(encode_jpeg(image.contiguous(), QUALITY)) for image in originals])

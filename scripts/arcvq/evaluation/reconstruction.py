@@ -58,7 +58,7 @@ def evaluate_reconstruction(source: str | ImageSource, config: Namespace, output
         ValueError: options that do not go together, or weights or images that do not fit.
     """
     images = announced_splits(config.data).held_out
-    number = check_count(config.num_images, len(images), f"images in the test split of {images.name}")
+    number = check_count(config.num_images, len(images), f"images in the {images.split} split of {images.name}")
     networks = make_metric_networks(config, PROTOCOLS[config.protocol or "rfid"], default_extractor(config, None))
     if networks.extractor is not None:
         networks.extractor.check_size(images.image_size, images.image_size)

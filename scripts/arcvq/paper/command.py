@@ -230,6 +230,8 @@ def select_rows(config: Namespace) -> Table:
     if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
         raise ValueError(f"seeds are different numbers from 0 on, got {config.seeds}")
     names = sorted({row.config for row in table.rows.values()})
+    if config.rows is not None and not config.rows:
+        raise ValueError(f"rows names no row of {config.table}; it has {', '.join(names)}")
     if config.rows is not None and (unknown := [name for name in config.rows if name not in names]):
         raise ValueError(f"{config.table} has no row {unknown[0]!r}; it has {', '.join(names)}")
     rows = {name: row for name, row in table.rows.items() if config.rows is None or row.config in config.rows}

@@ -64,7 +64,7 @@ def find_given(
     for row, folder in _pairs(given):
         if row not in rows:
             raise ValueError(f"runs: the table has no row {row!r}; it has {', '.join(rows)}")
-        run = Path(folder)
+        run = Path(folder).expanduser()  # no shell expands what is in braces
         settings = read_settings(run / "config.yaml")
         if "model" not in settings or "seed" not in settings.get("run", {}):
             raise ValueError(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from arcvq.paper.tables import METRICS
-from arcvq.paper.training_cost import FINISHED, HOURS, NOT_BEGUN, NOT_RECORDED
+from arcvq.paper.training_cost import FINISHED, HOURS, NO_CHECKPOINT, NOT_BEGUN, NOT_RECORDED
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -16,7 +16,7 @@ def markdown(result: dict[str, Any]) -> str:
     seeds = ", ".join(map(str, facts["seeds"]))
     heads = [_head(metric, name) for metric, name in names.items()]
     measured_at = (
-        "" if facts["measured_at"] == [facts["commit"]] else f"; measured at {', '.join(facts['measured_at'])}"
+        "" if facts["measured_at"] in ([], [facts["commit"]]) else f"; measured at {', '.join(facts['measured_at'])}"
     )
     lines = [
         f"# {facts['table']}, {facts['data']}: {facts['title']}",
@@ -24,12 +24,13 @@ def markdown(result: dict[str, Any]) -> str:
         f"Budget {facts['budget']}. {training}; seeds {seeds}. Mean of the seeds, ± half of their spread; the paper's "
         f"number in brackets. {_measured_on(facts)}`{facts['command']}`, commit {facts['commit']}{measured_at}.",
         "",
-        f"| | {' | '.join(heads)} |",
+        f"| | {' | '.join(heads)} |" if names else "| nothing is measured yet |",
         "|---|" + "---|" * len(names),
     ]
     for name, row in result["rows"].items():
         state = "" if row["state"] == FINISHED else f", {row['state']}"
-        lines.append(f"| {name} (`{row['config']}`){state} | {' | '.join(_cell(metric, row) for metric in names)} |")
+        cells = (f"{name} (`{row['config']}`){state}", *(_cell(metric, row) for metric in names))
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *_own_options(result["rows"]), *_trainings(result["rows"])]
     for metric, order in result["order"].items():
         if order is not None:
@@ -90,8 +91,8 @@ def _trainings(rows: dict[str, Any]) -> list[str]:
 
 def _cost(cost: dict[str, Any]) -> list[str]:
     hours = NOT_RECORDED if cost["hours"] is None else f"{cost['hours']:.2f}"
-    if cost["state"] == NOT_BEGUN:
-        return [NOT_BEGUN, "-", "-", "-", "-"]
+    if cost["state"] in (NOT_BEGUN, NO_CHECKPOINT):
+        return [cost["state"], "-", "-", "-", "-"]
     if cost["hours"] is not None and cost["logged_steps"] != cost["step"]:
         hours += f" for {cost['logged_steps']:,} steps"
     found = [", ".join(map(str, cost[name])) for name in ("processors", "threads", "commits")]

@@ -10,7 +10,7 @@ from typing import Any
 
 from arcvq.paper.result_markdown import markdown
 from arcvq.paper.tables import METRICS, Table
-from arcvq.paper.training_cost import FINISHED, TrainingCost
+from arcvq.paper.training_cost import FAILED, FINISHED, TrainingCost
 from arcvq.paper.variants import own_options
 from pipelines.figures.tables import plot_histories, plot_table
 
@@ -100,7 +100,7 @@ def write_table(results: ResultTable, table: Table, data: str, facts: dict[str, 
             "paper": dict(zip(table.metrics, row.paper[data], strict=True)) if data in row.paper else {},
             "ours": {metric: summary(values) for metric, values in seeds.items() if values},
             "all": results.numbers.get(name, {}),
-            "state": results.state_of(name) or FINISHED,
+            "state": results.state_of(name) or (FINISHED if name in results.numbers else FAILED),
             "is_finished": results.is_finished(name),
             "history": results.histories.get(name, {}),
             "trainings": {

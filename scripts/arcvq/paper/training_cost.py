@@ -11,6 +11,8 @@ from arcvq.runs.starts import read_starts, starts_behind
 from pipelines.figures.grids import read_metrics
 
 FINISHED, NOT_BEGUN = "finished", "not begun"
+NO_CHECKPOINT = "begun, no whole checkpoint"
+FAILED = "failed"  # of a row without a number
 NOT_RECORDED = "not recorded"
 # What the hours are, for whoever reads a table.
 HOURS = (
@@ -25,7 +27,7 @@ class TrainingCost:
 
     Attributes:
         run: its run folder.
-        state: finished, `step 480 of 24,000`, or not begun.
+        state: finished, `step 480 of 24,000`, NO_CHECKPOINT, or not begun.
         step: completed steps of the measured weights.
         steps: steps of the whole training; None where the run folder does not tell.
         hours: of its logged steps (see HOURS); None without a log.
@@ -59,7 +61,8 @@ def cost_of(run: Path, step: int | None = None, own_settings: dict[str, tuple[An
     optim = read_settings(run / "config.yaml").get("optim", {})
     steps = optim.get("max_steps")
     if step == 0:
-        return TrainingCost(str(run), NOT_BEGUN, 0, steps, own_settings=own_settings)
+        state = NO_CHECKPOINT if optim else NOT_BEGUN
+        return TrainingCost(str(run), state, 0, steps, own_settings=own_settings)
     state = FINISHED if step is None else f"step {step:,} of {steps:,}"
     done = steps or 0 if step is None else step
     hours, logged = logged_hours(run, done, optim.get("batch_size", 0))

@@ -28,13 +28,19 @@ def check_images(tokenizer: VQTokenizer, images: ImageDataset | StreamedImages) 
 
 
 def note_other_data(folder: str, data: DataConfig) -> None:
-    """Print a note if the run that wrote `folder` was trained on another data set than `data`."""
+    """Print a note if the run that wrote `folder` was trained on another data set, or on images held out in `data`."""
     for path in (Path(folder), Path(folder).parent):
         settings = read_settings(path / "config.yaml")
         if isinstance(settings.get("data"), dict):
             trained_on = settings["data"].get("name")
             if trained_on != data.name:
                 print(f"note: {folder} was trained on {trained_on!r}; data.name is {data.name!r}")
+            held_out = settings["data"].get("hold_out", 0)  # those of a smaller number are among those of a larger one
+            if held_out < data.hold_out:
+                print(
+                    f"note: {folder} was trained with data.hold_out {held_out}, so on images of the {data.hold_out} "
+                    "that are held out here"
+                )
             return
 
 

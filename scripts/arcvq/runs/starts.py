@@ -12,6 +12,8 @@ from arcvq.cli.provenance import code_and_device, machine
 from arcvq.compute.atomic_files import atomic_file
 
 STARTS = "starts.jsonl"
+# What tables and model cards read of each start, besides its step.
+_READ = ("commit", "versions", "device", "processor", "cores", "threads", "processes")
 
 
 def record_start(folder: Path, step: int, processes: int) -> None:
@@ -39,6 +41,8 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
         try:
             starts.append(json.loads(line))
             starts[-1]["step"] + 0
+            for name in _READ:
+                starts[-1][name]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"line {number} of {file} is no start of a training; remove the line") from error
     return starts

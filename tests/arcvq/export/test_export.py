@@ -150,6 +150,7 @@ def test_starts_are_listed_and_then_nothing_else_is_told(home, tmp_path):
         "versions": {"torch": "2"},
         "processor": "that one",
         "cores": 4,
+        "threads": 1,
         "processes": 2,
         "device": "cpu",
     }

@@ -86,8 +86,10 @@ def test_other_images_of_the_same_name_are_refused_and_the_same_under_another_ar
 
 
 @pytest.mark.usefixtures("rows")
-def test_a_run_is_that_of_its_own_seed():
+def test_a_run_is_that_of_its_own_seed(monkeypatch):
     first, third = written(), written("--run.seed=3", name="third")
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert find_given({"arcvq": "~/elsewhere/mine"}, ["arcvq"], [0])["arcvq", 0].run == first.absolute()
     found = find_given({"arcvq": [str(first), str(third)]}, ["vq", "arcvq"], [0, 3])
     assert {key: run.run for key, run in found.items()} == {("arcvq", 0): first, ("arcvq", 3): third}
     for given, said in (

@@ -247,7 +247,7 @@ def test_a_table_says_mean_spread_paper_and_protocol(tmp_path):
     text = (tmp_path / "new/table.0.md").read_text()
     assert markdown(found) == text
     assert "| A (`a`) | 19.50 ± 0.50 (20) | 5.00 ± 0.00 (3) | 0.5000 ± 0.0000 |" in text
-    assert "| B (`b`) | 38.00 | 10.00 | - |" in text and "| C (`c`) | - | - | - |" in text
+    assert "| B (`b`) | 38.00 | 10.00 | - |" in text and "| C (`c`), failed | - | - | - |" in text
     assert "frechet_distance[alexnet,official_jpeg] (smaller is better; the paper's: rFID)" in text
     assert "commit abc; measured at abc, def." in text
     assert "Budget 3steps. tokenizers: lr 1; ldm: lr 2; seeds 0, 1." in text
@@ -433,6 +433,7 @@ def test_a_files_place_is_not_the_trainings(tmp_path):
     [
         (["table_2", "--data", "mnist"], "table_2 is not one of mnist: take --data imagenet"),
         (["table_1", "--rows", "[arc]"], "table_1 has no row 'arc'; it has arcvq, cvq, hvq, sq, vaevq, vq"),
+        (["table_1", "--rows", "[]"], "rows names no row of table_1; it has arcvq, cvq,"),
         (["table_1", "--seeds", "[1, 1]"], "seeds are different numbers"),
         (["table_1", "--budget", "soon"], "got 'soon'"),
         (["table_13", "--budget", "1step", "--prior_budget", "20m"], "prior_budget is a number of steps"),

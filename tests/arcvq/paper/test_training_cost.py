@@ -23,7 +23,8 @@ def run(tmp_path):
 
 
 def start(step, commit="a", processor="fast", threads=2):
-    return {"step": step, "commit": commit, "processor": processor, "threads": threads}
+    machine = {"processor": processor, "threads": threads, "cores": 2, "processes": 1, "device": "cpu"}
+    return {"step": step, "commit": commit, "versions": {}, **machine}
 
 
 def test_hours_are_those_of_the_logged_steps_each_at_its_own_speed(run):
@@ -40,7 +41,8 @@ def test_commits_and_processors_are_those_of_the_starts_that_made_the_weights(ru
     assert cost.commits == ("a", "b", "no git checkout") and cost.state == "step 80 of 100"
     assert cost.processors == ("fast", "slow") and cost.threads == (2, 1)
     assert cost_of(run, 40).commits == ("a", "b") and cost_of(run, 30).commits == ("a",)
-    assert cost_of(run).state == "finished" and cost_of(run).step == 100 and cost_of(run, 0).state == "not begun"
+    assert cost_of(run).state == "finished" and cost_of(run).step == 100
+    assert cost_of(run, 0).state == "begun, no whole checkpoint" and cost_of(run / "none", 0).state == "not begun"
 
 
 def test_what_older_runs_did_not_record_is_said_to_be_missing(run):

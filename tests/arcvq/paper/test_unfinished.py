@@ -139,13 +139,13 @@ def test_finished_and_unfinished_numbers_never_mix(tmp_path):
         "not begun": TrainingCost("c", "not begun"),
     }
     table = Table(
-        "title", ("psnr",), {name: Row(name, {"mnist": (20.0 + index,)}) for index, name in enumerate("ABCD")}
+        "title", ("psnr",), {name: Row(name, {"mnist": (20.0 + index,)}) for index, name in enumerate("ABCDE")}
     )
     results = ResultTable(list(table.rows), [0, 1])
     for row, seeds in {"A": ("finished", "at 5"), "B": ("at 5", "at 5"), "C": ("finished", "finished")}.items():
         for seed, state in enumerate(seeds):
             results.add(row, seed, {"psnr": 10.0 + seed + ord(row)}, trainings={"tokenizer": cost[state]})
-    results.add("D", 0, {}, trainings={"tokenizer": cost["not begun"]})
+    results.add("D", 0, {}, trainings={"tokenizer": cost["not begun"]})  # nothing of E, which has failed
     facts = {"table": "t", "data": "mnist", "title": "", "budget": "", "training": {}, "priors": {}}
     facts |= {"measured_at": [], "command": "", "commit": "", "failures": []}
     write_table(results, table, "mnist", facts, tmp_path / "t")
@@ -157,8 +157,23 @@ def test_finished_and_unfinished_numbers_never_mix(tmp_path):
         "B": "step 5 of 9",
         "C": "finished",
         "D": "not begun",
+        "E": "failed",
     }
     assert found["order"]["psnr"] == {"as_in_the_paper": 0, "reversed": 0, "open": 1}  # A and C alone
+
+
+def test_a_table_without_a_number_is_a_table(monkeypatch, tmp_path):
+    make_rows_tiny(monkeypatch, tmp_path)
+    reproduce.main(table("--unfinished", "true"))
+    text = (BENCH / "table_12-mnist.md").read_text()
+    assert "measured at" not in text
+    begin = text.splitlines().index("| nothing is measured yet |")
+    assert text.splitlines()[begin + 1 : begin + 5] == [
+        "|---|",
+        "| VQ-VAE (`vq`), not begun |",
+        "| ArcVQ-VAE (`arcvq`), not begun |",
+        "",
+    ]
 
 
 def test_a_row_of_finished_parts_has_no_unfinished_one():

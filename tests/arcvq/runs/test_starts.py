@@ -17,6 +17,15 @@ def test_each_start_is_a_line_with_its_step_code_and_threads(tmp_path):
     assert first["threads"] == torch.get_num_threads() and first["processor"] and first["time"] <= second["time"]
 
 
+@pytest.mark.parametrize("line", ['{"step": 4, "ti', "[4]", '{"commit": "a"}', '{"step": 4}'])
+def test_a_line_without_what_a_start_has_is_named(line, tmp_path):
+    record_start(tmp_path, 0, 1)
+    with (tmp_path / "starts.jsonl").open("a") as file:
+        file.write(line)
+    with pytest.raises(ValueError, match=r"line 2 of .*starts.jsonl is no start of a training; remove the line"):
+        read_starts(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("steps", "done", "kept"),
     [

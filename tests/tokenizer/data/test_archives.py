@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import zipfile
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -46,6 +47,7 @@ def checkout(tmp_path):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache of downloads; no test asks the network, which HF_HUB_OFFLINE forbids."""
+    monkeypatch.setitem(ARCHIVES, "clothing", replace(CLOTHING, images=len(FILES)))
     folder = tmp_path / "downloads"
     folder.mkdir()
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", folder)
@@ -143,6 +145,37 @@ def test_a_download_that_is_no_archive_is_refused_and_not_kept(downloaded):
     text = message(clothing)
     assert CLOTHING.address in text and CLOTHING.by_hand in text
     assert not downloaded.exists()
+
+
+def test_an_archive_with_damaged_contents_is_refused_and_not_kept(downloaded):
+    with zipfile.ZipFile(downloaded, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("top/file", b"text " * 100)
+    encoded = bytearray(downloaded.read_bytes())
+    encoded[30 + len("top/file")] |= 0b110  # a block of no type: zlib's error is none of zipfile's
+    downloaded.write_bytes(encoded)
+    assert "while decompressing" in message(clothing)
+    assert list(downloaded.parent.iterdir()) == []
+
+
+def test_a_disk_that_is_full_costs_no_download(downloaded, monkeypatch):
+    def full(self, path=None, members=None, pwd=None):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    assert "No space left" in message(clothing)
+    assert downloaded.exists()
+
+
+@pytest.mark.parametrize("lost", ["train/hat/b.jpg", "validation", ""])
+def test_files_that_the_cache_has_lost_are_missed(lost, downloaded):
+    clothing()
+    folder = downloaded.with_name(f"{downloaded.name}-unpacked")
+    (folder / ".DS_Store").write_text("of a file manager")
+    assert len(clothing().train) == 6
+    path = folder / TOP / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = message(clothing)
+    assert f"{folder} holds " in text and "which has 8; remove it" in text
 
 
 def test_a_folder_called_clothing_is_not_taken_for_it(cache, checkout, monkeypatch):

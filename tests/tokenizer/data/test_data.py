@@ -149,6 +149,8 @@ def test_training_images_are_held_out_in_place_of_the_test_split(tmp_path):
         assert split.labels.tolist() == [row // 4 for row in rows]
         for item, row in zip(split, rows, strict=True):
             assert np.array_equal(pixels(item), np.asarray(images[names[row]]))
+    # A result names its images by the split: these are not the test split's.
+    assert (train.split, held_out.split) == ("train", "hold-out-3") and load(tmp_path, "test").split == "test"
 
 
 def test_as_many_images_as_there_are_cannot_be_held_out(tmp_path):
