@@ -106,6 +106,7 @@ def test_where_one_thread_feeds_a_gpu_the_shards_are_the_same_and_one_loader_rea
             file.unlink()
     loaders = []
     monkeypatch.setattr(batches, "loader", lambda *args, **options: loaders.append(args) or loader(*args, **options))
+    PartialState()  # or there is no state whose device could be another
     monkeypatch.setitem(PartialState._shared_state, "device", torch.device("cuda"))
     encode(folder, copied)
     assert files(copied) == files(folder / "alone") and len(loaders) == 1
