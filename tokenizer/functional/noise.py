@@ -133,7 +133,8 @@ class ImageNoise:
         # A compiler fuses the operations itself.
         most = max(1, images * count) if torch.compiler.is_compiling() else tiles_of(device).noise
         height, width = max(1, most // max(1, count)), min(count, most)
-        memory = torch.empty(2, min(images, height) * width, dtype=torch.int64, device=device)
+        # Apart: of two halves of one tensor, code that torch 2.14 compiles for AVX2 computes wrong words.
+        memory = [torch.empty(min(images, height) * width, dtype=torch.int64, device=device) for _ in range(2)]
         for rows in blocks(images, height):
             for columns in blocks(count, max(1, width)):
                 shape = rows.stop - rows.start, columns.stop - columns.start
@@ -142,6 +143,8 @@ class ImageNoise:
     def _fill(self, words: Tensor, spare: Tensor, draw: int, rows: slice, columns: slice) -> None:
         """Fill `words` with the words `columns` of a draw for the images `rows`; overwrites `spare`."""
         counters = torch.arange(columns.start, columns.stop, device=words.device)
+        if torch.compiler.is_compiling():  # as a tensor's values, of which a compiler computes no bounds either
+            counters = counters + (self._starts[:1] & 0)
         # Python wraps this product around: a compiler computes it without bounds, and finds it too large.
         first = _signed(draw * _WORDS_OF_DRAW * _WEYL % 2**64)
         torch.add((self._starts[rows] + first).unsqueeze(1), counters, alpha=_signed(_WEYL), out=words)
