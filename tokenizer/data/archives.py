@@ -92,10 +92,9 @@ def _unpacked(file: Path) -> Path:
         try:
             with zipfile.ZipFile(file) as archive:
                 archive.extractall(Path(part) / "files")
-        except OSError:  # of the disk
-            raise
-        except Exception:  # besides BadZipFile zlib.error, NotImplementedError and others, by what is damaged
-            file.unlink()  # such as the page of a proxy, which the next start would find again
+        except Exception as error:  # BadZipFile, zlib.error, NotImplementedError and others, by what is damaged
+            if not isinstance(error, OSError):  # which is the disk's, and the archive good
+                file.unlink()  # such as the page of a proxy, which the next start would find again
             raise
         try:
             (Path(part) / "files").rename(folder)

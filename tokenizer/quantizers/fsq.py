@@ -83,7 +83,7 @@ class FSQQuantizer(Quantizer):
         bounded = self._bounded(encoder_output)
         codes = grid_of(self._codes(tokens_of(bounded)), encoder_output)
         width = (self._levels // 2).clamp(min=1).view(-1, 1, 1)
-        quantized = straight_through(self.embed(codes).to(bounded.dtype), bounded / width)
+        quantized = straight_through(bounded.round() / width, bounded / width)
         return QuantizerOutput(quantized, codes, {}, self.counts_of(codes))
 
     def loss_weights(self) -> dict[str, float | Tensor]:

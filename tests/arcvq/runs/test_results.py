@@ -1,4 +1,4 @@
-"""What is said of a model and the images that it meets."""
+"""Check the notes on a model and on images that it was, or was not, trained on."""
 
 import pytest
 import yaml
