@@ -1,10 +1,13 @@
 """Residual quantization (RQ-VAE, Lee et al. 2022, section 3.1): each further code of a token encodes its residual."""
 
+from typing import Literal
+
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from tokenizer.functional.noise import ImageNoise
 from tokenizer.functional.straight_through import straight_through
 from tokenizer.quantizers.base import QuantizerOutput, grid_of, tokens_of
 from tokenizer.quantizers.ema import EMAQuantizer
@@ -17,8 +20,7 @@ class RQQuantizer(EMAQuantizer):
         r_0 = z; k_d = argmin_k ||r_{d-1} - e_k||; r_d = r_{d-1} - e_{k_d}; quantized = z + sg(sum_d e_{k_d} - z)
         losses: beta mean_d ||r_d||^2, with the rows detached
 
-    The table learns as in `EMAQuantizer`, from the residuals of all depths; the public code updates it once per depth,
-    here it is updated once per step.
+    The table learns as in `EMAQuantizer`, from the residuals of all depths.
 
     Args:
         codebook_size: K, the number of codes.
@@ -27,10 +29,14 @@ class RQQuantizer(EMAQuantizer):
         beta: weight of the commitment loss, the only loss.
         decay: decay of the moving averages.
         revive_below: replace codes with fewer uses per update (moving average) by random residuals of the batch; 0
-            disables it. As published it is an absolute count: half of the mean count for 32,768 codes per batch and K
-            16,384. A batch with fewer than revive_below K codes is refused, because every update would then replace
-            codes in use.
+            disables it. With one update per step a batch with fewer than revive_below K codes is refused, because every
+            update would then replace codes in use.
         init: initialisation of the table: see `initial_table`.
+        updates: `per_step`, one update of the table with the residuals of all depths; or `per_depth`, one for each
+            depth with its own residuals, first depth first, as the public code has it. The published threshold of 1
+            counts the uses of one such update. With 8,192 tokens and K 16,384 that is twice the mean: after each update
+            all codes without a token in it are replaced. Here all depths are assigned with the table from before the
+            step; the public code assigns each with the table that the depth before has updated.
     """
 
     def __init__(
@@ -42,11 +48,13 @@ class RQQuantizer(EMAQuantizer):
         decay: float = 0.99,
         revive_below: float = 1.0,
         init: TableInit = "uniform",
+        updates: Literal["per_step", "per_depth"] = "per_step",
     ):
         super().__init__(codebook_size, codebook_dim, beta, decay, revive_below, init)
         if code_depth < 1:
             raise ValueError(f"code_depth must be at least 1, got {code_depth}")
         self.depth = code_depth
+        self.updates = updates
 
     def residuals(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Quantise tokens (N, D) depth by depth: codes (N, depth), and residuals r_1, r_2, ..., each (N, D)."""
@@ -75,6 +83,19 @@ class RQQuantizer(EMAQuantizer):
         rows = embedding(codes.reshape(-1, self.depth), self.codebook)  # (N, depth, D)
         before = rows.cumsum(dim=1) - rows
         return (tokens_of(encoder_output)[:, None] - before).flatten(0, 1)
+
+    def check_batch(self, tokens: int, processes: int) -> None:
+        """Raise ValueError if a batch has too few codes for `revive_below`; with updates per depth any number will do."""
+        if self.updates == "per_step":
+            super().check_batch(tokens, processes)
+
+    def update_table(self, vectors: Tensor, codes: Tensor, noise: ImageNoise) -> None:
+        """Update averages and table with residuals (N depth, D), once or once per depth."""
+        if self.updates == "per_step":
+            super().update_table(vectors, codes, noise)
+            return
+        for depth in range(self.depth):
+            super().update_table(vectors[depth :: self.depth], codes[depth :: self.depth], noise)
 
     def _grid(self, codes: Tensor, latents: Tensor) -> Tensor:
         """Arrange codes (B h w, depth) as (B, h, w, depth), or (B, h, w) for a depth of 1."""

@@ -37,7 +37,11 @@ def assignments(table, tokens, depth):
     return codes, vectors
 
 
-def updated(table, sizes, sums, vectors, codes, step, decay=0.99, revive_below=0.0):
+def noise_of_step(step):
+    return ImageNoise(1, torch.device("cpu"), torch.tensor(step), -1)  # without a seed it comes from the step
+
+
+def updated(table, sizes, sums, vectors, codes, noise, decay=0.99, revive_below=0.0):
     """By plain loops: the table and its statistics after an update."""
     sizes, sums = sizes.clone(), sums.clone()
     for k in range(len(table)):
@@ -45,8 +49,7 @@ def updated(table, sizes, sums, vectors, codes, step, decay=0.99, revive_below=0
         sizes[k] = decay * sizes[k] + (1 - decay) * len(mine)
         sums[k] = decay * sums[k] + (1 - decay) * sum(mine, start=torch.zeros_like(sums[k]))
     dead = [k for k in range(len(table)) if sizes[k] < revive_below]
-    noise = ImageNoise(1, torch.device("cpu"), torch.tensor(step), -1)  # without a seed it comes from the step
-    order = noise.words(len(vectors))[0].argsort().tolist()
+    order = noise.words(len(vectors))[0].argsort().tolist() if revive_below else []
     for place, k in enumerate(dead):
         sizes[k] = max(1.0, revive_below)
         sums[k] = sizes[k] * vectors[order[place % len(order)]]
@@ -74,7 +77,7 @@ def test_updates_are_those_of_plain_loops(name, decay, revive_below):
         assert out.codes.flatten().tolist() == codes
         assert out.counts.tolist() == [codes.count(k) for k in range(7)]
         quantizer.after_update(latents, out.codes)
-        *state, dead = updated(*state, vectors, codes, step, decay, revive_below)
+        *state, dead = updated(*state, vectors, codes, noise_of_step(step), decay, revive_below)
         revived += len(dead)
         found = (quantizer.codebook, quantizer.cluster_sizes, quantizer.cluster_sums)
         for value, expected in zip(found, state, strict=True):
@@ -192,6 +195,23 @@ def test_what_is_degenerate_stays_finite(name, codes, dim, images, latents):
         assert values.grad.isfinite().all() and out.losses["commitment"].isfinite()
         quantizer.after_update(values, out.codes)
         assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+
+
+@pytest.mark.parametrize("revive_below", [0.0, 1.0])
+def test_updates_per_depth_are_one_update_for_the_residuals_of_each_depth(revive_below):
+    rq = make("rq", codes=11, updates="per_depth", revive_below=revive_below, init="normal")
+    latents, noise = batch(), noise_of_step(0)
+    codes, vectors = assignments(rq.codebook, tokens_of(latents), 3)
+    expected = rq.codebook, rq.cluster_sizes, rq.cluster_sums
+    for depth in range(3):
+        of_depth = vectors[depth::3], codes[depth::3]
+        expected = updated(*expected, *of_depth, noise, revive_below=revive_below)[:3]
+    rq.after_update(latents, rq(latents).codes)
+    torch.testing.assert_close((rq.codebook, rq.cluster_sizes, rq.cluster_sums), expected)
+
+
+def test_with_updates_per_depth_a_code_can_be_replaced_in_each():
+    make("rq", codes=10**6, updates="per_depth", revive_below=1.0).check_batch(4, 2)
 
 
 def test_a_batch_must_be_able_to_hit_each_code_often_enough():
