@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from einops import reduce
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-GANLoss = Literal["hinge", "non_saturating"]
+GANLoss = Literal["hinge", "non_saturating", "hinge_softplus"]
 
 # Added to the norm of the adversarial gradient before the division (taming-transformers).
 _ADAPTIVE_EPSILON = 1e-4
@@ -16,10 +17,10 @@ _ADAPTIVE_EPSILON = 1e-4
 def discriminator_loss(real: Tensor, fake: Tensor, kind: GANLoss) -> Tensor:
     """Compute the discriminator's loss: logits of real and of reconstructed images, any shapes -> scalar.
 
-    `hinge` is (E relu(1 - real) + E relu(1 + fake)) / 2 (Lim and Ye 2017); `non_saturating` is the binary cross-entropy
-    (Goodfellow et al. 2014), also halved.
+    `hinge` and `hinge_softplus` are (E relu(1 - real) + E relu(1 + fake)) / 2 (Lim and Ye 2017); `non_saturating` is
+    the binary cross-entropy (Goodfellow et al. 2014), also halved.
     """
-    if kind == "hinge":
+    if kind != "non_saturating":
         return (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
     return (softplus(-real).mean() + softplus(fake).mean()) / 2
 
@@ -27,9 +28,17 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: GANLoss) -> Tensor:
 def generator_loss(fake: Tensor, kind: GANLoss) -> Tensor:
     """Compute the tokenizer's adversarial loss: logits of its reconstructions, any shape -> scalar.
 
-    -E fake for `hinge`; E softplus(-fake), the cross-entropy with the label "real", for `non_saturating`.
+    -E fake for `hinge`; for the others E softplus(-fake), the cross-entropy with the label "real".
     """
     return -fake.mean() if kind == "hinge" else softplus(-fake).mean()
+
+
+def image_logits(logits: Tensor, images: int) -> Tensor:
+    """Average the logits of each image over patches and decodes: (R images, 1, h, w) -> (images,).
+
+    The R reconstructions of an image lie `images` rows apart.
+    """
+    return reduce(logits, "(decodes images) 1 h w -> images", "mean", images=images)
 
 
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor, largest: float) -> Tensor:

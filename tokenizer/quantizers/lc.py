@@ -20,18 +20,26 @@ class LCQuantizer(ProjectedQuantizer):
         codebook_size: K, the number of codes.
         codebook_dim: D, the size of a code.
         feature_dim: F, the size of a feature.
-        beta: weight of the codebook loss, which trains the projector; the commitment loss has weight 1.
+        beta: weight of the codebook loss, which trains the projector, relative to the commitment loss.
         bias: whether the projector adds a learned offset.
+        loss_weight: weight of both losses; the public code trains with 0.1.
     """
 
     def __init__(
-        self, codebook_size: int, codebook_dim: int, feature_dim: int = 768, beta: float = 0.33, bias: bool = True
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        feature_dim: int = 768,
+        beta: float = 0.33,
+        bias: bool = True,
+        loss_weight: float = 1.0,
     ):
         if feature_dim < 1:
             raise ValueError(f"lc.feature_dim must be at least 1, got {feature_dim}")
         super().__init__(codebook_size, codebook_dim, feature_dim, bias)
         nn.init.normal_(self.projector.weight, std=codebook_dim**-0.5)
         self.beta = beta
+        self.loss_weight = loss_weight
 
     @torch.no_grad()
     def load_features(self, table: Tensor) -> None:
@@ -48,5 +56,5 @@ class LCQuantizer(ProjectedQuantizer):
         self.table.copy_(table)
 
     def loss_weights(self) -> dict[str, float | Tensor]:
-        """Return beta for the codebook loss and 1 for the commitment loss."""
-        return {"codebook": self.beta, "commitment": 1.0}
+        """Return loss_weight for the commitment loss, and beta times as much for the codebook loss."""
+        return {"codebook": self.loss_weight * self.beta, "commitment": self.loss_weight}

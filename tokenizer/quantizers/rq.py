@@ -85,7 +85,7 @@ class RQQuantizer(EMAQuantizer):
         return (tokens_of(encoder_output)[:, None] - before).flatten(0, 1)
 
     def check_batch(self, tokens: int, processes: int) -> None:
-        """Raise ValueError if a batch has too few codes for `revive_below`; with updates per depth any number will do."""
+        """Raise ValueError if a batch has too few codes for `revive_below`; updates per depth take any number."""
         if self.updates == "per_step":
             super().check_batch(tokens, processes)
 

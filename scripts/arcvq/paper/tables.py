@@ -240,6 +240,18 @@ TABLES = {
             "CVQ-VAE": Row("cvq_constant"),
         },
     ),
+    "weight": Table(
+        "reconstruction 4 times as heavy, as where table 1 has its first rows from; no table of the paper",
+        ("psnr", "ssim", "rfid", "usage"),
+        {
+            "VQ-VAE": Row("vq"),
+            "VQ-VAE, 4 times": Row("vq_weight4", _both((26.48, 0.9777, 3.43, None), (23.32, 0.8595, 39.67, None))),
+            "CVQ-VAE": Row("cvq"),
+            "CVQ-VAE, 4 times": Row("cvq_weight4", _both((27.87, 0.9833, 1.8, None), (24.72, 0.8978, 24.73, None))),
+            "ArcVQ-VAE": Row("arcvq", _both((28.01, 0.984, 1.68, None), (24.78, 0.8989, 26.91, None))),
+            "ArcVQ-VAE, 4 times": Row("arcvq_weight4"),
+        },
+    ),
     "downstream": Table(
         "what the arc loss, and with it the usage, buys a prior; no table of the paper",
         ("fid",),

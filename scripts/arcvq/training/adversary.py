@@ -10,7 +10,14 @@ from torch import Tensor
 
 from arcvq.runs.named_scalars import means_of
 from arcvq.runs.run import Run
-from tokenizer.losses.adversarial import GANLoss, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
+from tokenizer.losses.adversarial import (
+    GANLoss,
+    discriminator_loss,
+    generator_loss,
+    image_logits,
+    lecam_penalty,
+    r1_penalty,
+)
 from tokenizer.networks.discriminator import PatchDiscriminator
 
 # Decay of the running means of the logits (Tseng et al. 2021, LeCAM).
@@ -25,7 +32,9 @@ class AdversarialConfig:
 
     Args:
         weight: weight of the adversarial loss; 0: no discriminator.
-        loss: hinge or non_saturating.
+        loss: hinge, non_saturating, or hinge_softplus: hinge for the discriminator, and the tokenizer's loss of
+            non_saturating.
+        average_logits: whether logits are averaged over the patches and reconstructions of an image before the loss.
         adaptive: whether to multiply the weight by the ratio of two gradient norms at the decoder's last layer: of the
             reconstruction loss, and of the adversarial loss.
         max_weight: largest value of that ratio, which is highest when the discriminator enters.
@@ -39,10 +48,14 @@ class AdversarialConfig:
         r1_weight: weight of R1, the penalty on the discriminator's gradient at real images.
         r1_every: steps between two such penalties, each multiplied by this number.
         lecam_weight: weight of LeCAM, the penalty on logits far from the running mean of the other kind of images.
+        fresh_reconstructions: whether the discriminator trains on reconstructions that the tokenizer makes after its
+            update, by one more forward pass, as the code of VQGAN, CVQ-VAE, VQGAN-LC and ArcVQ-VAE does; else on those
+            of the update, as LlamaGen and VAEVQ.
     """
 
     weight: float = 0.0
     loss: GANLoss = "hinge"
+    average_logits: bool = False
     adaptive: bool = True
     max_weight: float = 10.0
     disc_start: float = 0.0
@@ -54,6 +67,7 @@ class AdversarialConfig:
     r1_weight: float = 0.0
     r1_every: int = 16
     lecam_weight: float = 0.0
+    fresh_reconstructions: bool = False
 
     def start(self, max_steps: int) -> int:
         """Compute the step, counted from 0, in which the adversarial loss begins."""
@@ -151,21 +165,35 @@ class Adversary:
         return self._run.step >= self._start
 
     @property
+    def is_training(self) -> bool:
+        """Whether the discriminator trains at the current step."""
+        return self._run.step >= self._start - self.config.pretrain_steps
+
+    @property
     def weight(self) -> float:
         """Weight of the adversarial loss at the current step, before the adaptive factor."""
         ramp = self.config.ramp_steps
         return self.config.weight * (min(1.0, (self._run.step - self._start + 1) / ramp) if ramp else 1.0)
 
-    def generator_loss(self, reconstructions: Tensor) -> Tensor:
-        """Compute the generator's loss, a scalar, of reconstructions (B, C, H, W); freeze the discriminator."""
+    def generator_loss(self, reconstructions: Tensor, images: int) -> Tensor:
+        """Compute the generator's loss, a scalar; freeze the discriminator.
+
+        Args:
+            reconstructions: (B, C, H, W), or (2 B, C, H, W) of a quantizer that has each image decoded twice.
+            images: B.
+        """
         discriminator = self._trained.module.requires_grad_(False)
-        loss = generator_loss(discriminator(reconstructions)[0], self.config.loss)
+        loss = generator_loss(self._judged(discriminator(reconstructions)[0], images), self.config.loss)
         discriminator.requires_grad_(True)
         return loss
 
+    def _judged(self, logits: Tensor, images: int) -> Tensor:
+        """Return the logits that losses take: those of patches, or of whole images."""
+        return image_logits(logits, images) if self.config.average_logits else logits
+
     def update(self, images: Sequence[Tensor], reconstructions: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Update the discriminator on the parts of a batch, unless the step is too early; return terms for the log."""
-        if self._run.step < self._start - self.config.pretrain_steps:
+        """Update the discriminator on the parts of a batch, if it `is_training`; return terms for the log."""
+        if not self.is_training:
             return {}
         logs, total = [], torch.zeros((), device=self._run.device)
         for index, (real, fake) in enumerate(zip(images, reconstructions, strict=True), start=1):
@@ -185,7 +213,7 @@ class Adversary:
     def _loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the discriminator's loss on one part, and its terms."""
         config = self.config
-        real_logits, fake_logits = self._trained.wrapped(real, fake)
+        real_logits, fake_logits = (self._judged(logits, len(real)) for logits in self._trained.wrapped(real, fake))
         loss = discriminator_loss(real_logits, fake_logits, config.loss)
         means = {"logits_real": real_logits.detach().mean(), "logits_fake": fake_logits.detach().mean()}
         terms = {"discriminator": loss.detach(), **means}

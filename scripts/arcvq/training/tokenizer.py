@@ -197,7 +197,9 @@ class TokenizerTraining:
         parts = images.chunk(self.run.optim.accumulation)
         output = self.update(parts, self.run.noise_seed)
         if self.adversary is not None:
-            terms = self.adversary.update(parts, output.reconstructions)
+            renews = self.adversary.config.fresh_reconstructions and self.adversary.is_training
+            reconstructions = self.update.reconstruct(parts) if renews else output.reconstructions
+            terms = self.adversary.update(parts, reconstructions)
             output = replace(output, terms=output.terms | Terms.stack(terms)) if terms else output
         self.run.record_step(output.updated, output.terms)
         if output.counts is not None:

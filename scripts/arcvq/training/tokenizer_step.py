@@ -108,6 +108,11 @@ class TokenizerUpdate:
         self._after_update(updated, outputs)
         return StepOutput(updated, [output.reconstruction.detach() for output in outputs], quantized.counts, terms)
 
+    @torch.no_grad()
+    def reconstruct(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Reconstruct each part with the weights as they are now, and with the noise of the last update."""
+        return [self._forward(parts, index).reconstruction for index in range(len(parts))]
+
     def _after_update(self, updated: Tensor, outputs: Sequence[TokenizerOutput]) -> None:
         """Let the quantizer follow the update, and undo that where none was made: the host does not know yet."""
         quantizer = self._tokenizer.bottleneck
@@ -147,12 +152,12 @@ class TokenizerUpdate:
         # Where an image is decoded more than once, each of its reconstructions is compared with it.
         originals = [part.repeat(len(leaf) // len(part), 1, 1, 1) for part, leaf in zip(parts, leaves, strict=True)]
         self._reconstruction_loss.observe_batch(originals, leaves, self._accelerator)
-        for images, leaf in zip(originals, leaves, strict=True):
+        for part, images, leaf in zip(parts, originals, leaves, strict=True):
             loss, terms = self._reconstruction_loss(images, leaf)
             grad_rec.append(torch.autograd.grad(loss / len(parts), leaf)[0])
             terms = {"image_loss": loss, **terms}
             if last_layer_inputs is not None:
-                terms["generator"] = self._adversary.generator_loss(leaf)
+                terms["generator"] = self._adversary.generator_loss(leaf, len(part))
                 grad_adv.append(torch.autograd.grad(terms["generator"] / len(parts), leaf)[0])
             logs.append({name: term.detach() for name, term in terms.items()})
         means = means_of(logs)

@@ -127,12 +127,28 @@ def test_it_enters_with_a_ramp_after_a_training_of_its_own(tmp_path):
 def test_what_it_asks_of_reconstructions_leaves_its_own_weights_alone(tmp_path, kind):
     _, adversary = make(tmp_path, loss=kind)
     fake = sides()[1].requires_grad_()
-    loss = adversary.generator_loss(fake)
+    loss = adversary.generator_loss(fake, len(fake))
     loss.backward()
     module = adversary._trained.module
     assert loss.item() == pytest.approx(generator_loss(module(fake.detach())[0], kind).item())
     assert fake.grad.abs().max() > 0
     assert all(parameter.grad is None and parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("kind", ["hinge", "hinge_softplus"])
+def test_averaged_logits_make_one_judgement_of_an_image_and_its_two_reconstructions(tmp_path, kind):
+    _, adversary = make(tmp_path, loss=kind, average_logits=True)
+    real, first = sides()
+    second = first.flip(3) + 0.3
+    judge = adversary.discriminator
+    of_real = judge(real)[0].mean(dim=(1, 2, 3))
+    of_fake = torch.stack([judge(fake)[0].mean(dim=(1, 2, 3)) for fake in (first, second)]).mean(dim=0)
+
+    both = torch.cat([first, second])
+    assert adversary.generator_loss(both, len(real)).item() == pytest.approx(generator_loss(of_fake, kind).item())
+    adversary._trained.begin(1e-3)
+    terms = adversary.update([real], [both])
+    assert terms["discriminator"].item() == pytest.approx(discriminator_loss(of_real, of_fake, "hinge").item())
 
 
 @pytest.mark.parametrize("kind", ["hinge", "non_saturating"])

@@ -35,7 +35,7 @@ class Listened:
         torch.manual_seed(1)
         self.convolution = nn.Conv2d(3, 1, 5, stride=3).double().requires_grad_(False)
 
-    def generator_loss(self, reconstructions):
+    def generator_loss(self, reconstructions, images):
         self.called += 1
         return -self.convolution(reconstructions).tanh().mean()
 
@@ -91,7 +91,7 @@ def test_the_gradient_is_that_of_the_scalar_loss(tmp_path, network, adaptive):
     images, tokenizer = batch(), trained.module.train()
     output = tokenizer(images)
     reconstruction = squared(images, output.reconstruction)[0]
-    generator = adversary.generator_loss(output.reconstruction)
+    generator = adversary.generator_loss(output.reconstruction, 8)
     last = tokenizer.decoder.last_layer.weight
     lengths = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, generator)]
     weight = 0.75 * (lengths[0] / (lengths[1] + 1e-4)).item() if adaptive else 0.75
@@ -174,7 +174,7 @@ def test_an_adversarial_gradient_that_is_not_finite_is_left_out(tmp_path, broken
     """Where it alone is not, the value may be finite, and the run goes on."""
 
     class Broken(Listened):
-        def generator_loss(self, reconstructions):
+        def generator_loss(self, reconstructions, images):
             return _FiniteValue.apply(reconstructions, broken)
 
     class _FiniteValue(torch.autograd.Function):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from arcvq.faults import forked_process
 from arcvq.training import tokenizer as train_tokenizer
 from arcvq.training.adversary import Adversary
+from arcvq.training.tokenizer_step import TokenizerUpdate
 from tokenizer import VQTokenizer
 
 WORKER = HELPERS / "training_worker.py"
@@ -160,6 +161,37 @@ def test_an_adversarial_training_that_was_cut_off_ends_with_the_same_weights(one
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fresh", [False, True])
+def test_the_discriminator_learns_from_reconstructions_of_the_update_or_of_the_updated_tokenizer(
+    train, monkeypatch, fresh
+):
+    made, differences = [], []
+    update_tokenizer, update_discriminator = TokenizerUpdate.__call__, Adversary.update
+
+    def updated(self, parts, seed):
+        made.append((self, update_tokenizer(self, parts, seed)))
+        return made[-1][1]
+
+    def compared(self, images, reconstructions):
+        update, output = made[-1]
+        with torch.no_grad():
+            updated = [update._trained.module(part).reconstruction for part in images]
+        differences.append(
+            [
+                max((a - b).abs().max().item() for a, b in zip(reconstructions, of, strict=True))
+                for of in (output.reconstructions, updated)
+            ]
+        )
+        return update_discriminator(self, images, reconstructions)
+
+    monkeypatch.setattr(TokenizerUpdate, "__call__", updated)
+    monkeypatch.setattr(Adversary, "update", compared)
+    options = ("--adversarial.fresh_reconstructions", fresh, "--optim.accumulation", 2)
+    train(f"fresh-{fresh}", *CONV, *options, "--optim.lr", "0.01")
+    of_the_update, of_the_updated = map(max, zip(*differences, strict=True))
+    assert (of_the_update > 1e-3, of_the_updated > 1e-3) == (fresh, not fresh)
+
+
 def test_compiled_trains_as_eager_does(one, train, monkeypatch):
     """Both networks' forward and backward graphs as torch.compile cuts them, run by PyTorch's own kernels."""
     compile_module, compiled = torch.nn.Module.compile, []

@@ -112,3 +112,9 @@ def test_lecam_holds_logits_at_the_other_kinds_mean():
     expected = 0.75**2 / 2 + 0.25**2 / 2
     assert lecam_penalty(real, fake, torch.tensor(0.75), torch.tensor(0.25)).item() == pytest.approx(expected)
     assert lecam_penalty(-fake, fake, torch.tensor(0.0), torch.tensor(0.0)) == 0
+
+
+def test_hinge_softplus_is_the_hinge_of_the_discriminator_and_the_cross_entropy_of_the_generator():
+    real, fake = torch.randn(2, 32, dtype=torch.float64)
+    assert discriminator_loss(real, fake, "hinge_softplus") == discriminator_loss(real, fake, "hinge")
+    assert generator_loss(fake, "hinge_softplus") == generator_loss(fake, "non_saturating")

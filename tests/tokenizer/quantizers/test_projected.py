@@ -114,3 +114,8 @@ def test_features_are_taken_as_the_table_or_refused():
         quantizer.load_features(torch.randn(12, 8))
     with pytest.raises(ValueError, match="feature_dim must be at least 1, got 0"):
         make("lc", feature_dim=0)
+
+
+def test_the_loss_weight_scales_both_losses():
+    weights = make("lc", loss_weight=0.1).loss_weights()
+    assert weights == pytest.approx({"codebook": 0.033, "commitment": 0.1})
