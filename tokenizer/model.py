@@ -79,6 +79,9 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         network_options: the network's other options by name; those not given keep the network's defaults.
         quantizer_options: the quantizer's other options by name; those not given keep the quantizer's defaults.
 
+    Attributes:
+        codes_are_frozen: whether `freeze_codes` was called.
+
     Raises:
         ValueError: a size, name or option that cannot work.
     """
@@ -86,6 +89,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
     _keep_in_fp32_modules = ["bottleneck"]  # noqa: RUF012 (diffusers reads this name on the class)
     _supports_gradient_checkpointing = True
     _result = "tokenizer"
+    codes_are_frozen = False
 
     @register_to_config
     def __init__(
@@ -165,6 +169,24 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         depth = self.bottleneck.depth
         return self.latent_shape[1:] if depth == 1 else (*self.latent_shape[1:], depth)
 
+    def freeze_codes(self) -> None:
+        """Freeze encoder and quantizer, so that the decoder alone trains; priors stay valid.
+
+        `forward` then decodes what `decode` would, in training as well, without losses of the quantizer.
+        """
+        self.codes_are_frozen = True
+        self.encoder.requires_grad_(False)
+        self.bottleneck.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "VQTokenizer":
+        """Set training or evaluation mode; encoder and quantizer stay in evaluation mode if they are frozen."""
+        super().train(mode)
+        if self.codes_are_frozen:
+            self.encoder.eval()
+            self.bottleneck.eval()
+        return self
+
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
         """Store fewer activations in the forward pass and recompute the others in the backward pass.
 
@@ -220,6 +242,8 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
 
     def forward(self, images: Tensor) -> TokenizerOutput:
         """Encode, quantise and decode images (B, C, H, W) in [-1, 1], as a training step does."""
+        if self.codes_are_frozen:
+            return self._decode_frozen(images)
         encoder_output = self._encoder_output(images)
         quantized = self.bottleneck(encoder_output)
         decoded = [part for part in (quantized.quantized, quantized.sampled) if part is not None]
@@ -230,6 +254,22 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
             codes=quantized.codes,
             losses=quantized.losses,
             counts=quantized.counts,
+        )
+
+    def _decode_frozen(self, images: Tensor) -> TokenizerOutput:
+        """Decode images with gradients of the decoder alone."""
+        with torch.no_grad():
+            encoder_output = self._encoder_output(images)
+            latents = self.bottleneck.latents(encoder_output)
+            quantized = self.bottleneck.quantize_latents(latents).to(self.dtype)
+            codes = self.bottleneck.encode(latents) if self.has_codes else None
+        return TokenizerOutput(
+            reconstruction=self.decoder(quantized),
+            encoder_output=encoder_output,
+            latents=latents,
+            codes=codes,
+            losses={},
+            counts=None if codes is None else self.bottleneck.counts_of(codes),
         )
 
     def _encoder_output(self, images: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class PlannedTraining:
     """A training as its module sets it up, for steps that are estimated or timed.
 
-    Networks that are read from files, LPIPS's, have random weights: their sizes alone matter.
+    Networks that are read from files, LPIPS's or a tokenizer to start from, have random weights: their sizes alone
+    matter.
 
     Args:
         module: the training, a module with `set_up`.
@@ -60,6 +61,8 @@ class PlannedTraining:
         config = config.clone()
         if "weights" in config:
             config.weights = RandomWeights()
+        if "start_from" in config:
+            config.start_from = None
         self.run = DryRun(config.run, config.optim, settings, DryAccelerator(config.run.mixed_precision, processes))
         self.training = module.set_up(self.run, config, data.as_training_data())
         self.data = data

@@ -31,6 +31,7 @@ from arcvq.training.graphed_step import GraphedStep, graph_hindrance
 from arcvq.training.memory_check import check_memory
 from arcvq.training.parts import TrainingParts
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
+from arcvq.training.start_from import add_start_options, check_start, load_start
 from arcvq.training.tokenizer_step import TokenizerUpdate
 from tokenizer import VQTokenizer
 from tokenizer.codebook_file import load_codebook_file
@@ -123,6 +124,7 @@ def make_parser() -> ScriptParser:
         default=None,
         help="of quantizer lc: its frozen table, as arcvq codebook features writes it; None: a random one",
     )
+    add_start_options(parser)
     parser.add_class_arguments(LossConfig, "loss")
     parser.add_argument(
         "--recon_norm", type=bool, default=True, help="divide the squared error by the variance of the training pixels"
@@ -150,6 +152,7 @@ def check(config: Namespace) -> None:
     check_run(config)
     check_network(config.model.network, config.model.network_options or {})
     check_quantizer(config.model.quantizer, config.model.quantizer_options or {})
+    check_start(config)
     config.loss.check()
     config.adversarial.check(config.optim.max_steps)
     config.collapse.check()
@@ -158,8 +161,11 @@ def check(config: Namespace) -> None:
 
 
 def make_tokenizer(config: Namespace, images: ImageDataset | StreamedImages) -> VQTokenizer:
-    """Build the tokenizer for images of this size and number of channels."""
-    return VQTokenizer(in_channels=images.channels, image_size=images.image_size, **config.model.as_dict())
+    """Build the tokenizer for images of this size and number of channels, with random weights."""
+    tokenizer = VQTokenizer(in_channels=images.channels, image_size=images.image_size, **config.model.as_dict())
+    if config.stage == "decoder":
+        tokenizer.freeze_codes()
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -237,12 +243,15 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     """
     tokenizer = make_tokenizer(config, images)
     inputs = {"data": images.fingerprint()}
+    if config.start_from is not None:
+        inputs["start_from"] = load_start(tokenizer, config.start_from)
     if config.codebook_file is not None:
         inputs["codebook_file"] = load_codebook_file(tokenizer.bottleneck, Path(config.codebook_file))
     tokenizer.bottleneck.set_total_steps(run.optim.max_steps)
     tokens = math.prod(tokenizer.latent_shape[1:])
     processes = run.accelerator.num_processes
-    tokenizer.bottleneck.check_batch(run.optim.batch_size // processes * tokens, processes)
+    if not tokenizer.codes_are_frozen:
+        tokenizer.bottleneck.check_batch(run.optim.batch_size // processes * tokens, processes)
     if config.run.cuda_graph:
         run.capture(unless=graph_hindrance(run, tokenizer, bool(config.adversarial.weight)))
     averaged = tokenizer if config.ema_decay is None else copy.deepcopy(tokenizer).to(run.device)

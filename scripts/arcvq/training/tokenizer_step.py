@@ -19,7 +19,7 @@ A batch in one part takes a single pass.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -100,6 +100,8 @@ class TokenizerUpdate:
             quantized = outputs[0]
             loss = self._quantizer_loss(quantized.losses)
             self._trained.backward(_surrogate(outputs[0].reconstruction, gradients[0]) + loss)
+        elif self._tokenizer.codes_are_frozen:
+            quantized, loss = self._decoder_backward_in_parts(parts, outputs, gradients)
         else:
             quantized, loss = self._backward_in_parts(parts, outputs, gradients)
         terms = Terms.stack({"loss": terms.pop("image_loss") + loss.detach(), **terms, **quantized.losses})
@@ -114,7 +116,12 @@ class TokenizerUpdate:
         return [self._forward(parts, index).reconstruction for index in range(len(parts))]
 
     def _after_update(self, updated: Tensor, outputs: Sequence[TokenizerOutput]) -> None:
-        """Let the quantizer follow the update, and undo that where none was made: the host does not know yet."""
+        """Let the quantizer follow the update unless it is frozen; undo that where no update was made.
+
+        The host does not know yet whether one was made.
+        """
+        if self._tokenizer.codes_are_frozen:
+            return
         quantizer = self._tokenizer.bottleneck
         before = copies([*quantizer.buffers(), *(weight for weight in quantizer.parameters() if weight.requires_grad)])
         encoder_output = torch.cat([output.encoder_output.detach() for output in outputs])
@@ -217,6 +224,20 @@ class TokenizerUpdate:
                     value = value + _surrogate(parameter, gradient) / len(parts)
                 self._trained.backward(value)
         return quantized, loss
+
+    def _decoder_backward_in_parts(
+        self, parts: Sequence[Tensor], outputs: Sequence[TokenizerOutput], grad_pixel: Sequence[Tensor]
+    ) -> tuple[TokenizerOutput, Tensor]:
+        """Send each part through a tokenizer with frozen codes again, and back through its decoder.
+
+        Returns:
+            An output with the whole batch's counts, and the quantizer's loss, 0.
+        """
+        for index, pixels in enumerate(grad_pixel):
+            with self._trained.no_sync(index < len(parts) - 1):
+                self._trained.backward(_surrogate(self._forward(parts, index).reconstruction, pixels))
+        counts = sum(output.counts for output in outputs) if self._tokenizer.has_codes else None
+        return replace(outputs[0], counts=counts), self._quantizer_loss({})
 
     def _quantizer_loss(self, losses: dict[str, Tensor]) -> Tensor:
         """Add up the quantizer's losses by their weights, a scalar; without losses a 0 that has a gradient."""
