@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
@@ -111,6 +114,7 @@ def make_unet(
     head_channels: int = 32,
     dropout: float = 0.0,
     conditioning: Literal["embedding", "cross_attention"] = "embedding",
+    zero_init: bool = False,
 ) -> UNet:
     """Build the UNet of the diffusion prior, with random weights.
 
@@ -128,6 +132,8 @@ def make_unet(
         conditioning: how the class reaches the network: `embedding`, added to the time embedding; or `cross_attention`,
             as in the original LDM: instead of self-attention alone, a transformer block with self-attention, attention
             to the class, and a feed-forward layer.
+        zero_init: whether the last layer of each residual block, of each attention and of the UNet starts at zero, as
+            in the original LDM, so that the first prediction is 0; else all start as diffusers has them.
 
     Raises:
         ValueError: latents that cannot be halved once per further level, an attention size that does not occur, or a
@@ -176,14 +182,34 @@ def make_unet(
         "num_class_embeds": num_classes + 1,
     }
     if conditioning == "cross_attention":
-        return CrossAttentionUNet(**shared, attends=attends, head_channels=head_channels)
-    return UNet2DModel(
-        **shared,
-        out_channels=latent_channels,
-        down_block_types=tuple("AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends),
-        up_block_types=tuple("AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)),
-        attention_head_dim=head_channels,
-    )
+        unet = CrossAttentionUNet(**shared, attends=attends, head_channels=head_channels)
+    else:
+        unet = UNet2DModel(
+            **shared,
+            out_channels=latent_channels,
+            down_block_types=tuple("AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends),
+            up_block_types=tuple("AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)),
+            attention_head_dim=head_channels,
+        )
+    if zero_init:
+        _zero_last_layers(unet)
+    return unet
+
+
+def _zero_last_layers(unet: UNet) -> None:
+    """Set the last layer of each residual block, of each attention and of the UNet to zero."""
+    network = unet.unet if isinstance(unet, CrossAttentionUNet) else unet
+    last = [network.conv_out]
+    for module in network.modules():
+        if isinstance(module, ResnetBlock2D):
+            last.append(module.conv2)
+        elif isinstance(module, Transformer2DModel):
+            last.append(module.proj_out)
+        elif isinstance(module, Attention) and module.residual_connection:
+            last.append(module.to_out[0])
+    for layer in last:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
 
 
 def null_label(unet: UNet) -> int:

@@ -140,6 +140,27 @@ def test_gradient_checkpointing_keeps_the_gradients(unet):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_zero_init_the_first_prediction_is_0_and_every_block_passes_its_input_on(kind):
+    sizes = {"channels": 32, "channel_multipliers": (1, 1), "num_blocks": 2, "attention_sizes": (8, 4)}
+    unet = make_unet((4, 8, 8), NUM_CLASSES, **sizes, head_channels=16, conditioning=kind, zero_init=True)
+    assert not unet(*inputs()).sample.any()
+    features, checked = torch.randn(2, 32, 4, 4), set()
+    for module in unet.modules():
+        name = type(module).__name__
+        if name == "ResnetBlock2D" and module.conv_shortcut is None:
+            assert torch.equal(module(features, torch.randn(2, 128)), features)
+        elif name == "Attention" and kind == "embedding":
+            assert torch.equal(module(features), features)
+        elif name == "Transformer2DModel":
+            context = torch.randn(2, 1, 512)
+            assert torch.equal(module(features, encoder_hidden_states=context).sample, features)
+        else:
+            continue
+        checked.add(name)
+    assert len(checked) == 2
+
+
 def test_a_saved_unet_keeps_the_null_class(tmp_path, unet):
     unet.save_pretrained(tmp_path)
     loaded = type(unet).from_pretrained(tmp_path).eval()
