@@ -82,6 +82,8 @@ class ArcQuantizer(CosineQuantizer):
         ValueError: an option out of its range, or `legacy_beta` without a codebook loss.
     """
 
+    rates_per_step = ("arc_decay", "ball_growth")
+
     def __init__(
         self,
         codebook_size: int,

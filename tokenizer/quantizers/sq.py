@@ -50,6 +50,8 @@ class SQQuantizer(TableQuantizer):
         ValueError: an initial variance that is not positive and finite.
     """
 
+    rates_per_step = ("temperature_decay",)
+
     def __init__(
         self,
         codebook_size: int,

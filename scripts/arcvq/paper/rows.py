@@ -85,7 +85,8 @@ def common_options(config: Namespace, budget: Budget) -> dict[str, Any]:
     """Return the options of all tokenizers of the table, which override their configs."""
     if config.data not in FULL_STEPS:
         return {}
-    return (FULL if budget.is_full else SHORT) | {"run.mixed_precision": config.mixed_precision}
+    options = (FULL if budget.is_full else SHORT) | {"run.mixed_precision": config.mixed_precision}
+    return options | ({"rates_for_steps": FULL_STEPS[config.data]} if config.scale_rates else {})
 
 
 def prior_options(config: Namespace, prior: str) -> dict[str, Any]:

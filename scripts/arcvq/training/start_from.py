@@ -1,6 +1,7 @@
 """Start a tokenizer's training from a trained tokenizer: of all its parts, or of the decoder alone."""
 
 import json
+from collections.abc import Collection
 from typing import Any, Literal
 
 from jsonargparse import Namespace
@@ -10,6 +11,7 @@ from arcvq.runs.results import find_tokenizer, load_tokenizer
 from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
 from tokenizer.loading.model_folder import read_model_config
+from tokenizer.quantizers import QUANTIZERS
 
 
 def add_start_options(parser: ScriptParser) -> None:
@@ -37,8 +39,9 @@ def check_start(config: Namespace) -> None:
             )
         return
     theirs = read_model_config(VQTokenizer, find_tokenizer(config.start_from))
+    rates = QUANTIZERS[config.model.quantizer].rates_per_step  # they may be scaled to another length
     for name, ours in config.model.as_dict().items():
-        if _plain(ours) != _plain(theirs.get(name)):
+        if _plain(ours, rates) != _plain(theirs.get(name), rates):
             raise ValueError(
                 f"model.{name} is {ours}, the tokenizer in {config.start_from!r} has {theirs.get(name)}: take its "
                 f"options with --config {config.start_from}/config.yaml"
@@ -62,6 +65,8 @@ def load_start(tokenizer: VQTokenizer, folder: str) -> str:
     return tokenizer_fingerprint(trained)
 
 
-def _plain(option: Any) -> str:
-    """Write an option as JSON, in which tuples are lists and an empty dictionary is none."""
+def _plain(option: Any, without: Collection[str]) -> str:
+    """Write an option as JSON without some of its entries; tuples are lists, and an empty dictionary is none."""
+    if isinstance(option, dict):
+        option = {name: value for name, value in option.items() if name not in without}
     return json.dumps(option or None, sort_keys=True)

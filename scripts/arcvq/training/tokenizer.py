@@ -30,6 +30,7 @@ from arcvq.training.collapse import CollapseConfig
 from arcvq.training.graphed_step import GraphedStep, graph_hindrance
 from arcvq.training.memory_check import check_memory
 from arcvq.training.parts import TrainingParts
+from arcvq.training.rates import add_rate_option, check_rates, scaled_rates, with_scaled_rates
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
 from arcvq.training.start_from import add_start_options, check_start, load_start
 from arcvq.training.tokenizer_step import TokenizerUpdate
@@ -124,6 +125,7 @@ def make_parser() -> ScriptParser:
         default=None,
         help="of quantizer lc: its frozen table, as arcvq codebook features writes it; None: a random one",
     )
+    add_rate_option(parser)
     add_start_options(parser)
     parser.add_class_arguments(LossConfig, "loss")
     parser.add_argument(
@@ -152,6 +154,7 @@ def check(config: Namespace) -> None:
     check_run(config)
     check_network(config.model.network, config.model.network_options or {})
     check_quantizer(config.model.quantizer, config.model.quantizer_options or {})
+    check_rates(config)
     check_start(config)
     config.loss.check()
     config.adversarial.check(config.optim.max_steps)
@@ -162,7 +165,7 @@ def check(config: Namespace) -> None:
 
 def make_tokenizer(config: Namespace, images: ImageDataset | StreamedImages) -> VQTokenizer:
     """Build the tokenizer for images of this size and number of channels, with random weights."""
-    tokenizer = VQTokenizer(in_channels=images.channels, image_size=images.image_size, **config.model.as_dict())
+    tokenizer = VQTokenizer(in_channels=images.channels, image_size=images.image_size, **with_scaled_rates(config))
     if config.stage == "decoder":
         tokenizer.freeze_codes()
     return tokenizer
@@ -243,6 +246,8 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     """
     tokenizer = make_tokenizer(config, images)
     inputs = {"data": images.fingerprint()}
+    if rates := scaled_rates(config):  # those of another length would be another schedule
+        inputs["rates_for_steps"] = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
     if config.start_from is not None:
         inputs["start_from"] = load_start(tokenizer, config.start_from)
     if config.codebook_file is not None:

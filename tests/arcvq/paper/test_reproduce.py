@@ -21,6 +21,7 @@ from arcvq.paper.tables import METRICS, TABLES, Row, Table
 from arcvq.paper.variants import VARIANTS
 from arcvq.runs.settings import check_settings
 from arcvq.training import tokenizer as train_tokenizer
+from arcvq.training.rates import scaled_rates
 from tokenizer.quantizers import make_quantizer
 
 
@@ -123,6 +124,18 @@ def test_rows_are_trained_and_measured_with_the_same_images_held_out_and_apart_f
     text = stem.with_suffix(".md").read_text()
     assert "Measured on 70 images held out of the training split" in text
     assert "`arcvq_rotation`: optim.schedule constant, model.quantizer_options {'estimator': 'rotation'}" in text
+
+
+def test_scaled_rates_end_where_those_of_the_papers_length_do_and_have_a_folder_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made_up_trainings(monkeypatch, "none-")
+    called = []
+    monkeypatch.setattr(row_runs, "train_tokenizer", SimpleNamespace(main=called.append))
+    reproduce.main(["table_6", "--data", "mnist", "--budget", "10steps", "--scale_rates", "true", "--seeds", "[0]"])
+    assert Path("runs/reproduce/mnist-10steps-scaled_rates/table_6-mnist-scaled_rates.json").is_file()
+    parser = train_tokenizer.make_parser()
+    found = {config.model.quantizer: scaled_rates(config) for config in map(parser.parse, called)}
+    assert found["vq"] == {} and found["arc"] == pytest.approx({"arc_decay": 1.45, "ball_growth": 0.87})
 
 
 def test_the_held_out_images_reach_tokenizer_prior_and_measurement(tmp_path, monkeypatch):
