@@ -27,6 +27,7 @@ from tokenizer.option_checks import check_options, options_of
 # vqgan needs, take seconds to import.
 NETWORKS: dict[str, str] = {
     "conv": "tokenizer.networks.conv:make_conv",
+    "maskgit": "tokenizer.networks.maskgit:make_maskgit",
     "vqgan": "tokenizer.networks.vqgan:make_vqgan",
 }
 
