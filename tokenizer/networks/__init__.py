@@ -27,6 +27,7 @@ from tokenizer.option_checks import check_options, options_of
 # vqgan needs, take seconds to import.
 NETWORKS: dict[str, str] = {
     "conv": "tokenizer.networks.conv:make_conv",
+    "vit": "tokenizer.networks.vit:make_vit",
     "vqgan": "tokenizer.networks.vqgan:make_vqgan",
 }
 
