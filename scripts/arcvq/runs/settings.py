@@ -22,7 +22,11 @@ MAY_CHANGE = frozenset((
 ))  # fmt: skip
 
 # Options that older versions did not have, and what was done without them.
-_ADDED = {"run.cuda_graph": False}
+_ADDED = {
+    "run.cuda_graph": False,
+    "adversarial.discriminator": "patch",
+    "adversarial.max_channels": 512,
+}
 
 # Only runs with an adversary have these inputs; config.yaml already compares the adversary's weight.
 _OF_A_PART = ("step of adversarial.disc_start",)

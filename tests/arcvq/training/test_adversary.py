@@ -12,13 +12,15 @@ from arcvq.training.adversary import AdversarialConfig, Adversary
 from tokenizer.losses.adversarial import discriminator_loss, generator_loss, lecam_penalty, r1_penalty
 
 SMALL = {"channels": 4, "layers": 2}
+TINY = {"max_channels": 4}
 
 
 def make(folder, max_steps=10, optim=None, compiled=False, **config):
     """An adversary of 16 px images in a run that writes nothing, the same every time."""
     AcceleratorState._reset_state(reset_partial_state=True)
     run = Run(RunConfig("run", str(folder), compile=compiled), OptimConfig(max_steps, **(optim or {})), {"run": {}})
-    return run, Adversary(run, AdversarialConfig(weight=0.8, **{**SMALL, **config}), 3, 16)
+    small = TINY if config.get("discriminator") == "stylegan2" else SMALL
+    return run, Adversary(run, AdversarialConfig(weight=0.8, **{**small, **config}), 3, 16)
 
 
 def sides(n=8):
@@ -135,11 +137,14 @@ def test_what_it_asks_of_reconstructions_leaves_its_own_weights_alone(tmp_path, 
     assert all(parameter.grad is None and parameter.requires_grad for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("kind", ["hinge", "non_saturating"])
-def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "discriminator", "all_parts"),
+    [("hinge", "patch", (1, 2, 4)), ("non_saturating", "patch", (1, 2, 4)), ("non_saturating", "stylegan2", (1, 2))],
+)
+def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind, discriminator, all_parts):
     penalties = {"r1_weight": 0.5, "r1_every": 4, "lecam_weight": 0.3}
     real, fake = sides()
-    run, adversary = make(tmp_path, loss=kind, **penalties)
+    run, adversary = make(tmp_path, loss=kind, discriminator=discriminator, **penalties)
     module = adversary._trained.module
     module.anchors.copy_(torch.tensor([0.2, -0.1]))
     anchors = module.anchors.clone()
@@ -152,7 +157,7 @@ def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind):
     ):
         parameters = list(module.parameters())
         expected = torch.autograd.grad(loss, parameters, retain_graph=True)
-        for parts in (1, 2, 4):
+        for parts in all_parts:
             run.step = step
             module.anchors.copy_(anchors)
             adversary._trained.optimizer_step = lambda loss: torch.tensor(True)
@@ -169,10 +174,13 @@ def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind):
             torch.testing.assert_close(module.anchors, 0.999 * anchors + 0.001 * both)
 
 
-def test_it_learns_to_tell_the_two_kinds_apart(tmp_path):
-    run, adversary = make(tmp_path, optim={"lr": 3e-3})
+@pytest.mark.parametrize(
+    ("config", "rate"), [({}, 3e-3), ({"discriminator": "stylegan2", "max_channels": 16}, 3e-2)], ids=["patch", "whole"]
+)
+def test_it_learns_to_tell_the_two_kinds_apart(tmp_path, config, rate):
+    run, adversary = make(tmp_path, optim={"lr": rate}, **config)
     for run.step in range(10):
-        adversary._trained.begin(3e-3)
+        adversary._trained.begin(rate)
         terms = adversary.update([sides()[0]], [sides()[1]])
     assert terms["discriminator"] < 0.5 and terms["logits_real"] > 0 > terms["logits_fake"]
 
@@ -195,3 +203,24 @@ def test_what_processes_and_sizes_cannot_share(tmp_path):
     with pytest.raises(ValueError, match=r"adversarial.norm batch on several processes needs GPUs; take .*norm group"):
         Adversary(pair, AdversarialConfig(weight=1.0, norm="batch", **SMALL), 3, 16)
     assert make(tmp_path, norm="batch")[1].update([sides()[0]], [sides()[1]])
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"discriminator": "stylegan2", "layers": 2}, "adversarial.layers is an option of .* patch, not of stylegan2"),
+        ({"discriminator": "stylegan2", "norm": "batch"}, "adversarial.norm .* leave it at group, or take the other"),
+        ({"max_channels": 64}, "adversarial.max_channels is an option of .* stylegan2, not of patch: leave it at 512"),
+    ],
+    ids=str,
+)
+def test_no_options_of_the_discriminator_that_is_not_chosen(config, text):
+    with pytest.raises(ValueError, match=text):
+        AdversarialConfig(weight=1.0, **config).check(100)
+
+
+def test_groups_that_parts_of_a_batch_cannot_form_are_refused_before_the_first_step(tmp_path):
+    with pytest.raises(ValueError, match="4 images at a time, and 6 do not divide"):
+        make(tmp_path, discriminator="stylegan2", optim={"batch_size": 12, "accumulation": 2})
+    for batch_size in (4, 6, 16):  # parts of 2, 3 and 8
+        make(tmp_path, discriminator="stylegan2", optim={"batch_size": batch_size, "accumulation": 2})
