@@ -2,11 +2,12 @@
 
 from itertools import pairwise
 from math import sqrt
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, leaky_relu, linear
+from torch.nn.functional import conv2d, conv_transpose2d, leaky_relu, linear
 
 from tokenizer.networks.discriminator_contract import Discriminator
 
@@ -143,10 +144,35 @@ def activation(hidden: Tensor) -> Tensor:
 
 
 def blur(hidden: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Tensor:
-    """Convolve each channel of features (B, C, h, w) with a kernel (4, 4); `padding` zeros are on every side."""
-    channels = hidden.shape[1]
-    each = repeat(kernel, "h w -> c 1 h w", c=channels)
-    return conv2d(hidden, each, stride=stride, padding=padding, groups=channels)
+    """Convolve each channel of features (B, C, h, w) with a kernel (4, 4); `padding` zeros are on every side.
+
+    With a stride of 2, h and w are even.
+    """
+    return _Blur.apply(hidden, kernel, padding, stride, False)
+
+
+class _Blur(torch.autograd.Function):
+    """Convolve each channel of features (B, C, h, w) with a constant kernel, or with `adjoint` apply the transpose.
+
+    Each is the gradient of the other, to any order. torch's own second derivative of a convolution by channels takes
+    one channel after the other, for a gradient of the kernel that nothing needs.
+    """
+
+    @staticmethod
+    def forward(hidden: Tensor, kernel: Tensor, padding: int, stride: int, adjoint: bool) -> Tensor:
+        each = repeat(kernel, "h w -> c 1 h w", c=hidden.shape[1])
+        convolve = conv_transpose2d if adjoint else conv2d
+        return convolve(hidden, each, stride=stride, padding=padding, groups=len(each))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, int, bool], output: Tensor) -> None:
+        _, kernel, *ctx.sizes, ctx.adjoint = inputs
+        ctx.save_for_backward(kernel)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        hidden = _Blur.apply(gradient, *ctx.saved_tensors, *ctx.sizes, not ctx.adjoint)
+        return hidden, None, None, None, None
 
 
 def minibatch_deviation(hidden: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ _ADDED = {
     "run.cuda_graph": False,
     "adversarial.discriminator": "patch",
     "adversarial.max_channels": 512,
+    "adversarial.discriminator_factor": 1.0,
+    "optim.final_lr_share": 0.0,
 }
 
 # Only runs with an adversary have these inputs; config.yaml already compares the adversary's weight.

@@ -42,6 +42,7 @@ class AdversarialConfig:
         layers: the convolutions of stride 2 of patch.
         norm: norm of patch: group, which trains alike for any split of the batch, or batch, as published.
         max_channels: width of stylegan2 at sides of 64 pixels and less.
+        discriminator_factor: factor of the discriminator's loss on logits; its penalties have weights of their own.
         r1_weight: weight of R1, the penalty on the discriminator's gradient at real images.
         r1_every: steps between two such penalties, each multiplied by this number.
         lecam_weight: weight of LeCAM, the penalty on logits far from the running mean of the other kind of images.
@@ -59,6 +60,7 @@ class AdversarialConfig:
     layers: int = 3
     norm: Literal["group", "batch"] = "group"
     max_channels: int = 512
+    discriminator_factor: float = 1.0
     r1_weight: float = 0.0
     r1_every: int = 16
     lecam_weight: float = 0.0
@@ -78,7 +80,9 @@ class AdversarialConfig:
         for name in ("weight", "max_weight", "disc_start", "ramp_steps", "pretrain_steps", "r1_weight", "lecam_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"adversarial.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("weight", "r1_weight", "lecam_weight"):
+        if not self.discriminator_factor > 0:
+            raise ValueError(f"adversarial.discriminator_factor must be above 0, got {self.discriminator_factor}")
+        for name in ("weight", "discriminator_factor", "r1_weight", "lecam_weight"):
             if getattr(self, name) == inf:
                 raise ValueError(f"adversarial.{name} must be finite, got {getattr(self, name)}")
         self._check_discriminator()
@@ -219,7 +223,9 @@ class Adversary:
         real_logits, fake_logits = self._trained.wrapped(real, fake)
         loss = discriminator_loss(real_logits, fake_logits, config.loss)
         means = {"logits_real": real_logits.detach().mean(), "logits_fake": fake_logits.detach().mean()}
-        terms = {"discriminator": loss.detach(), **means}
+        terms = {"discriminator": loss, **means}
+        if config.discriminator_factor != 1:
+            loss = config.discriminator_factor * loss
         if config.r1_weight and self._run.step % config.r1_every == 0:
             # `forward` and not the module itself: a compiled module has no second derivative.
             terms["r1"] = r1_penalty(lambda images: self._trained.module.forward(images)[0], real)

@@ -52,6 +52,8 @@ def test_the_start_is_a_step_or_a_share(disc_start, max_steps, expected):
         ({"disc_start": float("nan")}, "disc_start must not be negative, got nan"),
         ({"weight": float("inf")}, "adversarial.weight must be finite, got inf"),
         ({"lecam_weight": float("inf")}, "adversarial.lecam_weight must be finite, got inf"),
+        ({"discriminator_factor": 0.0}, "adversarial.discriminator_factor must be above 0, got 0.0"),
+        ({"discriminator_factor": float("inf")}, "adversarial.discriminator_factor must be finite, got inf"),
         ({"r1_every": 0}, "adversarial.r1_every must be at least 1, got 0"),
         *(
             ({name: -1}, f"adversarial.{name} must not be negative, got -1")
@@ -142,7 +144,7 @@ def test_what_it_asks_of_reconstructions_leaves_its_own_weights_alone(tmp_path, 
     [("hinge", "patch", (1, 2, 4)), ("non_saturating", "patch", (1, 2, 4)), ("non_saturating", "stylegan2", (1, 2))],
 )
 def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind, discriminator, all_parts):
-    penalties = {"r1_weight": 0.5, "r1_every": 4, "lecam_weight": 0.3}
+    penalties = {"r1_weight": 0.5, "r1_every": 4, "lecam_weight": 0.3, "discriminator_factor": 0.75}
     real, fake = sides()
     run, adversary = make(tmp_path, loss=kind, discriminator=discriminator, **penalties)
     module = adversary._trained.module
@@ -151,9 +153,10 @@ def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind, discrim
     real_logits, fake_logits = module(real, fake)
     lecam = lecam_penalty(real_logits, fake_logits, *anchors)
     r1 = r1_penalty(lambda images: module(images)[0], real)
+    classification = discriminator_loss(real_logits, fake_logits, kind)
     for step, loss in (
-        (4, discriminator_loss(real_logits, fake_logits, kind) + 0.3 * lecam + 0.5 * 4 * r1),
-        (5, discriminator_loss(real_logits, fake_logits, kind) + 0.3 * lecam),
+        (4, 0.75 * classification + 0.3 * lecam + 0.5 * 4 * r1),
+        (5, 0.75 * classification + 0.3 * lecam),
     ):
         parameters = list(module.parameters())
         expected = torch.autograd.grad(loss, parameters, retain_graph=True)
@@ -167,6 +170,7 @@ def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind, discrim
             for parameter, gradient in zip(parameters, expected, strict=True):
                 assert (parameter.grad - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8
             assert ("r1" in terms) == (step == 4)
+            assert terms["discriminator"].item() == pytest.approx(classification.item(), rel=1e-5)
             both = torch.stack([terms["logits_real"], terms["logits_fake"]])
             torch.testing.assert_close(
                 both, torch.stack([real_logits.mean(), fake_logits.mean()]), rtol=1e-5, atol=1e-6

@@ -64,6 +64,14 @@ def test_the_blur_written_out(padding, stride):
     torch.testing.assert_close(found, blurred(hidden, padding)[..., ::stride, ::stride])
 
 
+@pytest.mark.parametrize(("padding", "stride"), [(2, 1), (1, 2)])
+def test_the_gradients_of_the_blur_are_those_of_differences(padding, stride):
+    kernel = torch.rand(4, 4, dtype=torch.float64)  # of no symmetry
+    hidden = torch.randn(2, 3, 6, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda hidden: blur(hidden, kernel, padding, stride), hidden)
+    assert torch.autograd.gradgradcheck(lambda hidden: blur(hidden, kernel, padding, stride) ** 2, hidden)
+
+
 def test_a_block_written_out():
     block = ResidualBlock(2, 3).double()
     hidden = torch.randn(2, 2, 6, 6, dtype=torch.float64)
