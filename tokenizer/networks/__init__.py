@@ -28,6 +28,7 @@ from tokenizer.option_checks import check_options, options_of
 NETWORKS: dict[str, str] = {
     "conv": "tokenizer.networks.conv:make_conv",
     "maskgit": "tokenizer.networks.maskgit:make_maskgit",
+    "vit": "tokenizer.networks.vit:make_vit",
     "vqgan": "tokenizer.networks.vqgan:make_vqgan",
 }
 

@@ -3,19 +3,19 @@
 from math import gcd
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
+from tokenizer.networks.discriminator_contract import Discriminator
 from tokenizer.option_checks import check_layers
 
 _SLOPE = 0.2  # of LeakyReLU for negative inputs
 
 
-class PatchDiscriminator(nn.Module):
+class PatchDiscriminator(Discriminator):
     """Classify overlapping patches as real (high logit) or reconstructed (pix2pix, Isola et al. 2017; VQGAN).
 
     `num_layers` convolutions of stride 2, one of stride 1, and one that outputs the logits. The width doubles with each
-    convolution, up to eight times `channels`. The forward pass runs in float32, also under autocast.
+    convolution, up to eight times `channels`.
 
     Args:
         in_channels: C, the channels of the images.
@@ -26,14 +26,11 @@ class PatchDiscriminator(nn.Module):
             published.
 
     Attributes:
-        anchors: (2,), running means of the logits of real and of reconstructed images, for `lecam_penalty`.
         smallest: smallest height and width of an image, in pixels.
 
     Raises:
         ValueError: a size that cannot work.
     """
-
-    anchors: Tensor
 
     def __init__(
         self, in_channels: int, channels: int = 64, num_layers: int = 3, norm: Literal["group", "batch"] = "group"
@@ -59,7 +56,6 @@ class PatchDiscriminator(nn.Module):
                 nn.LeakyReLU(_SLOPE, True),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, padding=1))
-        self.register_buffer("anchors", torch.zeros(2))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
@@ -74,15 +70,6 @@ class PatchDiscriminator(nn.Module):
                 "lower adversarial.layers"
             )
 
-    def forward(self, *batches: Tensor) -> list[Tensor]:
-        """Return the logits (B, 1, h, w), float32, of each batch of images (B, C, H, W) in [-1, 1].
-
-        Batch normalisation computes its statistics for each batch separately.
-
-        Raises:
-            ValueError: the images are too small.
-        """
-        for images in batches:
-            self.check_size(*images.shape[-2:])
-        with torch.autocast(batches[0].device.type, enabled=False):
-            return [self.layers(images.float()) for images in batches]
+    def logits(self, images: Tensor) -> Tensor:
+        """Compute logits (B, 1, h, w) of float32 images (B, C, H, W); batch normalisation is over this batch."""
+        return self.layers(images)

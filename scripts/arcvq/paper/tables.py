@@ -83,12 +83,15 @@ TABLES = {
         },
     ),
     "table_2": Table(
-        "reconstruction on ImageNet at 256 px, of the rows that this project has",
+        "reconstruction on ImageNet at 256 px, of the rows that this project has; ViT-VQGAN's smaller sizes are added",
         ("usage", "rfid"),
         {
             "VQGAN, f16": Row("vqgan_f16", {"imagenet": (0.44, 7.94)}),
             "VQGAN-FC, f16": Row("vqgan_fc_f16", {"imagenet": (0.112, 4.29)}),
             "VQGAN-EMA, f16": Row("vqgan_ema_f16", {"imagenet": (0.832, 3.41)}),
+            "ViT-VQGAN": Row("vit_vqgan_large", {"imagenet": (0.96, 1.28)}),
+            "ViT-VQGAN, base": Row("vit_vqgan_base"),
+            "ViT-VQGAN, small": Row("vit_vqgan_small"),
             "RQ-VAE": Row("rqvae", {"imagenet": (None, 1.83)}),
             "CVQ-VAE, 16 x 16": Row("cvqvae_f16", {"imagenet": (1.0, 1.57)}),
             "CVQ-VAE, 32 x 32": Row("cvqvae_f8", {"imagenet": (1.0, 1.2)}),

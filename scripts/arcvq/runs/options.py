@@ -106,13 +106,15 @@ class OptimConfig:
         lr: peak learning rate.
         scale_lr: whether to multiply lr by batch_size.
         warmup_steps: steps over which the learning rate rises linearly from 0.
-        schedule: learning rate after the warm-up: `constant`; `cosine`, down to 0 at max_steps; `cooldown`, constant,
-            then linearly down to 0 over the last fifth of the steps.
+        schedule: learning rate after the warm-up: `constant`; `cosine`, down to final_lr_share at max_steps;
+            `cooldown`, constant, then linearly down to final_lr_share over the last fifth of the steps.
+        final_lr_share: share of lr at which the schedules cosine and cooldown end.
         betas: decay rates of Adam's two moments.
         eps: added to the root of Adam's second moment. A larger one keeps Adam from following gradients that are
             rounding errors, as of a bias before a norm, at the full rate.
         weight_decay: decoupled weight decay.
         max_grad_norm: norm to which gradients are clipped; None: no clipping.
+        max_grad_value: magnitude to which each value of a gradient is clipped, in place of its norm; None: no clipping.
     """
 
     max_steps: int = 10_000
@@ -122,10 +124,12 @@ class OptimConfig:
     scale_lr: bool = False
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "cooldown"] = "constant"
+    final_lr_share: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float | None = None
+    max_grad_value: float | None = None
 
     def learning_rate(self, step: int) -> float:
         """Compute the learning rate of a step, counted from 0."""
@@ -135,9 +139,8 @@ class OptimConfig:
         if self.schedule == "constant":
             return peak
         progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
-        if self.schedule == "cooldown":
-            return peak * min(1.0, (1 - progress) / _COOLDOWN)
-        return peak * (1 + cos(pi * progress)) / 2
+        above = min(1.0, (1 - progress) / _COOLDOWN) if self.schedule == "cooldown" else (1 + cos(pi * progress)) / 2
+        return peak * (self.final_lr_share + (1 - self.final_lr_share) * above)
 
     def check(self) -> None:
         """Raise ValueError for a number that cannot work."""
@@ -151,8 +154,17 @@ class OptimConfig:
             if getattr(self, name) == inf:
                 raise ValueError(f"optim.{name} must be finite, got {getattr(self, name)}")
         check_share("optim.betas", *self.betas)
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
+        check_share("optim.final_lr_share", self.final_lr_share)
+        if self.final_lr_share and self.schedule == "constant":
+            raise ValueError(
+                f"optim.final_lr_share {self.final_lr_share} is of the schedules cosine and cooldown; take one as "
+                "optim.schedule, or leave the share at 0"
+            )
+        for name in ("max_grad_norm", "max_grad_value"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
+        if None not in (self.max_grad_norm, self.max_grad_value):
+            raise ValueError("optim.max_grad_norm and optim.max_grad_value are two ways of clipping; set one of them")
 
     def check_batch(self, processes: int) -> None:
         """Raise ValueError for a batch that does not divide into equal parts."""

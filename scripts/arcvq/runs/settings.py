@@ -22,7 +22,17 @@ MAY_CHANGE = frozenset((
 ))  # fmt: skip
 
 # Options that older versions did not have, and what was done without them.
-_ADDED = {"run.cuda_graph": False}
+_ADDED = {
+    "run.cuda_graph": False,
+    "stage": "whole",
+    "adversarial.fresh_reconstructions": False,
+    "adversarial.average_logits": False,
+    "unet.zero_init": False,
+    "adversarial.discriminator": "patch",
+    "adversarial.max_channels": 512,
+    "adversarial.discriminator_factor": 1.0,
+    "optim.final_lr_share": 0.0,
+}
 
 # Only runs with an adversary have these inputs; config.yaml already compares the adversary's weight.
 _OF_A_PART = ("step of adversarial.disc_start",)

@@ -69,6 +69,7 @@ class TrainableModule:
         self._is_shared = is_shared
         self._accelerator = accelerator
         self._max_grad_norm = optim.max_grad_norm
+        self._max_grad_value = optim.max_grad_value
 
     def begin(self, learning_rate: float) -> None:
         """Begin a step: set training mode and the learning rate, and remember the buffers."""
@@ -115,12 +116,15 @@ class TrainableModule:
         return self.updated
 
     def _clipped_norm(self) -> Tensor:
-        """Return the gradient's norm, and clip the gradient if optim.max_grad_norm is set."""
+        """Return the gradient's norm before clipping, and clip the gradient, or its values, as the options say."""
         parameters = list(self.module.parameters())
         if self._max_grad_norm is not None:
             clip = self._accelerator.clip_grad_norm_ if self._is_shared else nn.utils.clip_grad_norm_
             return unsharded(clip(parameters, self._max_grad_norm))
-        return unsharded(nn.utils.get_total_norm([weight.grad for weight in parameters if weight.grad is not None]))
+        norm = unsharded(nn.utils.get_total_norm([weight.grad for weight in parameters if weight.grad is not None]))
+        if self._max_grad_value is not None:
+            nn.utils.clip_grad_value_(parameters, self._max_grad_value)
+        return norm
 
 
 def _with_own_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The adversarial loss of a tokenizer: its options, the schedule of its weight, and the discriminator in training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
 from typing import Literal
 
@@ -19,9 +19,13 @@ from tokenizer.losses.adversarial import (
     r1_penalty,
 )
 from tokenizer.networks.discriminator import PatchDiscriminator
+from tokenizer.networks.discriminator_contract import Discriminator
+from tokenizer.networks.stylegan2_discriminator import StyleGAN2Discriminator
 
 # Decay of the running means of the logits (Tseng et al. 2021, LeCAM).
 _LECAM_DECAY = 0.999
+# Options of one kind of discriminator alone.
+_OPTIONS = {"patch": ("channels", "layers", "norm"), "stylegan2": ("max_channels",)}
 # Name of the discriminator in the log and among the run's modules.
 _NAME = "discriminator"
 
@@ -42,9 +46,12 @@ class AdversarialConfig:
             made longer.
         ramp_steps: steps after the start over which the weight rises linearly from 0.
         pretrain_steps: steps before the start in which the discriminator alone trains.
-        channels: width of the discriminator after its first convolution.
-        layers: the discriminator's convolutions of stride 2.
-        norm: group, which trains alike for any split of the batch, or batch, as published.
+        discriminator: patch, VQGAN's, or stylegan2, which sees whole images, their sides a power of two.
+        channels: width of patch after its first convolution.
+        layers: the convolutions of stride 2 of patch.
+        norm: norm of patch: group, which trains alike for any split of the batch, or batch, as published.
+        max_channels: width of stylegan2 at sides of 64 pixels and less.
+        discriminator_factor: factor of the discriminator's loss on logits; its penalties have weights of their own.
         r1_weight: weight of R1, the penalty on the discriminator's gradient at real images.
         r1_every: steps between two such penalties, each multiplied by this number.
         lecam_weight: weight of LeCAM, the penalty on logits far from the running mean of the other kind of images.
@@ -61,9 +68,12 @@ class AdversarialConfig:
     disc_start: float = 0.0
     ramp_steps: int = 0
     pretrain_steps: int = 0
+    discriminator: Literal["patch", "stylegan2"] = "patch"
     channels: int = 64
     layers: int = 3
     norm: Literal["group", "batch"] = "group"
+    max_channels: int = 512
+    discriminator_factor: float = 1.0
     r1_weight: float = 0.0
     r1_every: int = 16
     lecam_weight: float = 0.0
@@ -84,9 +94,12 @@ class AdversarialConfig:
         for name in ("weight", "max_weight", "disc_start", "ramp_steps", "pretrain_steps", "r1_weight", "lecam_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"adversarial.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("weight", "r1_weight", "lecam_weight"):
+        if not self.discriminator_factor > 0:
+            raise ValueError(f"adversarial.discriminator_factor must be above 0, got {self.discriminator_factor}")
+        for name in ("weight", "discriminator_factor", "r1_weight", "lecam_weight"):
             if getattr(self, name) == inf:
                 raise ValueError(f"adversarial.{name} must be finite, got {getattr(self, name)}")
+        self._check_discriminator()
         if self.r1_every < 1:
             raise ValueError(f"adversarial.r1_every must be at least 1, got {self.r1_every}")
         if self.disc_start > 1 and self.disc_start % 1 != 0:
@@ -96,6 +109,26 @@ class AdversarialConfig:
                 f"adversarial.disc_start {self.disc_start:g} is not before the end, optim.max_steps {max_steps}: the "
                 "adversarial loss would never begin; lower it, or set adversarial.weight 0"
             )
+
+    def _check_discriminator(self) -> None:
+        """Raise ValueError for an option of the discriminator that is not chosen."""
+        of = {option: kind for kind, options in _OPTIONS.items() for option in options if kind != self.discriminator}
+        for option in fields(self):
+            if option.name in of and getattr(self, option.name) != option.default:
+                raise ValueError(
+                    f"adversarial.{option.name} is an option of adversarial.discriminator {of[option.name]}, not of "
+                    f"{self.discriminator}: leave it at {option.default}, or take the other discriminator"
+                )
+
+    def make_discriminator(self, in_channels: int, image_size: int) -> Discriminator:
+        """Build the discriminator of square images (B, in_channels, image_size, image_size).
+
+        Raises:
+            ValueError: a size that cannot work.
+        """
+        if self.discriminator == "stylegan2":
+            return StyleGAN2Discriminator(in_channels, image_size, self.max_channels)
+        return PatchDiscriminator(in_channels, self.channels, self.layers, self.norm)
 
 
 class Adversary:
@@ -111,11 +144,12 @@ class Adversary:
         config: as given.
 
     Raises:
-        ValueError: the images are too small, or the processes cannot share a batch normalisation.
+        ValueError: images of this size, or parts of a batch of this number, are not for the discriminator; or the
+            processes cannot share a batch normalisation.
     """
 
     def __init__(self, run: Run, config: AdversarialConfig, in_channels: int, image_size: int):
-        discriminator = PatchDiscriminator(in_channels, config.channels, config.layers, config.norm)
+        discriminator = config.make_discriminator(in_channels, image_size)
         discriminator.check_size(image_size, image_size)
         if config.norm == "batch" and run.accelerator.num_processes > 1:
             if run.device.type != "cuda":
@@ -123,6 +157,7 @@ class Adversary:
             if config.r1_weight:  # a batch normalisation over processes has no second derivative
                 raise ValueError("adversarial.r1_weight on several processes needs adversarial.norm group")
             discriminator = torch.nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
+        discriminator.check_batch(run.optim.batch_size // (run.accelerator.num_processes * run.optim.accumulation))
         self._run = run
         self.config = config
         self._trained = run.add_module(discriminator, _NAME)
@@ -149,7 +184,7 @@ class Adversary:
             print(f"note: LeCAM's running means of the logits {what} after step {run.step}")
 
     @property
-    def discriminator(self) -> PatchDiscriminator:
+    def discriminator(self) -> Discriminator:
         """The discriminator itself, not wrapped."""
         return self._trained.module
 
@@ -216,7 +251,9 @@ class Adversary:
         real_logits, fake_logits = (self._judged(logits, len(real)) for logits in self._trained.wrapped(real, fake))
         loss = discriminator_loss(real_logits, fake_logits, config.loss)
         means = {"logits_real": real_logits.detach().mean(), "logits_fake": fake_logits.detach().mean()}
-        terms = {"discriminator": loss.detach(), **means}
+        terms = {"discriminator": loss, **means}
+        if config.discriminator_factor != 1:
+            loss = config.discriminator_factor * loss
         if config.r1_weight and self._run.step % config.r1_every == 0:
             # `forward` and not the module itself: a compiled module has no second derivative.
             terms["r1"] = r1_penalty(lambda images: self._trained.module.forward(images)[0], real)

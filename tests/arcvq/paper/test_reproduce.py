@@ -174,6 +174,7 @@ PAPER = {
         "vqgan": "vqgan_f16",
         "vqgan_fc": "vqgan_fc_f16",
         "vqgan_ema": "vqgan_ema_f16",
+        "vit_vqgan": "vit_vqgan_large",
         "rqvae": "rqvae",
         "cvqvae_16": "cvqvae_f16",
         "cvqvae_32": "cvqvae_f8",

@@ -22,6 +22,19 @@ def test_schedules(schedule, expected):
     assert {step: optim.learning_rate(step) / 2 for step in expected} == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
+def test_a_falling_schedule_ends_at_a_share_of_the_rate(schedule):
+    """By which it is the mean of a schedule down to 0 and of a constant one."""
+    optim = {
+        name: OptimConfig(lr=2.0, max_steps=110, warmup_steps=10, schedule=name) for name in (schedule, "constant")
+    }
+    half = OptimConfig(lr=2.0, max_steps=110, warmup_steps=10, schedule=schedule, final_lr_share=0.5)
+    for step in (0, 9, 10, 55, 100, 110):
+        both = [of.learning_rate(step) for of in optim.values()]
+        assert half.learning_rate(step) == pytest.approx(sum(both) / 2)
+    assert half.learning_rate(110) == 1.0
+
+
 def test_the_peak_may_be_of_one_image():
     optim = OptimConfig(lr=2e-6, batch_size=50, scale_lr=True, warmup_steps=2)
     assert [optim.learning_rate(step) for step in (0, 1, 7)] == pytest.approx([5e-5, 1e-4, 1e-4])
@@ -47,6 +60,13 @@ def test_a_batch_goes_into_equal_parts_or_is_refused():
         ({"warmup_steps": -1}, "optim.warmup_steps must not be negative, got -1"),
         ({"betas": (0.9, 1.0)}, "optim.betas must be at least 0 and below 1, got 1.0"),
         ({"max_grad_norm": 0.0}, "optim.max_grad_norm must be above 0, got 0.0"),
+        ({"max_grad_value": -1.0}, "optim.max_grad_value must be above 0, got -1.0"),
+        (
+            {"max_grad_norm": 1.0, "max_grad_value": 1.0},
+            "optim.max_grad_norm and .* are two ways of .* set one of them",
+        ),
+        ({"final_lr_share": 1.0, "schedule": "cosine"}, "optim.final_lr_share must be .* below 1, got 1.0"),
+        ({"final_lr_share": 0.5}, "optim.final_lr_share 0.5 is of the schedules cosine and cooldown; .*"),
     ],
 )
 def test_numbers_that_cannot_work(options, text):

@@ -14,7 +14,7 @@ from arcvq.training.tokenizer_step import TokenizerUpdate
 from tokenizer import VQTokenizer
 
 SCALE = 1024.0
-clipping = pytest.mark.parametrize("max_grad_norm", [None, 0.01])
+clipping = pytest.mark.parametrize("clip", [{}, {"max_grad_norm": 0.01}, {"max_grad_value": 1e-3}], ids=str)
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def state(run):
 @clipping
 @pytest.mark.parametrize("factor", ["inf", "nan"])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_a_broken_gradient_leaves_the_step_out_and_all_as_it_is(start, scaled, factor, max_grad_norm):
-    run = start(scaled, max_grad_norm=max_grad_norm)
+def test_a_broken_gradient_leaves_the_step_out_and_all_as_it_is(start, scaled, factor, clip):
+    run = start(scaled, **clip)
     make_tokenizer(run)
     update(run, squared())
     before, moments = state(run), optimizer_state(run)
@@ -173,10 +173,10 @@ def test_the_discriminators_broken_step_is_its_own(start):
 
 
 @clipping
-def test_finite_gradients_descend_as_without_a_scaler(start, max_grad_norm):
+def test_finite_gradients_descend_as_without_a_scaler(start, clip):
     states = []
     for scaled in (True, False):
-        run = start(scaled, max_grad_norm=max_grad_norm, lr=1e-3)
+        run = start(scaled, **clip, lr=1e-3)
         make_tokenizer(run)
         before = state(run)
         for _ in range(3):
@@ -200,10 +200,22 @@ def test_the_norm_is_clipped(start):
     torch.testing.assert_close(before - trained.module.weight, torch.tensor([[0.3, 0.0, 0.4, 0.0]]))
 
 
+def test_values_are_clipped(start):
+    """By SGD; the norm that is logged is that before."""
+    run = start(False, max_grad_value=0.5)
+    trained = run.add_module(nn.Linear(4, 1, bias=False), "model")
+    before = trained.module.weight.detach().clone()
+    trained._adam = torch.optim.SGD(trained.module.parameters(), lr=1.0, fused=True)
+    trained.backward((trained.module.weight * torch.tensor([[3.0, 0.25, -4.0, 0.0]])).sum())
+    assert trained.optimizer_step(torch.tensor(0.0))
+    assert trained.gradient_norm.item() == pytest.approx((9 + 1 / 16 + 16) ** 0.5)
+    torch.testing.assert_close(before - trained.module.weight, torch.tensor([[0.5, 0.25, -0.5, 0.0]]))
+
+
 @clipping
-def test_two_modules_share_a_scaler(start, max_grad_norm):
+def test_two_modules_share_a_scaler(start, clip):
     """What overflows in one is left out there alone."""
-    run = start(True, max_grad_norm=max_grad_norm)
+    run = start(True, **clip)
     config = AdversarialConfig(weight=0.5, channels=4, layers=2)
     adversary = Adversary(run, config, 3, 16)
     make_tokenizer(run)

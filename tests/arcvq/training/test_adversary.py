@@ -12,13 +12,15 @@ from arcvq.training.adversary import AdversarialConfig, Adversary
 from tokenizer.losses.adversarial import discriminator_loss, generator_loss, lecam_penalty, r1_penalty
 
 SMALL = {"channels": 4, "layers": 2}
+TINY = {"max_channels": 4}
 
 
 def make(folder, max_steps=10, optim=None, compiled=False, **config):
     """An adversary of 16 px images in a run that writes nothing, the same every time."""
     AcceleratorState._reset_state(reset_partial_state=True)
     run = Run(RunConfig("run", str(folder), compile=compiled), OptimConfig(max_steps, **(optim or {})), {"run": {}})
-    return run, Adversary(run, AdversarialConfig(weight=0.8, **{**SMALL, **config}), 3, 16)
+    small = TINY if config.get("discriminator") == "stylegan2" else SMALL
+    return run, Adversary(run, AdversarialConfig(weight=0.8, **{**small, **config}), 3, 16)
 
 
 def sides(n=8):
@@ -50,6 +52,8 @@ def test_the_start_is_a_step_or_a_share(disc_start, max_steps, expected):
         ({"disc_start": float("nan")}, "disc_start must not be negative, got nan"),
         ({"weight": float("inf")}, "adversarial.weight must be finite, got inf"),
         ({"lecam_weight": float("inf")}, "adversarial.lecam_weight must be finite, got inf"),
+        ({"discriminator_factor": 0.0}, "adversarial.discriminator_factor must be above 0, got 0.0"),
+        ({"discriminator_factor": float("inf")}, "adversarial.discriminator_factor must be finite, got inf"),
         ({"r1_every": 0}, "adversarial.r1_every must be at least 1, got 0"),
         *(
             ({name: -1}, f"adversarial.{name} must not be negative, got -1")
@@ -151,24 +155,28 @@ def test_averaged_logits_make_one_judgement_of_an_image_and_its_two_reconstructi
     assert terms["discriminator"].item() == pytest.approx(discriminator_loss(of_real, of_fake, "hinge").item())
 
 
-@pytest.mark.parametrize("kind", ["hinge", "non_saturating"])
-def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind):
-    penalties = {"r1_weight": 0.5, "r1_every": 4, "lecam_weight": 0.3}
+@pytest.mark.parametrize(
+    ("kind", "discriminator", "all_parts"),
+    [("hinge", "patch", (1, 2, 4)), ("non_saturating", "patch", (1, 2, 4)), ("non_saturating", "stylegan2", (1, 2))],
+)
+def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind, discriminator, all_parts):
+    penalties = {"r1_weight": 0.5, "r1_every": 4, "lecam_weight": 0.3, "discriminator_factor": 0.75}
     real, fake = sides()
-    run, adversary = make(tmp_path, loss=kind, **penalties)
+    run, adversary = make(tmp_path, loss=kind, discriminator=discriminator, **penalties)
     module = adversary._trained.module
     module.anchors.copy_(torch.tensor([0.2, -0.1]))
     anchors = module.anchors.clone()
     real_logits, fake_logits = module(real, fake)
     lecam = lecam_penalty(real_logits, fake_logits, *anchors)
     r1 = r1_penalty(lambda images: module(images)[0], real)
+    classification = discriminator_loss(real_logits, fake_logits, kind)
     for step, loss in (
-        (4, discriminator_loss(real_logits, fake_logits, kind) + 0.3 * lecam + 0.5 * 4 * r1),
-        (5, discriminator_loss(real_logits, fake_logits, kind) + 0.3 * lecam),
+        (4, 0.75 * classification + 0.3 * lecam + 0.5 * 4 * r1),
+        (5, 0.75 * classification + 0.3 * lecam),
     ):
         parameters = list(module.parameters())
         expected = torch.autograd.grad(loss, parameters, retain_graph=True)
-        for parts in (1, 2, 4):
+        for parts in all_parts:
             run.step = step
             module.anchors.copy_(anchors)
             adversary._trained.optimizer_step = lambda loss: torch.tensor(True)
@@ -178,6 +186,7 @@ def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind):
             for parameter, gradient in zip(parameters, expected, strict=True):
                 assert (parameter.grad - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8
             assert ("r1" in terms) == (step == 4)
+            assert terms["discriminator"].item() == pytest.approx(classification.item(), rel=1e-5)
             both = torch.stack([terms["logits_real"], terms["logits_fake"]])
             torch.testing.assert_close(
                 both, torch.stack([real_logits.mean(), fake_logits.mean()]), rtol=1e-5, atol=1e-6
@@ -185,10 +194,13 @@ def test_its_gradient_in_any_parts_is_that_of_its_losses(tmp_path, kind):
             torch.testing.assert_close(module.anchors, 0.999 * anchors + 0.001 * both)
 
 
-def test_it_learns_to_tell_the_two_kinds_apart(tmp_path):
-    run, adversary = make(tmp_path, optim={"lr": 3e-3})
+@pytest.mark.parametrize(
+    ("config", "rate"), [({}, 3e-3), ({"discriminator": "stylegan2", "max_channels": 16}, 3e-2)], ids=["patch", "whole"]
+)
+def test_it_learns_to_tell_the_two_kinds_apart(tmp_path, config, rate):
+    run, adversary = make(tmp_path, optim={"lr": rate}, **config)
     for run.step in range(10):
-        adversary._trained.begin(3e-3)
+        adversary._trained.begin(rate)
         terms = adversary.update([sides()[0]], [sides()[1]])
     assert terms["discriminator"] < 0.5 and terms["logits_real"] > 0 > terms["logits_fake"]
 
@@ -211,3 +223,24 @@ def test_what_processes_and_sizes_cannot_share(tmp_path):
     with pytest.raises(ValueError, match=r"adversarial.norm batch on several processes needs GPUs; take .*norm group"):
         Adversary(pair, AdversarialConfig(weight=1.0, norm="batch", **SMALL), 3, 16)
     assert make(tmp_path, norm="batch")[1].update([sides()[0]], [sides()[1]])
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"discriminator": "stylegan2", "layers": 2}, "adversarial.layers is an option of .* patch, not of stylegan2"),
+        ({"discriminator": "stylegan2", "norm": "batch"}, "adversarial.norm .* leave it at group, or take the other"),
+        ({"max_channels": 64}, "adversarial.max_channels is an option of .* stylegan2, not of patch: leave it at 512"),
+    ],
+    ids=str,
+)
+def test_no_options_of_the_discriminator_that_is_not_chosen(config, text):
+    with pytest.raises(ValueError, match=text):
+        AdversarialConfig(weight=1.0, **config).check(100)
+
+
+def test_groups_that_parts_of_a_batch_cannot_form_are_refused_before_the_first_step(tmp_path):
+    with pytest.raises(ValueError, match="4 images at a time, and 6 do not divide"):
+        make(tmp_path, discriminator="stylegan2", optim={"batch_size": 12, "accumulation": 2})
+    for batch_size in (4, 6, 16):  # parts of 2, 3 and 8
+        make(tmp_path, discriminator="stylegan2", optim={"batch_size": batch_size, "accumulation": 2})
