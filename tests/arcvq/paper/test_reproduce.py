@@ -162,6 +162,7 @@ PAPER = {
         "vqgan_fc": "vqgan_fc_f16",
         "vqgan_ema": "vqgan_ema_f16",
         "rqvae": "rqvae",
+        "movq": "movq_f16",
         "cvqvae_16": "cvqvae_f16",
         "cvqvae_32": "cvqvae_f8",
         "vqgan_lc": "vqgan_lc_f8",
