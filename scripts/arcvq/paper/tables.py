@@ -93,6 +93,7 @@ TABLES = {
             "MoVQ": Row("movq_f16", {"imagenet": (0.63, 1.12)}),
             "CVQ-VAE, 16 x 16": Row("cvqvae_f16", {"imagenet": (1.0, 1.57)}),
             "CVQ-VAE, 32 x 32": Row("cvqvae_f8", {"imagenet": (1.0, 1.2)}),
+            "DF-VQGAN": Row("dfvqgan_f8", {"imagenet": (None, 1.38)}),
             "VQGAN-LC, 32 x 32": Row("vqgan_lc_f8", {"imagenet": (0.99, 1.29)}),
             "ArcVQ-VAE, 16 x 16": Row("arcvq_f16", {"imagenet": (0.99, 1.63)}),
             "ArcVQ-VAE, 32 x 32": Row("arcvq_f8", {"imagenet": (0.88, 0.95)}),

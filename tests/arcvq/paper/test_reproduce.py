@@ -165,6 +165,7 @@ PAPER = {
         "movq": "movq_f16",
         "cvqvae_16": "cvqvae_f16",
         "cvqvae_32": "cvqvae_f8",
+        "df_vqgan": "dfvqgan_f8",
         "vqgan_lc": "vqgan_lc_f8",
         "arcvq_16": "arcvq_f16",
         "arcvq_32": "arcvq_f8",
