@@ -41,8 +41,8 @@ def tokenizer_fingerprint(tokenizer: VQTokenizer) -> str:
     config = without_network_options(config)  # so that runs and caches from before network_options stay known
     digest.update(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
-        # The step counter influences neither latents nor codes.
-        if name != "bottleneck.step":
+        # The step counters influence neither latents nor codes.
+        if not name.endswith(".step"):
             digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

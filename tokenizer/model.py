@@ -52,7 +52,7 @@ class TokenizerOutput(BaseOutput):
         latents: (B, latent channels, h, w), before quantisation.
         codes: (B, h, w) int64, or (B, h, w, depth); None for a continuous quantizer.
         losses: the quantizer's losses by name, not weighted.
-        counts: (K,) int64, how often each code was used in this batch; None for a continuous quantizer.
+        counts: (K,) int64, how often each row of the codebook was used in this batch; None for a continuous quantizer.
     """
 
     # Under mixed precision accelerate rebuilds the output from a dictionary, which needs the defaults.
@@ -140,7 +140,7 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
 
     @property
     def codebook(self) -> Tensor:
-        """The code vectors as they are decoded, (K, D).
+        """The code vectors as they are decoded, (K, D); of `product`, whose codes are parts of a token, (g K, D / g).
 
         Raises:
             ValueError: the quantizer is continuous.

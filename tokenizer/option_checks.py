@@ -18,7 +18,8 @@ def options_of(target: Callable[..., Any], sizes: int) -> dict[str, Parameter]:
 def check_options(kind: str, name: str, options: Mapping[str, Any], known: Mapping[str, Parameter]) -> None:
     """Check the names and types of options.
 
-    An annotation is int, float, bool, a Literal, a tuple of one type and any length, or one of these or None.
+    An annotation is int, float, bool, a Literal, a tuple of one type and any length, a dict whose content is checked
+    elsewhere, or one of these or None.
 
     Args:
         kind: `quantizer` or `network`, for the error.
@@ -57,6 +58,9 @@ def _check_value(option: str, value: Any, annotation: Any) -> None:
             raise ValueError(f"{option} must be of type {described}, got {value!r:.80}")
         for number in value:
             _check_number(option, number)
+    elif get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{option} must be of type {described}, got {value!r:.80}")
     elif not _fits(value, kind):
         raise ValueError(f"{option} must be of type {described}, got {value!r:.80}")
     else:

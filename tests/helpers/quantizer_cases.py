@@ -16,14 +16,32 @@ COMBINATIONS = {
     "arc_revival": ("arc", {"revive_below": 0.5}),
     "arc_all": ("arc", {"estimator": "rotation", "table": "moving_average", "init": "kmeans", "revive_below": 0.5}),
     "arc_vae_all": ("arc_vae", {"init": "kmeans", "revive_below": 0.5}),
+    "product_ema": ("product", {"groups": 2, "base": "ema", "base_options": {"revive_below": 0.5}}),
+    "product_vaevq": ("product", {"groups": 2, "base": "vaevq"}),
+    "product_shared_arc": (
+        "product",
+        {"groups": 2, "shared": True, "base": "arc", "base_options": {"init": "kmeans", "revive_below": 0.5}},
+    ),
+    "product_shared_sq": (
+        "product",
+        {"groups": 2, "shared": True, "base": "sq", "base_options": {"variance": "image"}},
+    ),
 }
 CASES = [*NAMES, *COMBINATIONS]
 # What a quantizer needs beside its sizes, to be small.
-OPTIONS = {"hvq": {"hidden_channels": 8}, "lc": {"feature_dim": 10}}
+OPTIONS = {"hvq": {"hidden_channels": 8}, "lc": {"feature_dim": 10}, "product": {"groups": 2}}
+# Shapes of the codebooks of 12 codes and 6 channels, where they are not (12, 6).
+CODEBOOKS = {
+    **dict.fromkeys(["product", "product_ema", "product_vaevq"], (24, 3)),
+    **dict.fromkeys(["product_shared_arc", "product_shared_sq"], (12, 3)),
+}
 # Options of the network: hvq halves the latents itself, so its network has one strided layer less.
 NETWORKS = {"hvq": {"strided_layers": 1}}
 # Methods that cannot work at some sizes, and what they say.
-REFUSED = {("hyperspherical_vae", "one dimension"): "set model.codebook_dim to 2 or more"}
+REFUSED = {
+    ("hyperspherical_vae", "one dimension"): "set model.codebook_dim to 2 or more",
+    **{(name, "one dimension"): "set model.codebook_dim to a multiple" for name in CODEBOOKS},
+}
 
 
 def named(name):

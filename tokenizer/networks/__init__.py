@@ -24,10 +24,12 @@ from tokenizer.networks.base import Decoder, Encoder, Network, NetworkSizes
 from tokenizer.option_checks import check_options, options_of
 
 # name -> "module:function". A module is imported only when its network is built, because diffusers' autoencoders, which
-# vqgan needs, take seconds to import.
+# df, movq and vqgan need, take seconds to import.
 NETWORKS: dict[str, str] = {
     "conv": "tokenizer.networks.conv:make_conv",
+    "df": "tokenizer.networks.df:make_df",
     "maskgit": "tokenizer.networks.maskgit:make_maskgit",
+    "movq": "tokenizer.networks.movq:make_movq",
     "vit": "tokenizer.networks.vit:make_vit",
     "vqgan": "tokenizer.networks.vqgan:make_vqgan",
 }

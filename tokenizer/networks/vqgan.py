@@ -6,6 +6,7 @@ Each level is a stack of residual blocks, one more in the decoder than in the en
 the chosen levels, and stands between the two blocks of the middle, below the lowest level.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -76,8 +77,7 @@ class VQGANDecoder(Decoder):
         self.network = diffusers_vae.Decoder(
             sizes.z_channels,
             sizes.channels,
-            # diffusers takes the block types from the lowest resolution up, and the widths from the highest down.
-            tuple("AttnUpDecoderBlock2D" if attends else "UpDecoderBlock2D" for attends in reversed(sizes.attends)),
+            decoder_blocks(sizes),
             sizes.widths,
             sizes.num_layers,
             sizes.norm_groups,
@@ -91,6 +91,11 @@ class VQGANDecoder(Decoder):
     def forward(self, quantized: Tensor) -> Tensor:
         """Decode quantised latents: (B, decoder_channels, h, w) => (B, C, f h, f w)."""
         return self.network(self.post_quant_conv(quantized))
+
+
+def decoder_blocks(sizes: VQGANSizes) -> tuple[str, ...]:
+    """List diffusers' block types of the decoder's levels: from the lowest resolution up, unlike its widths."""
+    return tuple("AttnUpDecoderBlock2D" if attends else "UpDecoderBlock2D" for attends in reversed(sizes.attends))
 
 
 def make_vqgan(
@@ -116,22 +121,39 @@ def make_vqgan(
     Raises:
         ValueError: a size that cannot work.
     """
+    if norm_groups < 1 or sizes.hidden_channels < 1 or sizes.hidden_channels % norm_groups:
+        raise ValueError(
+            "hidden_channels of network 'vqgan' must be a multiple of norm_groups, its normalisation groups, "
+            f"got {sizes.hidden_channels} and {norm_groups}"
+        )
+    own = vqgan_sizes("vqgan", sizes, channel_multipliers, attention_sizes, z_channels, norm_groups)
+    return Network(partial(VQGANEncoder, own), partial(VQGANDecoder, own))
+
+
+def vqgan_sizes(
+    name: str,
+    sizes: NetworkSizes,
+    channel_multipliers: Sequence[int],
+    attention_sizes: Sequence[int] | None,
+    z_channels: int | None,
+    norm_groups: int,
+) -> VQGANSizes:
+    """Check and complete the sizes of a VQGAN, whose arguments are those of `make_vqgan`; errors call it `name`.
+
+    Raises:
+        ValueError: a size that cannot work.
+    """
     channels, hidden_channels, num_layers = sizes.in_channels, sizes.hidden_channels, sizes.num_residual_layers
     multipliers = tuple(channel_multipliers)
     z_channels = sizes.decoder_channels if z_channels is None else z_channels
     if min(channels, num_layers, z_channels) < 1:
         raise ValueError(
-            "in_channels, num_residual_layers and z_channels of network 'vqgan' must be at least 1, got "
+            f"in_channels, num_residual_layers and z_channels of network {name!r} must be at least 1, got "
             f"{channels}, {num_layers} and {z_channels}"
         )
     check_layers(num_residual_layers=num_layers, **{"number of channel_multipliers": len(multipliers)})
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"channel_multipliers must be whole numbers from 1 on, one per level, got {list(multipliers)}")
-    if norm_groups < 1 or hidden_channels < 1 or hidden_channels % norm_groups:
-        raise ValueError(
-            "hidden_channels of network 'vqgan' must be a multiple of norm_groups, its normalisation groups, "
-            f"got {hidden_channels} and {norm_groups}"
-        )
     if sizes.image_size >> (len(multipliers) - 1) < 1:
         raise ValueError(
             f"images of {sizes.image_size} pixels cannot be halved {len(multipliers) - 1} times, once per level but "
@@ -145,7 +167,7 @@ def make_vqgan(
             f"attention_sizes holds {never[0]}, which no level has: at image_size {sizes.image_size} with "
             f"channel_multipliers {list(multipliers)} the feature maps are {', '.join(map(str, heights))} high"
         )
-    own = VQGANSizes(
+    return VQGANSizes(
         channels,
         sizes.encoder_channels,
         sizes.decoder_channels,
@@ -155,4 +177,3 @@ def make_vqgan(
         z_channels,
         norm_groups,
     )
-    return Network(partial(VQGANEncoder, own), partial(VQGANDecoder, own))

@@ -15,6 +15,7 @@ from tokenizer.quantizers.hvq import HVQQuantizer
 from tokenizer.quantizers.hyperspherical_vae import HypersphericalVAEQuantizer
 from tokenizer.quantizers.ibq import IBQQuantizer
 from tokenizer.quantizers.lc import LCQuantizer
+from tokenizer.quantizers.product import ProductQuantizer
 from tokenizer.quantizers.rotation import RotationQuantizer
 from tokenizer.quantizers.rq import RQQuantizer
 from tokenizer.quantizers.simvq import SimVQQuantizer
@@ -35,6 +36,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "hyperspherical_vae": HypersphericalVAEQuantizer,
     "ibq": IBQQuantizer,
     "lc": LCQuantizer,
+    "product": ProductQuantizer,
     "rotation": RotationQuantizer,
     "rq": RQQuantizer,
     "simvq": SimVQQuantizer,
@@ -65,7 +67,10 @@ def check_quantizer(name: str, options: dict[str, Any]) -> None:
     """Raise ValueError for an unknown name or option, or an option of the wrong type or below 0."""
     if name not in QUANTIZERS:
         raise ValueError(f"unknown quantizer {name!r}; there are {', '.join(QUANTIZERS)}")
-    check_options("quantizer", name, options, options_of(QUANTIZERS[name], sizes=2))
+    known = options_of(QUANTIZERS[name], sizes=2)
+    check_options("quantizer", name, options, known)
+    if "base" in known:  # a quantizer around another one
+        check_quantizer(options.get("base", known["base"].default), options.get("base_options") or {})
 
 
 def quantizer_options() -> set[str]:

@@ -32,7 +32,8 @@ class QuantizerOutput(BaseOutput):
             the backward pass reads it.
         codes: (B, h', w') int64 in [0, K), or (B, h', w', depth); None for continuous methods.
         losses: named scalars, unweighted; `Quantizer.loss_weights` gives the weights.
-        counts: (K,) int64, how often each code occurs in this batch; None for continuous methods.
+        counts: (K,) int64, how often each row of the codebook occurs in this batch (g K rows with g tables); None for
+            continuous methods.
         sampled: (B, D, h, w), a second decoder input that some methods train on in addition; else None.
     """
 
@@ -101,6 +102,11 @@ class Quantizer(nn.Module, ABC):
     def encoder_channels(self) -> int:
         """Channels of the encoder output."""
         return self.latent_channels
+
+    @property
+    def codebook_rows(self) -> int:
+        """Rows of `codebook`, and length of `counts`: K, unless several tables have K rows each."""
+        return self.codebook_size
 
     @abstractmethod
     def quantize(self, encoder_output: Tensor) -> QuantizerOutput:
@@ -192,8 +198,12 @@ class Quantizer(nn.Module, ABC):
         return {}
 
     def counts_of(self, codes: Tensor) -> Tensor:
-        """Count how often each code occurs, (K,) int64."""
-        return code_counts(codes, self.codebook_size)
+        """Count how often each row of the codebook occurs, (`codebook_rows`,) int64."""
+        return code_counts(self.rows_of(codes), self.codebook_rows)
+
+    def rows_of(self, codes: Tensor) -> Tensor:
+        """Find the rows of `codebook` that codes stand for, in the shape of the codes: with one table, the codes."""
+        return codes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantizer":
         """Move to another device or dtype, but keep at least float32, even if the whole model is cast by `.half()`."""

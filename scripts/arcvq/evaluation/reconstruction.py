@@ -35,7 +35,6 @@ from priors.latents import tokenizer_fingerprint
 from tokenizer import VQTokenizer
 from tokenizer.data import ImageDataset
 from tokenizer.data.dataset import as_floats
-from tokenizer.functional.usage import code_counts
 
 SHOWN = 32  # originals in the picture
 
@@ -122,7 +121,7 @@ def _make_worker(networks: MetricNetworks, shared_tokenizer: VQTokenizer | None,
         else:
             decoded, codes = round_trip(tokenizer, as_floats(pixels.to(device)))
             if codes is not None:
-                values["counts"] = code_counts(codes, tokenizer.config.codebook_size).cpu()
+                values["counts"] = tokenizer.bottleneck.counts_of(codes).cpu()
         if not torch.isfinite(decoded).all():
             raise ValueError(
                 f"reconstructions of images {chunk.start} to {chunk.stop - 1} hold NaN or infinity; the model diverged"

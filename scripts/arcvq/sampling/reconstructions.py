@@ -40,7 +40,7 @@ def reconstruct(tokenizer: VQTokenizer, images: Dataset) -> tuple[Tensor, Tensor
         pair = as_levels(floats), as_levels(decoded)
         for side in (floats, decoded):
             broken += (~torch.isfinite(side)).sum()
-        metrics.update(*pair, codes)
+        metrics.update(*pair, None if codes is None else tokenizer.bottleneck.rows_of(codes))
         if len(shown) * batch_size < SHOWN:
             shown.append(pair)
     check_finite(broken)
@@ -49,8 +49,8 @@ def reconstruct(tokenizer: VQTokenizer, images: Dataset) -> tuple[Tensor, Tensor
 
 
 def number_of_codes(tokenizer: VQTokenizer) -> int:
-    """Return the codebook size K, or 0 if the quantizer is continuous."""
-    return tokenizer.config.codebook_size if tokenizer.has_codes else 0
+    """Return the number of rows of the codebook, or 0 if the quantizer is continuous."""
+    return tokenizer.bottleneck.codebook_rows if tokenizer.has_codes else 0
 
 
 @torch.no_grad()

@@ -270,7 +270,7 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     if adversary:
         adversary.resume()
     update = TokenizerUpdate(run.accelerator, run.main, reconstruction_loss, adversary)
-    used_codes = run.counter("used codes", tokenizer.bottleneck.codebook_size)
+    used_codes = run.counter("used codes", tokenizer.bottleneck.codebook_rows)
     return TokenizerTraining(run, tokenizer, averaged, reconstruction_loss, adversary, update, used_codes)
 
 
@@ -310,7 +310,7 @@ def log_preview(training: TokenizerTraining, images: Subset, collapse: CollapseC
     run.write({f"test_{name}": value for name, value in numbers.items() if name != "images"})
     save_comparison(originals[:32], reconstructions[:32], run.picture("step"))
     if averaged.has_codes:
-        codes = (numbers["usage"], numbers["perplexity"], averaged.bottleneck.codebook_size)
+        codes = (numbers["usage"], numbers["perplexity"], averaged.bottleneck.codebook_rows)
         if warning := collapse.warning(run.counts, *codes):
             run.warn(warning)
         plot_codebook(averaged.codebook, metrics.counts, run.picture("codebook"))

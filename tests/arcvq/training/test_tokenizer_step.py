@@ -115,7 +115,7 @@ def test_a_batch_in_parts_is_the_whole_for_every_quantizer(tmp_path, quantizer):
     assert_close({name: found[name] for name in trained}, {name: expected[name] for name in trained})
     for name, term in whole.terms.by_name().items():
         assert parts.terms.by_name()[name].item() == pytest.approx(term.item(), rel=1e-6), name
-    twice = 2 if quantizer in ("arc_vae", "arc_vae_all", "vaevq") else 1
+    twice = 2 if quantizer in ("arc_vae", "arc_vae_all", "product_vaevq", "vaevq") else 1
     assert [len(part) for part in parts.reconstructions] == 4 * [2 * twice]
 
 
