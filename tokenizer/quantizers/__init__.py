@@ -15,6 +15,7 @@ from tokenizer.quantizers.hvq import HVQQuantizer
 from tokenizer.quantizers.hyperspherical_vae import HypersphericalVAEQuantizer
 from tokenizer.quantizers.ibq import IBQQuantizer
 from tokenizer.quantizers.lc import LCQuantizer
+from tokenizer.quantizers.lfq import LFQQuantizer
 from tokenizer.quantizers.rotation import RotationQuantizer
 from tokenizer.quantizers.rq import RQQuantizer
 from tokenizer.quantizers.simvq import SimVQQuantizer
@@ -35,6 +36,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "hyperspherical_vae": HypersphericalVAEQuantizer,
     "ibq": IBQQuantizer,
     "lc": LCQuantizer,
+    "lfq": LFQQuantizer,
     "rotation": RotationQuantizer,
     "rq": RQQuantizer,
     "simvq": SimVQQuantizer,

@@ -267,6 +267,7 @@ TABLES = {
             "SimVQ": Row("simvq"),
             "IBQ": Row("ibq"),
             "FSQ": Row("fsq"),
+            "LFQ": Row("lfq"),
             "VAEVQ": Row("vaevq"),
             "ArcVQ-VAE": Row("arcvq"),
             "ArcVQ-VAE, variational latents": Row("arc_vae"),

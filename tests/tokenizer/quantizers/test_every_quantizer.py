@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from places import HELPERS
-from quantizer_cases import CASES, REFUSED, small_quantizer, small_tokenizer, total
+from quantizer_cases import CASES, REFUSED, sizes_of, small_quantizer, small_tokenizer, total
 
 from arcvq.faults import forked_process
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
@@ -52,9 +52,10 @@ def test_training_gives_what_the_contract_says(name):
     assert set(output.losses) == set(bottleneck.loss_weights())
     assert all(loss.ndim == 0 and loss.isfinite() for loss in output.losses.values())
     if tokenizer.has_codes:
+        codes, dim = sizes_of(name, 12, 6)
         assert output.codes.shape == (4, *tokenizer.code_shape) and output.codes.dtype == torch.int64
-        assert output.counts.shape == (12,) and output.counts.sum() == output.codes.numel()
-        assert tokenizer.codebook.shape == (12, 6)
+        assert output.counts.shape == (codes,) and output.counts.sum() == output.codes.numel()
+        assert tokenizer.codebook.shape == (codes, dim)
     (output.reconstruction.square().mean() + total(bottleneck, output.losses)).backward()
     for part, parameter in tokenizer.named_parameters():
         assert not parameter.requires_grad or parameter.grad.isfinite().all(), part
@@ -135,7 +136,9 @@ def test_both_priors_sample_through_a_saved_pipeline_or_say_why_not(name, tmp_pa
     unet = make_unet(tokenizer.latent_shape, 2, 32, (1,), num_blocks=1)
     pipelines = [ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), names, 1.0)]
     if tokenizer.bottleneck.depth == 1:
-        prior = PixelCNN(12, 2, tokenizer.code_shape, channels=8, num_layers=2, head_channels=8)
+        prior = PixelCNN(
+            tokenizer.bottleneck.codebook_size, 2, tokenizer.code_shape, channels=8, num_layers=2, head_channels=8
+        )
         pipelines.append(ArcVQPixelCNNPipeline(tokenizer, prior, names))
     else:
         with pytest.raises(ValueError, match=name):
@@ -210,7 +213,7 @@ def test_edge_cases_work_or_say_why_not(name, case):
     latents = quantizer.latents(encoder_output.detach())
     assert quantizer.quantize_latents(latents).isfinite().all()
     if quantizer.depth:
-        assert quantizer.encode(latents).max() < codes
+        assert quantizer.encode(latents).max() < quantizer.codebook_size
 
 
 @every
