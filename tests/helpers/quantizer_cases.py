@@ -23,7 +23,7 @@ OPTIONS = {"hvq": {"hidden_channels": 8}, "lc": {"feature_dim": 10}}
 # Options of the network: hvq halves the latents itself, so its network has one strided layer less.
 NETWORKS = {"hvq": {"strided_layers": 1}}
 # Their codes are the signs of D channels: K is 2^D.
-SIGNS = ("lfq",)
+SIGNS = ("bsq", "lfq")
 # Methods that cannot work at some sizes, and what they say.
 REFUSED = {("hyperspherical_vae", "one dimension"): "set model.codebook_dim to 2 or more"}
 

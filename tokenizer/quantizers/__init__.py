@@ -6,6 +6,7 @@ from tokenizer.option_checks import check_options, options_of
 from tokenizer.quantizers.arc import ArcQuantizer
 from tokenizer.quantizers.arc_vae import ArcVAEQuantizer
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput
+from tokenizer.quantizers.bsq import BSQQuantizer
 from tokenizer.quantizers.cosine import CosineQuantizer
 from tokenizer.quantizers.cvq import CVQQuantizer
 from tokenizer.quantizers.ema import EMAQuantizer
@@ -27,6 +28,7 @@ from tokenizer.quantizers.vq import VQQuantizer
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "arc": ArcQuantizer,
     "arc_vae": ArcVAEQuantizer,
+    "bsq": BSQQuantizer,
     "cosine": CosineQuantizer,
     "cvq": CVQQuantizer,
     "ema": EMAQuantizer,

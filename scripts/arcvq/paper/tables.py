@@ -268,6 +268,7 @@ TABLES = {
             "IBQ": Row("ibq"),
             "FSQ": Row("fsq"),
             "LFQ": Row("lfq"),
+            "BSQ": Row("bsq"),
             "VAEVQ": Row("vaevq"),
             "ArcVQ-VAE": Row("arcvq"),
             "ArcVQ-VAE, variational latents": Row("arc_vae"),
