@@ -18,7 +18,8 @@ class LFQQuantizer(SignQuantizer):
         beta: weight of the commitment loss.
         token_entropy_weight: weight of the tokens' mean entropy.
         codebook_entropy_weight: weight of the entropy of the mean distribution, which is maximised.
-        entropy_temperature: T. At the default only channels within about 0.01 of 0 are undecided.
+        entropy_temperature: T. At the default a channel at 1 is decided, with odds of e^8, and between -1 and 1 it has
+            a gradient. Public implementations take 0.01, at which it has one only within about 0.01 of 0.
         entropy_channels: most channels of a group in that entropy.
 
     Raises:
@@ -32,7 +33,7 @@ class LFQQuantizer(SignQuantizer):
         beta: float = 0.25,
         token_entropy_weight: float = 0.1,
         codebook_entropy_weight: float = 0.1,
-        entropy_temperature: float = 0.01,
+        entropy_temperature: float = 0.5,
         entropy_channels: int = 18,
     ):
         super().__init__(
