@@ -37,6 +37,8 @@ CODEBOOKS = {
 }
 # Options of the network: hvq halves the latents itself, so its network has one strided layer less.
 NETWORKS = {"hvq": {"strided_layers": 1}}
+# Their codes are the signs of D channels: K is 2^D.
+SIGNS = ("bsq", "lfq")
 # Methods that cannot work at some sizes, and what they say.
 REFUSED = {
     ("hyperspherical_vae", "one dimension"): "set model.codebook_dim to 2 or more",
@@ -49,15 +51,22 @@ def named(name):
     return COMBINATIONS.get(name, (name, OPTIONS.get(name, {})))
 
 
+def sizes_of(name, codes, dim):
+    """K and D: those asked for, or for signs the fewest channels of as many codes."""
+    return (2 ** (codes - 1).bit_length(), (codes - 1).bit_length()) if name in SIGNS else (codes, dim)
+
+
 def small_quantizer(name, codes=12, dim=6, seed=0):
     torch.manual_seed(seed)
     quantizer, options = named(name)
-    return make_quantizer(quantizer, codes, dim, options)
+    return make_quantizer(quantizer, *sizes_of(name, codes, dim), options)
 
 
 def small_tokenizer(name, seed=0, **sizes):
     torch.manual_seed(seed)
     sizes = {"in_channels": 1, "image_size": 16, "codebook_size": 12, "codebook_dim": 6, "hidden_channels": 8} | sizes
+    codes, dim = sizes_of(name, sizes["codebook_size"], sizes["codebook_dim"])
+    sizes |= {"codebook_size": codes, "codebook_dim": dim}
     network = {"residual_channels": 4} | NETWORKS.get(name, {})
     quantizer, options = named(name)
     return VQTokenizer(quantizer=quantizer, network_options=network, quantizer_options=options, **sizes)

@@ -6,6 +6,7 @@ from tokenizer.option_checks import check_options, options_of
 from tokenizer.quantizers.arc import ArcQuantizer
 from tokenizer.quantizers.arc_vae import ArcVAEQuantizer
 from tokenizer.quantizers.base import Quantizer, QuantizerOutput
+from tokenizer.quantizers.bsq import BSQQuantizer
 from tokenizer.quantizers.cosine import CosineQuantizer
 from tokenizer.quantizers.cvq import CVQQuantizer
 from tokenizer.quantizers.ema import EMAQuantizer
@@ -15,6 +16,7 @@ from tokenizer.quantizers.hvq import HVQQuantizer
 from tokenizer.quantizers.hyperspherical_vae import HypersphericalVAEQuantizer
 from tokenizer.quantizers.ibq import IBQQuantizer
 from tokenizer.quantizers.lc import LCQuantizer
+from tokenizer.quantizers.lfq import LFQQuantizer
 from tokenizer.quantizers.product import ProductQuantizer
 from tokenizer.quantizers.rotation import RotationQuantizer
 from tokenizer.quantizers.rq import RQQuantizer
@@ -27,6 +29,7 @@ from tokenizer.quantizers.vq import VQQuantizer
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "arc": ArcQuantizer,
     "arc_vae": ArcVAEQuantizer,
+    "bsq": BSQQuantizer,
     "cosine": CosineQuantizer,
     "cvq": CVQQuantizer,
     "ema": EMAQuantizer,
@@ -36,6 +39,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "hyperspherical_vae": HypersphericalVAEQuantizer,
     "ibq": IBQQuantizer,
     "lc": LCQuantizer,
+    "lfq": LFQQuantizer,
     "product": ProductQuantizer,
     "rotation": RotationQuantizer,
     "rq": RQQuantizer,

@@ -285,6 +285,8 @@ TABLES = {
             "IBQ": Row("ibq"),
             "FSQ": Row("fsq"),
             "product quantization": Row("pq"),
+            "LFQ": Row("lfq"),
+            "BSQ": Row("bsq"),
             "VAEVQ": Row("vaevq"),
             "ArcVQ-VAE": Row("arcvq"),
             "ArcVQ-VAE, variational latents": Row("arc_vae"),

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from places import HELPERS
-from quantizer_cases import CASES, CODEBOOKS, REFUSED, small_quantizer, small_tokenizer, total
+from quantizer_cases import CASES, CODEBOOKS, REFUSED, sizes_of, small_quantizer, small_tokenizer, total
 
 from arcvq.faults import forked_process
 from pipelines import ArcVQLDMPipeline, ArcVQPixelCNNPipeline
@@ -53,7 +53,7 @@ def test_training_gives_what_the_contract_says(name):
     assert all(loss.ndim == 0 and loss.isfinite() for loss in output.losses.values())
     if tokenizer.has_codes:
         assert output.codes.shape == (4, *tokenizer.code_shape) and output.codes.dtype == torch.int64
-        shape = CODEBOOKS.get(name, (12, 6))
+        shape = CODEBOOKS.get(name, sizes_of(name, 12, 6))
         assert output.counts.shape == shape[:1] and output.counts.sum() == output.codes.numel()
         assert torch.equal(output.counts, bottleneck.counts_of(output.codes))
         assert tokenizer.codebook.shape == shape
@@ -137,7 +137,9 @@ def test_both_priors_sample_through_a_saved_pipeline_or_say_why_not(name, tmp_pa
     unet = make_unet(tokenizer.latent_shape, 2, 32, (1,), num_blocks=1)
     pipelines = [ArcVQLDMPipeline(tokenizer, unet, make_scheduler(), names, 1.0)]
     if tokenizer.bottleneck.depth == 1:
-        prior = PixelCNN(12, 2, tokenizer.code_shape, channels=8, num_layers=2, head_channels=8)
+        prior = PixelCNN(
+            tokenizer.bottleneck.codebook_size, 2, tokenizer.code_shape, channels=8, num_layers=2, head_channels=8
+        )
         pipelines.append(ArcVQPixelCNNPipeline(tokenizer, prior, names))
     else:
         with pytest.raises(ValueError, match=f"quantizer '{tokenizer.config.quantizer}'"):
@@ -212,7 +214,7 @@ def test_edge_cases_work_or_say_why_not(name, case):
     latents = quantizer.latents(encoder_output.detach())
     assert quantizer.quantize_latents(latents).isfinite().all()
     if quantizer.depth:
-        assert quantizer.encode(latents).max() < codes
+        assert quantizer.encode(latents).max() < quantizer.codebook_size
 
 
 @every
