@@ -59,7 +59,7 @@ HELP = HelpPage(
             "images",
             "hold_out",
             "budget",
-            "scale_rates",
+            "scale_schedules",
             "prior_budget",
             "seeds",
             "rows",
@@ -95,7 +95,7 @@ def make_parser() -> ScriptParser:
     budget = "20m: a time for all trainings together; 5epochs or 1200steps: of each; full: the paper's"
     parser.add_argument("--budget", type=str, default="20m", help=budget)
     rates = "scale the quantizers' rates per step from the paper's length to this one; its schedules then end alike"
-    parser.add_argument("--scale_rates", type=bool, default=False, help=rates)
+    parser.add_argument("--scale_schedules", type=bool, default=False, help=rates)
     parser.add_argument("--prior_budget", type=str, default="2000steps", help="steps of each prior, in table_13")
     parser.add_argument("--seeds", type=list[int], default=[0, 1], help="of each row; the spread is that over them")
     parser.add_argument("--rows", type=list[str] | None, default=None, help="some rows only, by their configs' names")
@@ -128,7 +128,7 @@ def main(args: Sequence[str] | None = None) -> None:
     PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     table, budget = select_rows(config), parse_budget(config)
     on = f"-hold_out{config.hold_out}" if config.hold_out else ""
-    on += "-scaled_rates" if config.scale_rates else ""
+    on += "-scaled_schedules" if config.scale_schedules else ""
     bench = Path(config.output_dir, f"{config.data}-{budget.text}{on}")
     given = find_given(config.runs or {}, [row.config for row in table.rows.values()], config.seeds)
     configs = sorted({row.config for row in TABLES[config.table].rows.values()})
@@ -196,8 +196,8 @@ def parse_budget(config: Namespace) -> Budget:
     budget, prior = Budget.parse(config.budget), Budget.parse(config.prior_budget)
     if not budget.is_full and config.data not in FULL_STEPS:
         raise ValueError(f"a budget of {budget.text} is one of mnist or cifar10; {config.data} takes --budget full")
-    if config.scale_rates and config.data not in FULL_STEPS:
-        raise ValueError(f"scale_rates is one of mnist or cifar10; {config.data} has the paper's length")
+    if config.scale_schedules and config.data not in FULL_STEPS:
+        raise ValueError(f"scale_schedules is one of mnist or cifar10; {config.data} has the paper's length")
     if config.mixed_precision != "no" and config.data not in FULL_STEPS:
         raise ValueError(f"mixed_precision is that of the configs of {config.data}; leave it out")
     if prior.steps is None and not prior.is_full:

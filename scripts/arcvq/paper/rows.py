@@ -86,7 +86,7 @@ def common_options(config: Namespace, budget: Budget) -> dict[str, Any]:
     if config.data not in FULL_STEPS:
         return {}
     options = (FULL if budget.is_full else SHORT) | {"run.mixed_precision": config.mixed_precision}
-    return options | ({"rates_for_steps": FULL_STEPS[config.data]} if config.scale_rates else {})
+    return options | ({"schedule_length": FULL_STEPS[config.data]} if config.scale_schedules else {})
 
 
 def prior_options(config: Namespace, prior: str) -> dict[str, Any]:

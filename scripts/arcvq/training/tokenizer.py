@@ -30,8 +30,8 @@ from arcvq.training.collapse import CollapseConfig
 from arcvq.training.graphed_step import GraphedStep, graph_hindrance
 from arcvq.training.memory_check import check_memory
 from arcvq.training.parts import TrainingParts
-from arcvq.training.rates import add_rate_option, check_rates, scaled_rates, with_scaled_rates
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
+from arcvq.training.schedule_length import add_schedule_option, check_schedule, scaled_rates, with_scaled_rates
 from arcvq.training.start_from import add_start_options, check_start, load_start
 from arcvq.training.tokenizer_step import TokenizerUpdate
 from tokenizer import VQTokenizer
@@ -125,7 +125,7 @@ def make_parser() -> ScriptParser:
         default=None,
         help="of quantizer lc: its frozen table, as arcvq codebook features writes it; None: a random one",
     )
-    add_rate_option(parser)
+    add_schedule_option(parser)
     add_start_options(parser)
     parser.add_class_arguments(LossConfig, "loss")
     parser.add_argument(
@@ -154,7 +154,7 @@ def check(config: Namespace) -> None:
     check_run(config)
     check_network(config.model.network, config.model.network_options or {})
     check_quantizer(config.model.quantizer, config.model.quantizer_options or {})
-    check_rates(config)
+    check_schedule(config)
     check_start(config)
     config.loss.check()
     config.adversarial.check(config.optim.max_steps)
@@ -247,7 +247,7 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     tokenizer = make_tokenizer(config, images)
     inputs = {"data": images.fingerprint()}
     if rates := scaled_rates(config):  # those of another length would be another schedule
-        inputs["rates_for_steps"] = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        inputs["schedule_length"] = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
     if config.start_from is not None:
         inputs["start_from"] = load_start(tokenizer, config.start_from)
     if config.codebook_file is not None:

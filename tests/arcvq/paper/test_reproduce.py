@@ -21,7 +21,7 @@ from arcvq.paper.tables import METRICS, TABLES, Row, Table
 from arcvq.paper.variants import VARIANTS
 from arcvq.runs.settings import check_settings
 from arcvq.training import tokenizer as train_tokenizer
-from arcvq.training.rates import scaled_rates
+from arcvq.training.schedule_length import scaled_rates
 from tokenizer.quantizers import make_quantizer
 
 
@@ -131,8 +131,8 @@ def test_scaled_rates_end_where_those_of_the_papers_length_do_and_have_a_folder_
     made_up_trainings(monkeypatch, "none-")
     called = []
     monkeypatch.setattr(row_runs, "train_tokenizer", SimpleNamespace(main=called.append))
-    reproduce.main(["table_6", "--data", "mnist", "--budget", "10steps", "--scale_rates", "true", "--seeds", "[0]"])
-    assert Path("runs/reproduce/mnist-10steps-scaled_rates/table_6-mnist-scaled_rates.json").is_file()
+    reproduce.main(["table_6", "--data", "mnist", "--budget", "10steps", "--scale_schedules", "true", "--seeds", "[0]"])
+    assert Path("runs/reproduce/mnist-10steps-scaled_schedules/table_6-mnist-scaled_schedules.json").is_file()
     parser = train_tokenizer.make_parser()
     found = {config.model.quantizer: scaled_rates(config) for config in map(parser.parse, called)}
     assert found["vq"] == {} and found["arc"] == pytest.approx({"arc_decay": 1.45, "ball_growth": 0.87})

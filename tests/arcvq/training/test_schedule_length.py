@@ -6,7 +6,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from arcvq.training import tokenizer as train_tokenizer
-from arcvq.training.rates import scaled_rates
+from arcvq.training.schedule_length import scaled_rates
 from tokenizer import VQTokenizer
 from tokenizer.quantizers import QUANTIZERS
 
@@ -32,7 +32,7 @@ def test_every_quantizer_with_a_schedule_per_step_is_tried_here():
 def test_a_training_of_any_length_goes_through_the_same_schedule(name, share):
     states = []
     for steps in (400, 40_000):
-        config = parsed("--model.quantizer", name, "--optim.max_steps", steps, "--rates_for_steps", 20_000)
+        config = parsed("--model.quantizer", name, "--optim.max_steps", steps, "--schedule_length", 20_000)
         quantizer = train_tokenizer.make_tokenizer(config, IMAGES).bottleneck
         quantizer.step.fill_(round(share * steps))
         states.append([float(value) for value in STATES[name](quantizer)])
@@ -41,7 +41,7 @@ def test_a_training_of_any_length_goes_through_the_same_schedule(name, share):
 
 def test_given_rates_are_scaled_and_other_options_kept():
     options = ("--model.quantizer_options", "{arc_decay: 0.001, margin: 0.3}", "--optim.max_steps", 50)
-    config = parsed(*options, "--rates_for_steps", 100)
+    config = parsed(*options, "--schedule_length", 100)
     quantizer = train_tokenizer.make_tokenizer(config, IMAGES).bottleneck
     assert (quantizer.arc_decay, quantizer.ball_growth, quantizer.margin) == pytest.approx((0.002, 0.0006, 0.3))
     assert scaled_rates(parsed(*options)) == {}
@@ -52,15 +52,15 @@ def test_the_saved_tokenizer_has_the_scaled_rates_and_another_length_is_another_
     def train(*options):
         AcceleratorState._reset_state(reset_partial_state=True)
         place = ("--run.output_dir", tmp_path, "--run.name", "scaled", "--optim.batch_size", 8)
-        train_tokenizer.main([*SMALL, *map(str, (*place, "--rates_for_steps", 300, *options))])
+        train_tokenizer.main([*SMALL, *map(str, (*place, "--schedule_length", 300, *options))])
 
     train("--optim.max_steps", 3)
     bottleneck = VQTokenizer.from_pretrained(tmp_path / "scaled").bottleneck
     assert bottleneck.arc_decay == pytest.approx(100 * 5e-4)
-    with pytest.raises(ValueError, match="rates_for_steps"):
+    with pytest.raises(ValueError, match="schedule_length"):
         train("--optim.max_steps", 6)
 
 
 def test_a_length_below_a_step_is_refused():
-    with pytest.raises(ValueError, match="rates_for_steps must be at least 1, or None, got 0"):
-        train_tokenizer.check(parsed("--rates_for_steps", 0))
+    with pytest.raises(ValueError, match="schedule_length must be at least 1, or None, got 0"):
+        train_tokenizer.check(parsed("--schedule_length", 0))

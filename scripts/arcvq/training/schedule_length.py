@@ -9,10 +9,10 @@ from tokenizer.option_checks import options_of
 from tokenizer.quantizers import QUANTIZERS
 
 
-def add_rate_option(parser: ScriptParser) -> None:
+def add_schedule_option(parser: ScriptParser) -> None:
     """Declare the option of the length that a quantizer's rates per step are meant for."""
     parser.add_argument(
-        "--rates_for_steps",
+        "--schedule_length",
         type=int | None,
         default=None,
         help="length of the training that the quantizer's rates per step (arc_decay, ball_growth, temperature_decay) "
@@ -20,19 +20,19 @@ def add_rate_option(parser: ScriptParser) -> None:
     )
 
 
-def check_rates(config: Namespace) -> None:
+def check_schedule(config: Namespace) -> None:
     """Raise ValueError for a length below one step."""
-    if config.rates_for_steps is not None and config.rates_for_steps < 1:
-        raise ValueError(f"rates_for_steps must be at least 1, or None, got {config.rates_for_steps}")
+    if config.schedule_length is not None and config.schedule_length < 1:
+        raise ValueError(f"schedule_length must be at least 1, or None, got {config.schedule_length}")
 
 
 def scaled_rates(config: Namespace) -> dict[str, float]:
-    """Return the quantizer's rates per step for `optim.max_steps`; none without `rates_for_steps`."""
-    if config.rates_for_steps is None:
+    """Return the quantizer's rates per step for `optim.max_steps`; none without `schedule_length`."""
+    if config.schedule_length is None:
         return {}
     quantizer, given = QUANTIZERS[config.model.quantizer], config.model.quantizer_options or {}
     defaults = options_of(quantizer, sizes=2)
-    factor = config.rates_for_steps / config.optim.max_steps
+    factor = config.schedule_length / config.optim.max_steps
     return {name: factor * given.get(name, defaults[name].default) for name in quantizer.rates_per_step}
 
 
