@@ -86,13 +86,13 @@ class EMAQuantizer(TableQuantizer):
     def after_update(self, encoder_output: Tensor, codes: Tensor | None) -> None:
         """Update averages and table with the global batch, revive codes, and count the update."""
         vectors = self.assigned(at_least_float32(encoder_output.detach(), self.codebook), codes)
-        self.update_table(vectors, codes.flatten(), self.update_noise(1))
+        self.update_table(vectors, codes.flatten(), self.update_noise(1) if self.revive_below else None)
         super().after_update(encoder_output, codes)
 
-    def update_table(self, vectors: Tensor, codes: Tensor, noise: ImageNoise) -> None:
-        """Update averages and table with this process's vectors (N, D) of the codes (N,), and revive codes."""
+    def update_table(self, vectors: Tensor, codes: Tensor, noise: ImageNoise | None) -> None:
+        """Update averages and table with this process's vectors (N, D) of the codes (N,); with noise revive codes."""
         average_sizes(self.cluster_sizes, self.counts_of(codes), self.decay)
         average_sums(self.cluster_sums, vectors, codes, self.decay)
-        if self.revive_below:
+        if noise is not None:
             revive(self.cluster_sums, self.cluster_sizes, vectors, self.revive_below, noise, are_sums=True)
         self.codebook.copy_(cluster_means(self.cluster_sizes, self.cluster_sums))

@@ -89,7 +89,7 @@ class RQQuantizer(EMAQuantizer):
         if self.updates == "per_step":
             super().check_batch(tokens, processes)
 
-    def update_table(self, vectors: Tensor, codes: Tensor, noise: ImageNoise) -> None:
+    def update_table(self, vectors: Tensor, codes: Tensor, noise: ImageNoise | None) -> None:
         """Update averages and table with residuals (N depth, D), once or once per depth."""
         if self.updates == "per_step":
             super().update_table(vectors, codes, noise)
