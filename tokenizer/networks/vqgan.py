@@ -7,7 +7,7 @@ the chosen levels, and stands between the two blocks of the middle, below the lo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import diffusers.models.autoencoders.vae as diffusers_vae
@@ -30,6 +30,7 @@ class VQGANSizes:
         num_layers: residual blocks on each level of the encoder.
         z_channels: channels between diffusers' network and the 1 x 1 convolution.
         norm_groups: groups of every group normalisation.
+        middle_attends: whether the encoder's middle has attention; the decoder's always has.
     """
 
     channels: int
@@ -40,6 +41,7 @@ class VQGANSizes:
     num_layers: int
     z_channels: int
     norm_groups: int
+    middle_attends: bool = True
 
 
 class VQGANEncoder(Encoder):
@@ -58,6 +60,7 @@ class VQGANEncoder(Encoder):
             sizes.num_layers,
             sizes.norm_groups,
             double_z=False,
+            mid_block_add_attention=sizes.middle_attends,
         )
         self.quant_conv = nn.Conv2d(sizes.z_channels, sizes.encoder_channels, 1)
 
@@ -104,6 +107,8 @@ def make_vqgan(
     attention_sizes: tuple[int, ...] | None = None,
     z_channels: int | None = None,
     norm_groups: int = 32,
+    encoder_attends: bool = True,
+    decoder_hidden_channels: int | None = None,
 ) -> Network:
     """Check the sizes of network `vqgan`.
 
@@ -117,17 +122,23 @@ def make_vqgan(
         z_channels: channels between diffusers' networks and the 1 x 1 convolutions; None: decoder_channels.
         norm_groups: groups of every group normalisation; the published 32 are for 128 hidden_channels. A group of one
             channel normalises away the mean of that channel over the image.
+        encoder_attends: whether the encoder has attention, on its levels and in its middle.
+        decoder_hidden_channels: base width of the decoder; None: hidden_channels.
 
     Raises:
         ValueError: a size that cannot work.
     """
-    if norm_groups < 1 or sizes.hidden_channels < 1 or sizes.hidden_channels % norm_groups:
-        raise ValueError(
-            "hidden_channels of network 'vqgan' must be a multiple of norm_groups, its normalisation groups, "
-            f"got {sizes.hidden_channels} and {norm_groups}"
-        )
+    decoder_channels = sizes.hidden_channels if decoder_hidden_channels is None else decoder_hidden_channels
+    for name, width in (("hidden_channels", sizes.hidden_channels), ("decoder_hidden_channels", decoder_channels)):
+        if norm_groups < 1 or width < 1 or width % norm_groups:
+            raise ValueError(
+                f"{name} of network 'vqgan' must be a multiple of norm_groups, its normalisation groups, "
+                f"got {width} and {norm_groups}"
+            )
     own = vqgan_sizes("vqgan", sizes, channel_multipliers, attention_sizes, z_channels, norm_groups)
-    return Network(partial(VQGANEncoder, own), partial(VQGANDecoder, own))
+    widths = tuple(decoder_channels * multiplier for multiplier in channel_multipliers)
+    encoder = own if encoder_attends else replace(own, attends=(False,) * len(own.attends), middle_attends=False)
+    return Network(partial(VQGANEncoder, encoder), partial(VQGANDecoder, replace(own, widths=widths)))
 
 
 def vqgan_sizes(

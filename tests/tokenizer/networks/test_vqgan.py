@@ -10,7 +10,10 @@ from tokenizer.networks.vqgan import VQGANDecoder, VQGANEncoder
 F16 = (1, 1, 2, 2, 4)
 
 
-OPTIONS = ("channel_multipliers", "attention_sizes", "z_channels", "norm_groups")
+OPTIONS = (
+    *("channel_multipliers", "attention_sizes", "z_channels", "norm_groups"),
+    *("encoder_attends", "decoder_hidden_channels"),
+)
 
 
 def make(**arguments):
@@ -96,6 +99,20 @@ def test_a_narrow_f8_network_in_both_memory_formats():
 
 
 @torch.no_grad()
+def test_the_encoder_can_do_without_attention_and_the_decoder_be_of_another_width():
+    whole, halves = make(hidden_channels=64), make(hidden_channels=64, encoder_attends=False)
+    attention = {name for name, _ in whole.encoder.named_parameters() if ".attentions." in name}
+    names = {name for name, _ in whole.encoder.named_parameters()}
+    assert attention and {name for name, _ in halves.encoder.named_parameters()} == names - attention
+    assert attention_levels(halves) == ([False, False], [False, True])
+
+    narrow, slim = make(hidden_channels=64, decoder_hidden_channels=32), make(hidden_channels=32)
+    assert num_parameters(narrow.encoder) == num_parameters(whole.encoder)
+    assert num_parameters(narrow.decoder) == num_parameters(slim.decoder)
+    images = images_for(narrow)
+    assert narrow(images).reconstruction.shape == images.shape
+
+
 def test_images_of_another_size_keep_the_downsampling():
     model = make(channel_multipliers=(1, 1, 2))
     out = model(torch.randn(1, 3, 24, 8))
@@ -180,6 +197,7 @@ def test_save_and_load_is_bit_for_bit(tmp_path):
     [
         ({"network": "conv"}, "'conv' has no option 'channel_multipliers'; it has residual_channels, strided_layers"),
         ({"hidden_channels": 48}, "multiple of norm_groups, .* got 48 and 32"),
+        ({"decoder_hidden_channels": 48}, "decoder_hidden_channels .* multiple of norm_groups, .* got 48 and 32"),
         ({"hidden_channels": 0}, "multiple of norm_groups, .* got 0 and 32"),
         ({"norm_groups": 0}, "multiple of norm_groups, .* got 32 and 0"),
         (
