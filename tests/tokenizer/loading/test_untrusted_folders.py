@@ -434,7 +434,7 @@ def test_every_scheduler_and_model_of_diffusers_takes_its_own_defaults(tmp_path)
 def test_every_quantizer_is_saved_and_loaded_with_all_of_its_options(tmp_path):
     for name in QUANTIZERS:
         options = {"network_options": {"strided_layers": 1}} if name == "hvq" else {}
-        model = VQTokenizer(1, 16, quantizer=name, codebook_size=8, codebook_dim=4, hidden_channels=8, **options)
+        model = VQTokenizer(1, 16, quantizer=name, codebook_size=16, codebook_dim=4, hidden_channels=8, **options)
         model.save_pretrained(tmp_path / name)
         VQTokenizer.from_pretrained(tmp_path / name)
 

@@ -222,7 +222,7 @@ def test_the_step_is_saved(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nothing", {}, "unknown quantizer 'nothing'; there are arc, arc_vae, cosine, "),
+        ("nothing", {}, "unknown quantizer 'nothing'; there are arc, arc_vae, bsq, cosine, "),
         ("vq", {"margin": 0.1}, "'vq' has no option 'margin'; it has beta, legacy_beta, init$"),
         (
             "arc",
