@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -149,7 +150,8 @@ def test_imports_resolve(block):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """A folder with runs/tokenizer and runs/ldm, whose networks have a few hundred weights."""
+    """A folder with models/, and with runs/tokenizer and runs/ldm, whose networks have a few hundred weights."""
+    shutil.copytree(ROOT / "models", tmp_path / "models")
     sizes = {"codebook_size": 16, "codebook_dim": 4, "hidden_channels": 8}
     tokenizer = VQTokenizer(1, 32, **sizes).eval()
     unet = make_unet(tokenizer.latent_shape, 10, 16, (1,), num_blocks=1, head_channels=8, conditioning="embedding")
@@ -166,5 +168,5 @@ def test_a_block_runs_as_it_stands(block, trained):
     names = {}
     exec(compile(block.text, str(block), "exec"), names)
     if block.page.name == "README.md":
-        assert len(names["images"]) == 2 and names["images"][0].size == (32, 32)
+        assert len(names["images"]) == 2 and names["images"][0].size == (64, 64)
         assert names["restored"].shape == names["pixels"].shape
