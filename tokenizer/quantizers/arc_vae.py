@@ -35,6 +35,8 @@ class ArcVAEQuantizer(GaussianLatents, ArcQuantizer):
         init, revive_below, average_decay: as in `ArcQuantizer`, with the means as tokens.
     """
 
+    decodes = 2
+
     def __init__(
         self,
         codebook_size: int,

@@ -67,6 +67,7 @@ class Quantizer(nn.Module, ABC):
         codebook_dim: D, the channels of the decoder input.
         depth: codes per token; 0 for continuous methods.
         downsampling: positions of the decoder input along each side per latent token.
+        decodes: decoder inputs per image in training, `quantized` and perhaps `sampled`.
         rates_per_step: options that are rates of a schedule per update; a training of half the length goes through the
             same schedule with twice the rates.
         values_per_token: image values per position of the decoder input: image channels times the network's squared
@@ -75,6 +76,7 @@ class Quantizer(nn.Module, ABC):
 
     depth: int = 1
     downsampling: int = 1
+    decodes: int = 1
     rates_per_step: tuple[str, ...] = ()
     values_per_token: int = 1
     codebook: Tensor

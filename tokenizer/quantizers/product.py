@@ -71,6 +71,7 @@ class ProductQuantizer(Quantizer):
             make_quantizer(base, codebook_size, codebook_dim // groups, base_options or {})
             for _ in range(1 if shared else groups)
         )
+        self.decodes = self.bases[0].decodes
 
     @property
     def latent_channels(self) -> int:

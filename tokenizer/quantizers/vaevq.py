@@ -42,6 +42,8 @@ class VAEVQQuantizer(GaussianLatents, ProjectedQuantizer):
         ValueError: a single code with the objective `paper`, because its rows have no covariance.
     """
 
+    decodes = 2
+
     def __init__(
         self,
         codebook_size: int,

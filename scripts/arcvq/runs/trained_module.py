@@ -59,8 +59,8 @@ class TrainableModule:
         options = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
         if captured:
             options |= {"lr": self._learning_rate, "capturable": True}
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._adam = torch.optim.AdamW(trained, fused=True, **options)
+        # Frozen parameters as well, which stay without a gradient: states fit whatever is frozen when a run resumes.
+        self._adam = torch.optim.AdamW(module.parameters(), fused=True, **options)
         self._adam.register_load_state_dict_pre_hook(_with_own_options)
         self.wrapped, self.optimizer = accelerator.prepare(module, self._adam)
         self.gradient_norm: Tensor | None = None

@@ -139,6 +139,7 @@ class Adversary:
         config: the options of the adversarial loss.
         in_channels: channels of the images.
         image_size: side of the images.
+        decodes: reconstructions of each image in a step.
 
     Attributes:
         config: as given.
@@ -148,7 +149,7 @@ class Adversary:
             processes cannot share a batch normalisation.
     """
 
-    def __init__(self, run: Run, config: AdversarialConfig, in_channels: int, image_size: int):
+    def __init__(self, run: Run, config: AdversarialConfig, in_channels: int, image_size: int, decodes: int = 1):
         discriminator = config.make_discriminator(in_channels, image_size)
         discriminator.check_size(image_size, image_size)
         if config.norm == "batch" and run.accelerator.num_processes > 1:
@@ -157,7 +158,9 @@ class Adversary:
             if config.r1_weight:  # a batch normalisation over processes has no second derivative
                 raise ValueError("adversarial.r1_weight on several processes needs adversarial.norm group")
             discriminator = torch.nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
-        discriminator.check_batch(run.optim.batch_size // (run.accelerator.num_processes * run.optim.accumulation))
+        images = run.optim.batch_size // (run.accelerator.num_processes * run.optim.accumulation)
+        for number in (images, decodes * images):
+            discriminator.check_batch(number)
         self._run = run
         self.config = config
         self._trained = run.add_module(discriminator, _NAME)

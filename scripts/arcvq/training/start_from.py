@@ -1,7 +1,6 @@
 """Start a tokenizer's training from a trained tokenizer: of all its parts, or of the decoder alone."""
 
 import json
-from collections.abc import Collection
 from typing import Any, Literal
 
 from jsonargparse import Namespace
@@ -38,10 +37,11 @@ def check_start(config: Namespace) -> None:
                 "stage decoder trains the decoder of a trained tokenizer: name its folder with --start_from runs/NAME"
             )
         return
+    if config.codebook_file is not None:
+        raise ValueError("start_from and codebook_file both set the codebook: leave one of them out")
     theirs = read_model_config(VQTokenizer, find_tokenizer(config.start_from))
-    rates = QUANTIZERS[config.model.quantizer].rates_per_step  # they may be scaled to another length
     for name, ours in config.model.as_dict().items():
-        if _plain(ours, rates) != _plain(theirs.get(name), rates):
+        if _plain(ours) != _plain(theirs.get(name)):
             raise ValueError(
                 f"model.{name} is {ours}, the tokenizer in {config.start_from!r} has {theirs.get(name)}: take its "
                 f"options with --config {config.start_from}/config.yaml"
@@ -65,8 +65,18 @@ def load_start(tokenizer: VQTokenizer, folder: str) -> str:
     return tokenizer_fingerprint(trained)
 
 
-def _plain(option: Any, without: Collection[str]) -> str:
-    """Write an option as JSON without some of its entries; tuples are lists, and an empty dictionary is none."""
-    if isinstance(option, dict):
-        option = {name: value for name, value in option.items() if name not in without}
-    return json.dumps(option or None, sort_keys=True)
+def _plain(option: Any) -> str:
+    """Write an option as JSON, in which tuples are lists and an empty dictionary is none.
+
+    Rates per step are left out, which may be scaled to another length.
+    """
+    return json.dumps(_without_rates(option) or None, sort_keys=True)
+
+
+def _without_rates(option: Any) -> Any:
+    """Leave the rates per step out of a quantizer's options, and of those nested in them."""
+    if not isinstance(option, dict):
+        return option
+    rates = {rate for quantizer in QUANTIZERS.values() for rate in quantizer.rates_per_step}
+    kept = {name: _without_rates(value) for name, value in option.items() if name not in rates}
+    return {name: value for name, value in kept.items() if value != {}}

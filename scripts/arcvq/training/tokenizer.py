@@ -5,6 +5,7 @@ accelerate launch scripts/train_tokenizer.py --config configs/mnist/arcvq.yaml
 """
 
 import copy
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -31,7 +32,13 @@ from arcvq.training.graphed_step import GraphedStep, graph_hindrance
 from arcvq.training.memory_check import check_memory
 from arcvq.training.parts import TrainingParts
 from arcvq.training.reconstruction_loss import LossConfig, ReconstructionLoss
-from arcvq.training.schedule_length import add_schedule_option, check_schedule, scaled_rates, with_scaled_rates
+from arcvq.training.schedule_length import (
+    add_schedule_option,
+    check_schedule,
+    described_schedule,
+    scaled_rates,
+    with_scaled_rates,
+)
 from arcvq.training.start_from import add_start_options, check_start, load_start
 from arcvq.training.tokenizer_step import TokenizerUpdate
 from tokenizer import VQTokenizer
@@ -84,6 +91,8 @@ def train(config: Namespace, settings: dict[str, Any]) -> None:
     splits = announced_splits(config.data)
     run = Run(config.run, config.optim, settings)
     run.data = str(splits)
+    if config.schedule_length is not None and run.is_main:
+        print(described_schedule(config))
 
     # --- networks ---
     check_memory(run, partial(make_tokenizer, config, splits.train), "model.hidden_channels or model.codebook_size")
@@ -247,7 +256,7 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     tokenizer = make_tokenizer(config, images)
     inputs = {"data": images.fingerprint()}
     if rates := scaled_rates(config):  # those of another length would be another schedule
-        inputs["schedule_length"] = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        inputs["schedule_length"] = json.dumps(rates)
     if config.start_from is not None:
         inputs["start_from"] = load_start(tokenizer, config.start_from)
     if config.codebook_file is not None:
@@ -262,7 +271,8 @@ def set_up(run: Run, config: Namespace, images: ImageDataset | StreamedImages) -
     averaged = tokenizer if config.ema_decay is None else copy.deepcopy(tokenizer).to(run.device)
     adversary = None
     if config.adversarial.weight:
-        adversary = Adversary(run, config.adversarial, images.channels, images.image_size)
+        decodes = tokenizer.bottleneck.decodes
+        adversary = Adversary(run, config.adversarial, images.channels, images.image_size, decodes)
     reconstruction_loss = ReconstructionLoss(config.loss, config.weights, images.image_size, run.device)
     if adversary:  # a share of a longer training is a later step: the adversarial loss would stop again
         inputs["step of adversarial.disc_start"] = str(config.adversarial.start(run.optim.max_steps))

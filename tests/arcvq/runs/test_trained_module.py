@@ -61,6 +61,14 @@ def squared(factor=1.0):
     return loss
 
 
+def test_frozen_parameters_have_a_place_in_the_optimizer_so_that_states_fit_whatever_is_frozen(start):
+    run = start(False)
+    module = run.add_module(small_tokenizer("simvq", in_channels=3), "model").module
+    places = sum(len(group["params"]) for group in run._trained[0].optimizer.param_groups)
+    assert not all(weight.requires_grad for weight in module.parameters())
+    assert places == len(list(module.parameters()))
+
+
 def update(run, loss, adversary=None):
     """One step of the training loop of a tokenizer."""
     for trained in run._trained:

@@ -244,3 +244,6 @@ def test_groups_that_parts_of_a_batch_cannot_form_are_refused_before_the_first_s
         make(tmp_path, discriminator="stylegan2", optim={"batch_size": 12, "accumulation": 2})
     for batch_size in (4, 6, 16):  # parts of 2, 3 and 8
         make(tmp_path, discriminator="stylegan2", optim={"batch_size": batch_size, "accumulation": 2})
+    run, adversary = make(tmp_path, discriminator="stylegan2", optim={"batch_size": 6, "accumulation": 2})
+    with pytest.raises(ValueError, match="4 images at a time, and 6 do not divide"):  # 3 images, decoded twice
+        Adversary(run, adversary.config, 3, 16, decodes=2)

@@ -6,7 +6,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from arcvq.training import tokenizer as train_tokenizer
-from arcvq.training.schedule_length import scaled_rates
+from arcvq.training.schedule_length import described_schedule, scaled_rates
 from tokenizer import VQTokenizer
 from tokenizer.quantizers import QUANTIZERS
 
@@ -45,6 +45,20 @@ def test_given_rates_are_scaled_and_other_options_kept():
     quantizer = train_tokenizer.make_tokenizer(config, IMAGES).bottleneck
     assert (quantizer.arc_decay, quantizer.ball_growth, quantizer.margin) == pytest.approx((0.002, 0.0006, 0.3))
     assert scaled_rates(parsed(*options)) == {}
+
+
+@pytest.mark.parametrize("options", [{"base": "arc"}, {"base": "arc", "base_options": {"margin": 0.3}}])
+def test_the_rates_of_a_product_are_those_of_its_base(options):
+    given = ("--model.quantizer", "product", "--model.quantizer_options", options, "--optim.max_steps", 50)
+    product = train_tokenizer.make_tokenizer(parsed(*given, "--schedule_length", 100), IMAGES).bottleneck
+    assert all(base.arc_decay == pytest.approx(0.001) for base in product.bases)
+    assert product.bases[0].margin == options.get("base_options", {}).get("margin", 0.1)
+
+
+def test_a_quantizer_without_a_schedule_says_so():
+    assert "quantizer 'vq' has no rates" in described_schedule(
+        parsed("--model.quantizer", "vq", "--schedule_length", 9)
+    )
 
 
 @pytest.mark.slow

@@ -58,6 +58,26 @@ def test_a_whole_training_goes_on_from_the_weights_and_the_quantizers_step(train
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("quantizer", ["arc", "product"])
+def test_rates_that_were_scaled_are_no_other_tokenizer(tmp_path, quantizer):
+    options = ("--model.quantizer", quantizer, "--schedule_length", 100)
+    base = train(tmp_path, "scaled", *options, "--optim.max_steps", 2)
+    plain = ("--model.quantizer", quantizer, "--start_from", base, "--stage", "decoder")
+    train(tmp_path, "decoder", *plain, "--optim.max_steps", 1)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_decoder_alone(tmp_path):
+    base = train(tmp_path, "run", "--optim.max_steps", 2)
+    before = weights(base)
+    options = ("--start_from", base, "--stage", "decoder", "--run.other_settings", "go_on", "--optim.max_steps", 4)
+    after = weights(train(tmp_path, "run", *options))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        name for name in before if name.startswith("decoder.")
+    }
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -65,6 +85,7 @@ def test_a_whole_training_goes_on_from_the_weights_and_the_quantizers_step(train
         (["--start_from", "{base}", "--model.codebook_size", "32"], r"model.codebook_size is 32, .* has 16"),
         (["--start_from", "{base}", "--model.quantizer", "vq"], "model.quantizer is vq, .* has arc"),
         (["--start_from", "{base}", "--data.image_size", "8"], "has image_size 16, the images 8"),
+        (["--start_from", "{base}", "--codebook_file", "table.safetensors"], "start_from and codebook_file both set"),
         (["--start_from", "nowhere"], "folder 'nowhere' is not there"),
     ],
 )

@@ -57,6 +57,7 @@ def test_training_gives_what_the_contract_says(name):
         assert output.counts.shape == shape[:1] and output.counts.sum() == output.codes.numel()
         assert torch.equal(output.counts, bottleneck.counts_of(output.codes))
         assert tokenizer.codebook.shape == shape
+    assert len(output.reconstruction) == 4 * bottleneck.decodes
     (output.reconstruction.square().mean() + total(bottleneck, output.losses)).backward()
     for part, parameter in tokenizer.named_parameters():
         assert not parameter.requires_grad or parameter.grad.isfinite().all(), part
