@@ -261,10 +261,11 @@ class VQTokenizer(CompleteWeights, ModelMixin, ConfigMixin):
         with torch.no_grad():
             encoder_output = self._encoder_output(images)
             latents = self.bottleneck.latents(encoder_output)
-            quantized = self.bottleneck.quantize_latents(latents).to(self.dtype)
             codes = self.bottleneck.encode(latents) if self.has_codes else None
+            # Looked up from these codes, so that they are searched once.
+            quantized = self.bottleneck.quantize_latents(latents) if codes is None else self.bottleneck.lookup(codes)
         return TokenizerOutput(
-            reconstruction=self.decoder(quantized),
+            reconstruction=self.decoder(quantized.to(self.dtype)),
             encoder_output=encoder_output,
             latents=latents,
             codes=codes,

@@ -204,7 +204,7 @@ class Adversary:
 
     @property
     def is_training(self) -> bool:
-        """Whether the discriminator trains at the current step."""
+        """Tell whether the discriminator trains at the current step."""
         return self._run.step >= self._start - self.config.pretrain_steps
 
     @property

@@ -75,7 +75,7 @@ def test_decided_and_undecided_signs_have_finite_entropies_and_gradients(scale):
 
 
 def test_no_table_of_all_tokens_and_codes_is_kept():
-    """Of 2^18 codes, each token has 2^9 entries for either half of the channels."""
+    """Expect 2^9 entries per token for either half of the channels of 2^18 codes."""
     kept = []
 
     def pack(tensor):

@@ -44,7 +44,7 @@ def test_one_logit_for_each_image(size):
 
 
 def blurred(hidden, padding):
-    """Of features (B, C, h, w): sums over 4 x 4 values with the weights 1 3 3 1 of rows and of columns, over 64."""
+    """Sum features (B, C, h, w) over 4 x 4 values with the weights 1 3 3 1 of rows and of columns, over 64."""
     weights, (height, width) = (1, 3, 3, 1), hidden.shape[-2:]
     result = torch.zeros(*hidden.shape[:2], height + 2 * padding - 3, width + 2 * padding - 3, dtype=hidden.dtype)
     for row in range(result.shape[2]):

@@ -51,7 +51,7 @@ def test_parameters_of_the_published_sizes(sizes, options, encoder, decoder, tot
 
 
 def test_positions_written_out():
-    """Of row r and column c: sin r w, cos r w, sin c w, cos c w for each frequency w = 10,000^(-i / n)."""
+    """Compute sin r w, cos r w, sin c w, cos c w of row r, column c and each frequency w = 10,000^(-i / n)."""
     found = grid_positions(2, 3, 16)
     frequencies = [10_000 ** (-i / 4) for i in range(4)]
     expected = [
